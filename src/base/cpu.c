@@ -1,0 +1,144 @@
+/* base/cpu.c: see cpu.h. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "base/cpu.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+static cpu_features g_features;
+static char g_name[64] = "unknown processor";
+static pthread_once_t g_once = PTHREAD_ONCE_INIT;
+
+#if defined(__x86_64__)
+static uint64_t read_xcr0(void)
+{
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+
+static void detect(void)
+{
+    uint32_t a, b, c, d;
+    uint64_t xcr0 = 0;
+    if (__get_cpuid(1, &a, &b, &c, &d) && (c & bit_OSXSAVE))
+        xcr0 = read_xcr0();
+    int has_f16c = (c & bit_F16C) != 0, has_fma = (c & bit_FMA) != 0;
+    if ((xcr0 & 0x6) == 0x6 && __get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+        g_features.avx2 = (b & bit_AVX2) && has_f16c && has_fma;
+        int all = (b & bit_AVX512F) && (b & bit_AVX512BW) && (b & bit_AVX512VL) &&
+                  (b & bit_AVX512DQ) && (c & bit_AVX512VNNI);
+        g_features.avx512_vnni = g_features.avx2 && (xcr0 & 0xE6) == 0xE6 && all;
+        if (g_features.avx512_vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d))
+            g_features.avx512_bf16 = (a >> 5 & 1) != 0;
+    }
+    uint32_t words[12];
+    int complete = 1;
+    for (uint32_t i = 0; i < 3; i++)
+        complete &= __get_cpuid(0x80000002u + i, &words[i * 4], &words[i * 4 + 1], &words[i * 4 + 2],
+                                &words[i * 4 + 3]);
+    if (complete) {
+        memcpy(g_name, words, sizeof words);
+        g_name[48] = 0;
+    }
+}
+#elif defined(__aarch64__) && defined(__linux__)
+static void detect(void)
+{
+    g_features.neon_dot = (getauxval(AT_HWCAP) >> 20 & 1) != 0;  /* HWCAP_ASIMDDP */
+    g_features.neon_i8mm = (getauxval(AT_HWCAP2) >> 13 & 1) != 0; /* HWCAP2_I8MM */
+    snprintf(g_name, sizeof g_name, "ARM64 processor");
+}
+#elif defined(__aarch64__)
+static void detect(void)
+{
+    g_features.neon_dot = 1; /* every Apple processor of this architecture has it */
+    snprintf(g_name, sizeof g_name, "Apple ARM64 processor");
+}
+#else
+static void detect(void)
+{
+}
+#endif
+
+static void detect_and_lower(void)
+{
+    detect();
+    const char *wish = getenv("REALM_CPU");
+    if (!wish)
+        return;
+    if (strcmp(wish, "reference") == 0)
+        g_features = (cpu_features){0};
+    else if (strcmp(wish, "avx2") == 0)
+        g_features.avx512_vnni = g_features.avx512_bf16 = 0;
+}
+
+const cpu_features *cpu_features_get(void)
+{
+    pthread_once(&g_once, detect_and_lower);
+    return &g_features;
+}
+
+const char *cpu_name(void)
+{
+    pthread_once(&g_once, detect_and_lower);
+    return g_name;
+}
+
+/* Cores the cgroup's quota is worth, rounded up; 0 if there is no quota. */
+static int quota_cores(void)
+{
+    double quota = 0, period = 0;
+    char word[32] = "";
+    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "r");
+    if (file) {
+        int fields = fscanf(file, "%31s %lf", word, &period);
+        fclose(file);
+        if (fields != 2 || strcmp(word, "max") == 0)
+            return 0;
+        quota = strtod(word, NULL);
+    } else {
+        file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r");
+        if (!file)
+            return 0;
+        int got = fscanf(file, "%lf", &quota);
+        fclose(file);
+        file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r");
+        if (!file)
+            return 0;
+        got += fscanf(file, "%lf", &period);
+        fclose(file);
+        if (got != 2)
+            return 0;
+    }
+    if (quota <= 0 || period <= 0)
+        return 0;
+    return (int)((quota + period - 1) / period);
+}
+
+int cpu_count(void)
+{
+    int count = 0;
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+        count = CPU_COUNT(&set);
+#endif
+    if (count <= 0)
+        count = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    int quota = quota_cores();
+    if (quota > 0 && quota < count)
+        count = quota;
+    return count > 0 ? count : 1;
+}

@@ -1,0 +1,133 @@
+/* base/queue.c: see queue.h. */
+#include "base/queue.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <time.h>
+
+#include "base/clock.h"
+
+void queue_init(queue *q)
+{
+    pthread_mutex_init(&q->mutex, NULL);
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+#if !defined(__APPLE__)
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+#endif
+    pthread_cond_init(&q->filled, &attributes);
+    pthread_condattr_destroy(&attributes);
+    q->head = q->tail = NULL;
+    atomic_init(&q->count, 0);
+    q->sleepers = 0;
+    q->closed = 0;
+}
+
+void queue_release(queue *q)
+{
+    assert(!q->head && !q->sleepers);
+    pthread_cond_destroy(&q->filled);
+    pthread_mutex_destroy(&q->mutex);
+}
+
+void queue_put(queue *q, queue_node *node)
+{
+    node->next = NULL;
+    pthread_mutex_lock(&q->mutex);
+    if (q->tail)
+        q->tail->next = node;
+    else
+        q->head = node;
+    q->tail = node;
+    atomic_fetch_add_explicit(&q->count, 1, memory_order_release);
+    int wake = q->sleepers > 0;
+    pthread_mutex_unlock(&q->mutex);
+    if (wake)
+        pthread_cond_signal(&q->filled);
+}
+
+static queue_node *take_locked(queue *q)
+{
+    queue_node *node = q->head;
+    if (node) {
+        q->head = node->next;
+        if (!q->head)
+            q->tail = NULL;
+        node->next = NULL;
+        atomic_fetch_sub_explicit(&q->count, 1, memory_order_release);
+    }
+    return node;
+}
+
+queue_node *queue_try_take(queue *q)
+{
+    if (queue_count(q) == 0)
+        return NULL;
+    pthread_mutex_lock(&q->mutex);
+    queue_node *node = take_locked(q);
+    pthread_mutex_unlock(&q->mutex);
+    return node;
+}
+
+static void pause_briefly(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+queue_node *queue_take(queue *q, uint64_t spin_ns, uint64_t wait_ns)
+{
+    if (spin_ns) {
+        uint64_t end = clock_ns() + spin_ns;
+        while (queue_count(q) == 0 && clock_ns() < end)
+            pause_briefly();
+    }
+    struct timespec until = {0};
+    if (wait_ns != UINT64_MAX) {
+#if defined(__APPLE__)
+        clock_gettime(CLOCK_REALTIME, &until);
+#else
+        clock_gettime(CLOCK_MONOTONIC, &until);
+#endif
+        uint64_t ns = (uint64_t)until.tv_nsec + wait_ns % 1000000000u;
+        until.tv_sec += (time_t)(wait_ns / 1000000000u + ns / 1000000000u);
+        until.tv_nsec = (long)(ns % 1000000000u);
+    }
+    pthread_mutex_lock(&q->mutex);
+    queue_node *node = take_locked(q);
+    int timed_out = wait_ns == 0;
+    while (!node && !q->closed && !timed_out) {
+        q->sleepers++;
+        if (wait_ns == UINT64_MAX)
+            pthread_cond_wait(&q->filled, &q->mutex);
+        else
+            timed_out = pthread_cond_timedwait(&q->filled, &q->mutex, &until) == ETIMEDOUT;
+        q->sleepers--;
+        node = take_locked(q);
+    }
+    pthread_mutex_unlock(&q->mutex);
+    return node;
+}
+
+queue_node *queue_take_all(queue *q)
+{
+    if (queue_count(q) == 0)
+        return NULL;
+    pthread_mutex_lock(&q->mutex);
+    queue_node *first = q->head;
+    q->head = q->tail = NULL;
+    atomic_store_explicit(&q->count, 0, memory_order_release);
+    pthread_mutex_unlock(&q->mutex);
+    return first;
+}
+
+void queue_close(queue *q)
+{
+    pthread_mutex_lock(&q->mutex);
+    q->closed = 1;
+    pthread_mutex_unlock(&q->mutex);
+    pthread_cond_broadcast(&q->filled);
+}
