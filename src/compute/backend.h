@@ -1,0 +1,218 @@
+/* compute/backend.h: what a device must be able to do for a transformer, and nothing more.
+ *
+ * A backend is one device (the processor's cores, one GPU) behind one table of functions. It
+ * knows shapes and number types; it does not know models, sessions or tenants. Activations are
+ * F32 and row-major on the device: a tensor of n_rows x n_cols holds one token (or one head of
+ * one token) a row. Weights stay in the type the file has them in, in whatever layout the device
+ * likes. Keys and values live in pages (see kv_shape).
+ *
+ * Calling: every function is called by the backend's owner thread (the engine's) unless its
+ * comment says otherwise. Work between begin and end is one step; a backend may run operations
+ * at once or record them and run them in end, so a result is readable by the host only after end
+ * (or read, which waits). Operations cannot fail: whatever can (memory, unknown types, shapes)
+ * is checked where weights, tensors and pages are made. Shape errors here are bugs of the caller
+ * and assert.
+ *
+ * Reproducible: row i of every result depends on row i of the inputs (and on its own sequence's
+ * pages) alone and is bit-identical whatever the number of rows, their order, the number of
+ * threads, and however a prompt was cut into steps. So each reduction's order is fixed by
+ * n_cols or by absolute token positions, never by the batch. */
+#ifndef REALM_COMPUTE_BACKEND_H
+#define REALM_COMPUTE_BACKEND_H
+
+#include "base/dtype.h"
+#include "base/fail.h"
+
+typedef struct backend backend;
+
+/* A matrix [n_rows, n_cols] on the device: n_rows outputs, n_cols inputs. Opaque, read-only and
+ * shared once made; each backend's own struct begins with this. */
+typedef struct weight {
+    uint32_t type; /* dtype in the file */
+    int32_t n_rows, n_cols;
+} weight;
+
+/* F32 activations on the device, row-major, rows n_cols apart. A plain value: a view of some
+ * rows is made by tensor_rows. data is a device address; the host may not read it. */
+typedef struct tensor {
+    float *data; /* [n_rows, n_cols] */
+    int32_t n_rows, n_cols;
+} tensor;
+
+static inline tensor tensor_rows(tensor t, int32_t first, int32_t count)
+{
+    return (tensor){t.data + (size_t)first * (size_t)t.n_cols, count, t.n_cols};
+}
+
+/* The same memory seen with rows of another length; n_rows * n_cols stays. */
+static inline tensor tensor_reshape(tensor t, int32_t n_cols)
+{
+    return (tensor){t.data, (int32_t)((int64_t)t.n_rows * t.n_cols / n_cols), n_cols};
+}
+
+/* ---- keys and values ---------------------------------------------------------------------- */
+
+#define KV_PAGE_TOKENS 32 /* tokens a page; a page id names that page in every layer */
+
+typedef struct kv_layer_shape {
+    int32_t n_kv_heads, key_dim, value_dim; /* key_dim: elements of one head's key */
+} kv_layer_shape;
+
+typedef struct kv_shape {
+    int32_t n_layers;
+    const kv_layer_shape *layers; /* [n_layers], copied */
+    int32_t n_pages;              /* page ids are 0 .. n_pages-1 */
+    dtype type;                   /* DTYPE_F16 or DTYPE_Q8_0 (then dims are multiples of 32) */
+} kv_shape;
+
+typedef struct kv_store kv_store; /* opaque: the pages of all layers */
+
+/* Which sequences the rows of a step belong to. Host memory, borrowed from begin to end. */
+typedef struct step_rows {
+    int32_t n_tokens;
+    const int32_t *positions;    /* [n_tokens] place of each token in its sequence, from 0 */
+    const int32_t *sequences;    /* [n_tokens] index into page_tables; rows of one sequence are
+                                    neighbours and ascend by one in position */
+    int32_t n_sequences;
+    const int32_t *const *page_tables; /* [n_sequences] -> page ids, in order of position */
+} step_rows;
+
+/* ---- parameters of operations --------------------------------------------------------------- */
+
+typedef enum norm_kind { NORM_RMS, NORM_LAYER } norm_kind;
+
+typedef enum rope_kind {
+    ROPE_NORMAL, /* rotates (x[2i], x[2i+1]) */
+    ROPE_NEOX,   /* rotates (x[i], x[i + n_rot/2]) */
+} rope_kind;
+
+/* Rotary embedding, reduced to what a device needs: angle of pair i at position p is
+ * p * inverse_frequency[i]; cos and sin are multiplied by magnitude (YaRN's attention factor).
+ * Scaling kinds (linear, YaRN, llama3 factors) are folded into inverse_frequency by the model.
+ * Host memory, must stay as long as the backend is used with it. */
+typedef struct rope {
+    rope_kind kind;
+    int32_t n_rot;                  /* dimensions rotated, from the start of each head; even */
+    const float *inverse_frequency; /* [n_rot / 2] */
+    float magnitude;
+} rope;
+
+typedef enum activation_kind { ACTIVATION_SILU, ACTIVATION_GELU_TANH, ACTIVATION_GELU } activation_kind;
+
+typedef struct attention_options {
+    int32_t layer;
+    int32_t n_heads; /* query heads; a multiple of the layer's n_kv_heads */
+    float scale;     /* scores are scale * q.k */
+    float soft_cap;  /* 0, or scores become soft_cap * tanh(score / soft_cap) */
+    int32_t window;  /* 0, or a token sees itself and the window-1 tokens before it */
+} attention_options;
+
+typedef struct weight_source {
+    uint32_t type;         /* dtype in the file */
+    int32_t n_rows, n_cols;
+    const void *data;      /* the file's bytes, mapped; borrowed until weight_close */
+    const char *name;      /* for messages; borrowed for the call */
+} weight_source;
+
+typedef struct backend_memory {
+    uint64_t total_bytes, free_bytes; /* of the device */
+    uint64_t weight_bytes;            /* what the weights made so far take beside the mapping */
+} backend_memory;
+
+/* ---- the table ------------------------------------------------------------------------------ */
+
+typedef struct backend_table {
+    const char *kind; /* "cpu", "cuda" */
+
+    void (*close)(backend *b);
+    void (*describe)(const backend *b, char *text, size_t size); /* one line for the log */
+    void (*memory)(const backend *b, backend_memory *out);
+
+    /* Weights. Made and closed by the loading thread while no step runs.
+     *   REALM_UNSUPPORTED  the type has no kernel here
+     *   REALM_NO_MEMORY    the device is full */
+    realm_status (*weight_open)(backend *b, weight **out, const weight_source *source,
+                                realm_error *error);
+    void (*weight_close)(backend *b, weight *w);
+
+    /* Scratch tensors, zeroed. */
+    realm_status (*tensor_open)(backend *b, tensor *out, int32_t n_rows, int32_t n_cols,
+                                realm_error *error);
+    void (*tensor_close)(backend *b, tensor *t);
+    /* Between host and device; both wait until earlier work is done. */
+    void (*write)(backend *b, tensor to, const float *from);
+    void (*read)(backend *b, float *to, tensor from);
+
+    /* Pages. Contents of a new page are undefined. */
+    realm_status (*kv_open)(backend *b, kv_store **out, const kv_shape *shape, realm_error *error);
+    void (*kv_close)(backend *b, kv_store *kv);
+    void (*kv_copy_page)(backend *b, kv_store *kv, int32_t to, int32_t from);
+    /* Keys or values of tokens [first, first+count) of one sequence as F32, [count, n_kv_heads *
+     * dim], for the host. Waits. */
+    void (*kv_read)(backend *b, kv_store *kv, int32_t layer, int values, const int32_t *page_table,
+                    int32_t first, int32_t count, float *to);
+
+    void (*begin)(backend *b, const step_rows *rows);
+    void (*end)(backend *b);
+
+    /* out[i, :] = scale * w[ids[i], :].  ids is host memory, [out.n_rows], each < w.n_rows. */
+    void (*embed)(backend *b, tensor out, const weight *w, const int32_t *ids, float scale);
+
+    /* out[i, :] = norm(x[i, :]) * gain + bias.  gain, bias: F32 weights of one row, or NULL.
+     * RMS: x / sqrt(mean(x^2) + epsilon).  LAYER: (x - mean) / sqrt(variance + epsilon).
+     * out may be x. */
+    void (*norm)(backend *b, tensor out, tensor x, norm_kind kind, const weight *gain,
+                 const weight *bias, float epsilon);
+
+    /* outs[j][i, r] = sum_c ws[j][r, c] * x[i, c]  (+ biases[j][r] where biases and biases[j] are
+     * not NULL) for the count products that share the input x, which is prepared once. Products of
+     * x are exact in F32 for F32, F16 and BF16 weights; for quantized weights the backend may
+     * quantize x (documented in its file, with the error measured). */
+    void (*matmul)(backend *b, const tensor *outs, tensor x, const weight *const *ws,
+                   const weight *const *biases, int32_t count);
+
+    /* Rotates every head of x [n_tokens, n_heads * head_dim] in place; positions [n_tokens] is
+     * host memory. */
+    void (*apply_rope)(backend *b, tensor x, int32_t head_dim, const rope *r,
+                       const int32_t *positions);
+
+    /* Writes k [n_tokens, n_kv_heads * key_dim] and v of the step's rows into their pages. */
+    void (*kv_write)(backend *b, kv_store *kv, int32_t layer, tensor k, tensor v);
+
+    /* out [n_tokens, n_heads * value_dim]: softmax attention of each of the step's rows over the
+     * tokens 0 .. its position of its sequence, read from pages (its own row included, so
+     * kv_write comes first). */
+    void (*attention)(backend *b, tensor out, tensor q, kv_store *kv,
+                      const attention_options *options);
+
+    /* out = act(gate) * up, elementwise; out may be gate. */
+    void (*gated)(backend *b, tensor out, tensor gate, tensor up, activation_kind kind);
+
+    /* out = x + scale * y, elementwise; out may be x. */
+    void (*add)(backend *b, tensor out, tensor x, tensor y, float scale);
+
+    /* x = cap * tanh(x / cap) in place: the soft cap of logits. */
+    void (*soft_cap)(backend *b, tensor x, float cap);
+
+    /* out[i, :] = x[rows[i], :]; rows is host memory, [out.n_rows]. */
+    void (*gather)(backend *b, tensor out, tensor x, const int32_t *rows);
+} backend_table;
+
+struct backend {
+    const backend_table *table;
+};
+
+/* ---- devices -------------------------------------------------------------------------------- */
+
+typedef struct backend_cpu_options {
+    int32_t n_threads;    /* 0: cpu_count() */
+    int reference;        /* only the scalar reference kernels: the truth that tests compare with */
+    int exact;            /* quantized weights are multiplied with F32 activations: slower, for
+                             measuring what quantizing activations costs */
+} backend_cpu_options;
+
+/* The processor's cores. options may be NULL. Closed with table->close. Any thread, once each. */
+realm_status backend_cpu_open(backend **out, const backend_cpu_options *options,
+                              realm_error *error);
+
+#endif
