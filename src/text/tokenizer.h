@@ -9,6 +9,7 @@
 #define REALM_TEXT_TOKENIZER_H
 
 #include "base/arena.h"
+#include "base/buffer.h"
 #include "formats/gguf.h"
 
 typedef struct tokenizer tokenizer;
@@ -48,13 +49,13 @@ typedef struct token_decoder {
 
 void token_decoder_init(token_decoder *d, const tokenizer *t, int with_special);
 /* Appends the text that has become complete to out (which has a cap). */
-realm_status token_decoder_add(token_decoder *d, token_id id, struct buffer *out);
+realm_status token_decoder_add(token_decoder *d, token_id id, buffer *out);
 /* At the end: an unfinished character becomes U+FFFD. */
-realm_status token_decoder_finish(token_decoder *d, struct buffer *out);
+realm_status token_decoder_finish(token_decoder *d, buffer *out);
 
 /* Text of a whole sequence, as the command line prints it. */
 realm_status tokenizer_decode(const tokenizer *t, const token_id *ids, size_t count,
-                              int with_special, struct buffer *out);
+                              int with_special, buffer *out);
 
 size_t tokenizer_count(const tokenizer *t); /* size of the vocabulary */
 token_kind tokenizer_kind(const tokenizer *t, token_id id);
