@@ -1,0 +1,55 @@
+# How every C file here is compiled. Set on the folder, not on targets, so that a target added by
+# hand cannot forget it; a target that must differ appends to it with target_compile_options.
+
+if(NOT CMAKE_BUILD_TYPE)
+    set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+
+set(CMAKE_C_STANDARD 17)
+set(CMAKE_C_STANDARD_REQUIRED ON)
+set(CMAKE_C_EXTENSIONS ON)
+set(CMAKE_C_VISIBILITY_PRESET hidden)
+# Rooms are archived for the `realm` binary and linked again into librealm.so.
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+
+# Optimized enough that a real model answers within a test's patience, readable enough in a report.
+set(CMAKE_C_FLAGS_SANITIZE "-O1 -g -fno-omit-frame-pointer" CACHE STRING "")
+mark_as_advanced(CMAKE_C_FLAGS_SANITIZE)
+
+set(REALM_SANITIZE "" CACHE STRING "Sanitizers to build with: 'address,undefined' or 'thread'")
+option(REALM_LIBFUZZER "Link fuzz targets with libFuzzer (needs clang) instead of the built-in driver" OFF)
+option(REALM_WERROR "Stop at the first compiler warning" ON)
+
+add_compile_options(-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
+                    -Wstrict-prototypes -Wmissing-prototypes -Wvla)
+if(REALM_WERROR)
+    add_compile_options(-Werror)
+endif()
+
+# The C library's Linux interfaces. Empty, as `#define _GNU_SOURCE` in a file makes it, so that a file
+# which also has that line does not redefine it.
+add_compile_options(-D_GNU_SOURCE=)
+
+# A multiplication and an addition are never fused behind our back: kernels that want FMA say so, and
+# the scalar reference gives the same bits with every compiler and instruction set.
+add_compile_options(-ffp-contract=off)
+
+# What is not used of the Rust archive, most of it, is left out at link time.
+add_compile_options(-ffunction-sections -fdata-sections)
+if(APPLE)
+    add_link_options(-Wl,-dead_strip)
+else()
+    add_link_options(-Wl,--gc-sections)
+endif()
+
+# The archive is 60 MB: lld links in a third of the time of the default linker.
+find_program(REALM_LLD NAMES ld.lld)
+mark_as_advanced(REALM_LLD)
+if(REALM_LLD AND NOT APPLE)
+    add_link_options(-fuse-ld=lld)
+endif()
+
+if(REALM_SANITIZE)
+    add_compile_options(-fsanitize=${REALM_SANITIZE} -fno-sanitize-recover=all)
+    add_link_options(-fsanitize=${REALM_SANITIZE})
+endif()
