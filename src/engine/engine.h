@@ -1,0 +1,173 @@
+/* engine/engine.h: what runs the sessions of one model on one device.
+ *
+ * One engine thread owns everything inside: the KV pages, the scheduler, the batch and the
+ * backend. Others meet it through its queue: they fill in a work, submit it, and the engine calls
+ * work->done on its own thread when it is finished (done must only hand the work on; it may not
+ * block). A tenant is a number and a weight here; nothing of HTTP, keys or WASM reaches the engine.
+ *
+ * An iteration: drain the queue; let the scheduler choose rows (every decoding session first, then
+ * chunks of waiting prompts until the token budget is full); make pages; model_forward; sample;
+ * wake what waited. After an iteration whose sessions are driven from outside (step works), the
+ * engine waits a moment (gather_us) for their next steps, so that guests that answer within
+ * microseconds stay one batch instead of falling apart into many small ones. */
+#ifndef REALM_ENGINE_ENGINE_H
+#define REALM_ENGINE_ENGINE_H
+
+#include "base/queue.h"
+#include "engine/sampler.h"
+#include "model/adapter.h"
+#include "model/model.h"
+
+typedef struct engine engine;
+typedef struct session session;
+
+typedef struct engine_options {
+    uint64_t kv_bytes;      /* memory for pages; 0: a third of what is free, at most what
+                               max_sessions full contexts can use */
+    dtype kv_type;          /* DTYPE_F16 (default when 0) or DTYPE_Q8_0 */
+    int32_t batch_tokens;   /* token budget of an iteration; 0: the model's max_batch_tokens */
+    int32_t max_sessions;   /* 0: 256 */
+    int32_t gather_us;      /* longest wait for outside-driven sessions; -1: default */
+} engine_options;
+
+/* Borrows the model (and its backend) until engine_close; starts the engine thread. */
+realm_status engine_open(engine **out, model *m, const engine_options *options,
+                         realm_error *error);
+/* Cancels what is in flight, joins the thread. Sessions must be closed or have no owner left. */
+void engine_close(engine *e);
+model *engine_model(engine *e);
+
+/* A tenant's share. Unknown tenants have weight 1 and no limits of their own. Any thread. */
+typedef struct engine_tenant {
+    float weight;           /* of its virtual token counter; > 0 */
+    int32_t max_sessions;   /* 0: the engine's */
+    int32_t max_pages;      /* 0: the engine's */
+} engine_tenant;
+realm_status engine_tenant_set(engine *e, uint32_t tenant, const engine_tenant *settings,
+                               realm_error *error);
+
+typedef struct engine_stats {
+    uint64_t iterations, tokens_prefilled, tokens_decoded, preemptions;
+    int32_t sessions, waiting, pages_total, pages_used;
+    uint64_t kv_bytes, busy_ns;
+} engine_stats;
+void engine_stats_get(engine *e, engine_stats *out); /* any thread; a consistent-enough copy */
+
+/* ---- sessions ------------------------------------------------------------------------------------
+ *
+ * A session has one owner at a time: the thread that holds it (idle), or the engine (a work is in
+ * flight: between engine_submit and done). All functions below are for the owner while idle;
+ * session_cancel alone is for any thread. */
+
+typedef enum priority { PRIORITY_BATCH, PRIORITY_NORMAL, PRIORITY_HIGH } priority;
+
+typedef struct session_options {
+    uint32_t tenant;
+    priority priority;
+    int32_t n_context;  /* longest sequence; 0: the model's */
+    sampler_options sampler;
+} session_options;
+
+/*   REALM_QUOTA  the tenant's or the engine's number of sessions is reached */
+realm_status session_open(session **out, engine *e, const session_options *options,
+                          realm_error *error);
+/* If a work is in flight it is cancelled first and its done still comes. Pages are free within
+ * one iteration. */
+void session_close(session *s);
+/* A new session with the same tokens, pages shared until written, logits and sampler copied. */
+realm_status session_fork(session **out, session *parent, realm_error *error);
+/* Forgets all tokens from length on. The logits are gone unless length is unchanged. */
+realm_status session_truncate(session *s, int32_t length, realm_error *error);
+int32_t session_length(const session *s);
+const token_id *session_tokens(const session *s); /* [length]; -1 where a guest wrote KV itself */
+engine *session_engine(const session *s);
+sampler *session_sampler(session *s);
+/* Logits [n_vocab] after the last token, or NULL if there are none. Valid until the next work. */
+const float *session_logits(const session *s);
+/* NULL: none. The adapter must outlive its use. REALM_BUSY once tokens are in (keys and values
+ * of two adapters do not mix). */
+realm_status session_adapter(session *s, adapter *a, realm_error *error);
+/* The work in flight ends with REALM_CANCELLED within an iteration. Any thread. */
+void session_cancel(session *s);
+
+/* ---- work ---------------------------------------------------------------------------------------- */
+
+typedef struct work work;
+
+typedef enum work_kind {
+    WORK_FEED,     /* append tokens; logits of the last one */
+    WORK_STEP,     /* append one token (or sample it first: token -1); logits after it */
+    WORK_GENERATE, /* sample and append until a stop */
+    WORK_EMBED,    /* append tokens; pooled hidden state */
+    WORK_COMPUTE,  /* a list of tensor operations, see compute_list.h */
+} work_kind;
+
+typedef enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_WAKE } finish_reason;
+
+typedef struct generate_options {
+    int32_t max_tokens;      /* > 0; FINISH_LENGTH */
+    const char *const *stops; /* [n_stops] FINISH_STOP before the text of one would be emitted */
+    int32_t n_stops;
+    int ignore_eos;
+    int32_t wake_every;      /* > 0: FINISH_WAKE after so many tokens, to be continued by the same
+                                work submitted again */
+    int32_t n_top_logprobs;  /* 0..20 with each token */
+    int want_logprobs;
+} generate_options;
+
+/* A token as generate hands it out. Log-probabilities are of the untempered, unbiased model. */
+typedef struct generated_token {
+    token_id id;
+    float logprob;               /* valid if want_logprobs */
+    int32_t n_top;
+    const token_logit *top;      /* [n_top] value: log-probability; borrowed for the call */
+    const char *text;            /* whole UTF-8 characters that this token released; may be "" */
+    size_t text_size;
+} generated_token;
+
+typedef enum pooling { POOLING_MEAN, POOLING_LAST, POOLING_FIRST } pooling;
+
+struct work {
+    queue_node node; /* the engine's */
+    work_kind kind;
+    session *session; /* NULL only for WORK_COMPUTE without attention */
+
+    /* input; borrowed until done */
+    const token_id *tokens; /* FEED, EMBED [n_tokens] */
+    int32_t n_tokens;
+    token_id token;         /* STEP: in, -1 to sample; out, the token appended */
+    generate_options generate;
+    pooling pooling;
+    float *embedding;       /* EMBED: out [n_embd] */
+    int normalize;          /* EMBED: to length 1 */
+    struct compute_list *list; /* COMPUTE */
+    uint64_t deadline_ns;   /* clock_ns() time, 0: none. REALM_DEADLINE within an iteration of it */
+
+    /* GENERATE: called on the engine thread for each token; must not block. May be NULL.
+     * Return 0 to go on, 1 to stop (FINISH_STOP). */
+    int (*on_token)(work *w, const generated_token *token);
+    /* Called once, on the engine thread, after which the engine does not touch the work. */
+    void (*done)(work *w);
+    void *context; /* the submitter's */
+
+    /* output */
+    realm_status status;
+    realm_error error;
+    finish_reason finish;
+    int32_t n_generated;     /* GENERATE: since this submission */
+    int32_t n_cached;        /* tokens that the prefix cache spared */
+    uint64_t submitted_ns, started_ns, first_token_ns, done_ns; /* clock_ns() */
+
+    /* the engine's own between submit and done */
+    struct work *next_waiting;
+    int32_t progress;
+};
+
+/* Any thread. Errors that can be seen at once (REALM_BUSY, REALM_INVALID token, REALM_CONTEXT_FULL)
+ * come through done as well, never by return. */
+void engine_submit(engine *e, work *w);
+
+/* For tests and the command line: submits and waits. Replaces w->done and w->context. */
+realm_status engine_run(engine *e, work *w);
+
+#endif
