@@ -1,0 +1,71 @@
+/* compute/cpu/matmul.h: what a matrix product on the processor's cores must be able to do.
+ *
+ * A kernel is one row of function pointers: which weights it takes, how it lays them out, how it
+ * prepares activations and how it multiplies. weight_open asks the kernels in order and the first
+ * that accepts gets the weight for good; dense.inl (every type, F32 arithmetic) is asked last but
+ * one and reference.c (scalar, every type) last, so every weight finds one. A new kernel is one
+ * file and one row in matmul_kernels.c.
+ *
+ * All functions but pack and unpack are called by several pool threads at once, on ranges that do
+ * not overlap; they keep no state outside their arguments and cannot fail. The promise of
+ * backend.h binds here: the bits of out[t, r] depend on row r and token t alone, never on
+ * n_tokens, on the ranges or on the thread. */
+#ifndef REALM_COMPUTE_CPU_MATMUL_H
+#define REALM_COMPUTE_CPU_MATMUL_H
+
+#include "base/cpu.h"
+#include "compute/backend.h"
+
+/* Rows are split over threads at multiples of this (and at n_rows). */
+#define MATMUL_ROW_STEP 16
+
+typedef struct cpu_matmul cpu_matmul;
+
+typedef struct cpu_weight {
+    weight head;         /* first, so that a weight * is a cpu_weight * */
+    const uint8_t *data; /* [n_rows] rows of row_bytes, the file's blocks, mapped; borrowed. May
+                            be dropped from memory after pack and faulted in again when read */
+    size_t row_bytes;
+    void *packed;        /* the kernel's own layout, or NULL: it reads data. Owned */
+    size_t packed_bytes; /* counted in backend_memory */
+    const cpu_matmul *kernel;
+} cpu_weight;
+
+struct cpu_matmul {
+    const char *name; /* "q4_k avx512-vnni" */
+
+    /* 1 if this kernel takes such a weight. n_cols is already known to be whole blocks. */
+    int (*accepts)(uint32_t type, int32_t n_rows, int32_t n_cols);
+
+    /* Sets w->packed and w->packed_bytes from w->data. Loading thread. NULL: nothing to pack.
+     *   REALM_NO_MEMORY  *w is as before */
+    realm_status (*pack)(cpu_weight *w, realm_error *error);
+
+    /* Frees w->packed. NULL: it is from malloc or aligned_alloc and free does it. */
+    void (*unpack)(cpu_weight *w);
+
+    /* Bytes of the prepared form of [n_tokens, n_cols] activations; the memory given is aligned to
+     * 64 bytes. At most 8 * n_tokens * n_cols + 4096 (what the backend's scratch is sized for). */
+    size_t (*input_bytes)(int32_t n_tokens, int32_t n_cols);
+
+    /* Prepares tokens first_token .. first_token+count-1 of x [n_tokens, n_cols], contiguous. x is
+     * the first of all n_tokens rows, not of the range. Kernels that have the same prepare share
+     * what it prepared when several products share an input. */
+    void (*prepare)(void *prepared, const float *x, int32_t first_token, int32_t count,
+                    int32_t n_tokens, int32_t n_cols);
+
+    /* prepare's ranges begin at multiples of this (1 if tokens are independent). */
+    int32_t token_step;
+
+    /* out[t * out_stride + r] = sum_c w[r, c] * x[t, c] (+ bias[r] unless bias is NULL) for
+     * t < n_tokens and first_row <= r < first_row + row_count. out is row 0 of token 0. first_row
+     * is a multiple of MATMUL_ROW_STEP; row_count is too, or the range ends at n_rows. */
+    void (*product)(const cpu_weight *w, const void *prepared, int32_t n_tokens, float *out,
+                    int32_t out_stride, const float *bias, int32_t first_row, int32_t row_count);
+};
+
+/* The kernels that multiply quantized weights with quantized activations on a processor with
+ * these features, best first, NULL-terminated; static storage. */
+const cpu_matmul *const *matmul_kernels(const cpu_features *features);
+
+#endif
