@@ -15,6 +15,7 @@ struct arena_block {
     size_t used;
     size_t pad; /* keeps the payload 16-byte aligned */
 };
+_Static_assert(sizeof(arena_block) % ALIGNMENT == 0, "what follows a block's head must be aligned");
 
 void arena_init(arena *a, size_t cap_bytes)
 {
@@ -31,20 +32,25 @@ void arena_release(arena *a)
     a->used_bytes = 0;
 }
 
-/* A block with room for size, chained so that the block with free room stays newest. */
+/* A block with room for size. One made for a single large taking goes behind the newest, whose free
+ * room would otherwise be lost. */
 static arena_block *add_block(arena *a, size_t size)
 {
-    size_t room = a->newest ? a->newest->size * 2 : FIRST_BLOCK_BYTES;
+    size_t room = FIRST_BLOCK_BYTES;
+    if (a->newest && a->newest->size < LARGEST_SHARED_BLOCK_BYTES)
+        room = a->newest->size * 2;
+    else if (a->newest)
+        room = LARGEST_SHARED_BLOCK_BYTES;
     if (room > LARGEST_SHARED_BLOCK_BYTES)
         room = LARGEST_SHARED_BLOCK_BYTES;
-    if (room < size)
-        room = size;
-    arena_block *block = calloc(1, sizeof *block + room);
+    int single = size > room;
+    arena_block *block = calloc(1, sizeof *block + (single ? size : room));
     if (!block)
         return NULL;
-    block->size = room;
-    block->older = a->newest;
-    a->newest = block;
+    block->size = single ? size : room;
+    arena_block **link = single && a->newest ? &a->newest->older : &a->newest;
+    block->older = *link;
+    *link = block;
     return block;
 }
 

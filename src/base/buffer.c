@@ -32,6 +32,8 @@ realm_status buffer_reserve(buffer *b, size_t more)
     size_t capacity = b->capacity ? b->capacity : 64;
     while (capacity < wanted)
         capacity = capacity > b->cap_bytes / 2 ? b->cap_bytes : capacity * 2;
+    if (capacity == SIZE_MAX)
+        return REALM_NO_MEMORY;
     char *data = realloc(b->data, capacity + 1);
     if (!data)
         return REALM_NO_MEMORY;

@@ -24,6 +24,7 @@ void buffer_clear(buffer *b);
 /* Makes room for more bytes after size; does not change size. */
 realm_status buffer_reserve(buffer *b, size_t more);
 
+/* What is added is copied and must not be part of b itself, which may move. */
 realm_status buffer_add(buffer *b, const void *bytes, size_t size);
 realm_status buffer_add_text(buffer *b, const char *text);
 realm_status buffer_printf(buffer *b, const char *format, ...) REALM_PRINTF(2, 3);

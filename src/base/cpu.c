@@ -30,7 +30,7 @@ static uint64_t read_xcr0(void)
 
 static void detect(void)
 {
-    uint32_t a, b, c, d;
+    uint32_t a = 0, b = 0, c = 0, d = 0;
     uint64_t xcr0 = 0;
     if (__get_cpuid(1, &a, &b, &c, &d) && (c & bit_OSXSAVE))
         xcr0 = read_xcr0();

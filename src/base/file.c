@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -19,7 +20,8 @@ static realm_status fail_errno(realm_error *error, const char *path, const char 
 realm_status file_map_open(file_map *map, const char *path, realm_error *error)
 {
     *map = (file_map){.descriptor = -1};
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    /* Without O_NONBLOCK a pipe's open would wait for a writer before we can see that it is none. */
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (descriptor < 0)
         return fail_errno(error, path, "open");
     realm_status status = REALM_OK;
@@ -99,34 +101,70 @@ out:
     return status;
 }
 
+/* A new file beside path for its next content; its name goes to temporary. Not mkstemp: that makes
+ * files which only their owner can read, whatever the umask. */
+static int open_temporary(char *temporary, size_t size, const char *path, realm_error *error)
+{
+    for (int attempt = 0; attempt < 100; attempt++) {
+        uint64_t number = 0;
+        if (getentropy(&number, sizeof number) != 0)
+            return (int)fail_errno(error, path, "name a temporary file for");
+        int length = snprintf(temporary, size, "%s.tmp-%016" PRIx64, path, number);
+        if (length < 0 || (size_t)length >= size)
+            return (int)realm_fail(error, REALM_INVALID, "the path '%s' is too long", path);
+        int descriptor = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (descriptor >= 0)
+            return descriptor;
+        if (errno != EEXIST)
+            break;
+    }
+    return (int)fail_errno(error, temporary, "create");
+}
+
+static realm_status write_all(int descriptor, const char *path, const char *data, size_t size,
+                              realm_error *error)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t written = write(descriptor, data + done, size - done);
+        if (written < 0 && errno != EINTR)
+            return fail_errno(error, path, "write");
+        if (written > 0)
+            done += (size_t)written;
+    }
+    if (fsync(descriptor) != 0)
+        return fail_errno(error, path, "flush");
+    return REALM_OK;
+}
+
+/* The rename itself survives a power cut only when the folder is flushed too. Some file systems
+ * cannot; the content is whole either way. */
+static void flush_folder_of(const char *path)
+{
+    char folder[4096];
+    const char *slash = strrchr(path, '/');
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+    int descriptor = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (descriptor >= 0) {
+        fsync(descriptor);
+        close(descriptor);
+    }
+}
+
 realm_status file_write(const char *path, const void *data, size_t size, realm_error *error)
 {
     char temporary[4096];
-    int length = snprintf(temporary, sizeof temporary, "%s.tmp-XXXXXX", path);
-    if (length < 0 || (size_t)length >= sizeof temporary)
-        return realm_fail(error, REALM_INVALID, "the path '%s' is too long", path);
-    int descriptor = mkstemp(temporary);
+    int descriptor = open_temporary(temporary, sizeof temporary, path, error);
     if (descriptor < 0)
-        return fail_errno(error, temporary, "create");
-    realm_status status = REALM_OK;
-    for (size_t done = 0; done < size;) {
-        ssize_t written = write(descriptor, (const char *)data + done, size - done);
-        if (written < 0 && errno == EINTR)
-            continue;
-        if (written < 0) {
-            status = fail_errno(error, temporary, "write");
-            break;
-        }
-        done += (size_t)written;
-    }
-    if (!status && fsync(descriptor) != 0)
-        status = fail_errno(error, temporary, "flush");
+        return (realm_status)descriptor;
+    realm_status status = write_all(descriptor, temporary, data, size, error);
     if (close(descriptor) != 0 && !status)
         status = fail_errno(error, temporary, "close");
     if (!status && rename(temporary, path) != 0)
         status = fail_errno(error, path, "replace");
     if (status)
         unlink(temporary);
+    else
+        flush_folder_of(path);
     return status;
 }
 
@@ -146,6 +184,11 @@ realm_status file_make_folders(const char *path, realm_error *error)
             return fail_errno(error, part, "make folder");
         part[i] = kept;
     }
+    struct stat info;
+    if (length && stat(path, &info) != 0)
+        return fail_errno(error, path, "examine");
+    if (length && !S_ISDIR(info.st_mode))
+        return realm_fail(error, REALM_INVALID, "'%s' is not a folder", path);
     return REALM_OK;
 }
 

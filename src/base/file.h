@@ -13,7 +13,7 @@ typedef struct file_map {
     int descriptor; /* kept open: a guest's memory maps the same pages */
 } file_map;
 
-/*   REALM_OK         *map is the file's content, released with file_unmap
+/*   REALM_OK         *map is the file's content, released with file_map_close
  *   REALM_NOT_FOUND  no such file
  *   REALM_INVALID    a folder or another thing that cannot be mapped
  *   REALM_IO         the system's own reason is in error */
@@ -25,7 +25,8 @@ void file_map_close(file_map *map);
 realm_status file_read(arena *a, const char *path, size_t limit, char **data, size_t *size,
                        realm_error *error);
 
-/* Writes path as a whole or not at all: a temporary neighbour, fsync, rename. */
+/* Writes path as a whole or not at all: a temporary neighbour, fsync, rename. A new file's mode is 0666
+ * less the umask, as any program's. */
 realm_status file_write(const char *path, const void *data, size_t size, realm_error *error);
 
 /* Makes the folder and its parents, for the owner alone (0700 where new). */

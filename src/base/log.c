@@ -52,6 +52,8 @@ void log_write(log_level level, const char *room, const char *request, const cha
     va_start(arguments, format);
     realm_fail_v(&said, REALM_OK, format, arguments);
     va_end(arguments);
+    realm_error asked; /* the request's id, which may be the client's own words, made printable too */
+    realm_fail(&asked, REALM_OK, "%.100s", request ? request : "");
 
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
@@ -68,7 +70,7 @@ void log_write(log_level level, const char *room, const char *request, const cha
                                 now.tv_nsec / 1000000, level_names[level], room);
         if (request) {
             used += (size_t)snprintf(line + used, sizeof line - used, ",\"request\":\"");
-            used = add_json_text(line, used, sizeof line - 700, request);
+            used = add_json_text(line, used, sizeof line - 4, asked.message);
             line[used++] = '"';
         }
         used += (size_t)snprintf(line + used, sizeof line - used, ",\"message\":\"");
@@ -76,9 +78,9 @@ void log_write(log_level level, const char *room, const char *request, const cha
         line[used++] = '"';
         line[used++] = '}';
     } else {
-        used = (size_t)snprintf(line, sizeof line - 1, "%s.%03ldZ %-5s %s: %s%s%.100s%s", stamp,
+        used = (size_t)snprintf(line, sizeof line - 1, "%s.%03ldZ %-5s %s: %s%s%s%s", stamp,
                                 now.tv_nsec / 1000000, level_names[level], room, said.message,
-                                request ? " [" : "", request ? request : "", request ? "]" : "");
+                                request ? " [" : "", asked.message, request ? "]" : "");
         if (used > sizeof line - 2)
             used = sizeof line - 2;
     }

@@ -11,11 +11,17 @@
 #include <unistd.h>
 #endif
 
+uint64_t map_seed(void)
+{
+    uint64_t seed;
+    if (getentropy(&seed, sizeof seed) != 0)
+        seed = (uint64_t)time(NULL) ^ (uint64_t)(uintptr_t)&seed;
+    return seed;
+}
+
 void map_init(map *m)
 {
-    *m = (map){0};
-    if (getentropy(&m->seed, sizeof m->seed) != 0)
-        m->seed = (uint64_t)time(NULL) ^ (uint64_t)(uintptr_t)m;
+    *m = (map){.seed = map_seed()};
 }
 
 void map_release(map *m)
@@ -27,28 +33,37 @@ void map_release(map *m)
     m->capacity = m->count = 0;
 }
 
+#define K0 0xA0761D6478BD642Fu
+#define K1 0xE7037ED1A0B428DBu
+
 static uint64_t fold(uint64_t a, uint64_t b)
 {
     __uint128_t product = (__uint128_t)a * b;
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
+/* The state, which depends on the seed, goes into both factors. In only one, a key could make the
+ * other zero and with it the product, whatever the seed: all such keys would collide. */
+static uint64_t mix(uint64_t h, uint64_t a, uint64_t b)
+{
+    return fold(a ^ h ^ K0, b ^ (h << 32 | h >> 32) ^ K1);
+}
+
 uint64_t map_hash(uint64_t seed, const void *bytes, size_t size)
 {
-    const uint64_t k0 = 0xA0761D6478BD642Fu, k1 = 0xE7037ED1A0B428DBu;
     const unsigned char *at = bytes;
-    uint64_t h = fold(seed ^ k0, (uint64_t)size ^ k1), a, b;
+    uint64_t h = fold(seed ^ K0, (uint64_t)size ^ K1), a, b;
     for (; size >= 16; size -= 16, at += 16) {
         memcpy(&a, at, 8);
         memcpy(&b, at + 8, 8);
-        h = fold(a ^ h ^ k0, b ^ k1);
+        h = mix(h, a, b);
     }
     a = b = 0;
-    memcpy(&a, at, size < 8 ? size : 8);
+    if (size)
+        memcpy(&a, at, size < 8 ? size : 8);
     if (size > 8)
         memcpy(&b, at + 8, size - 8);
-    h = fold(a ^ h ^ k0, b ^ k1);
-    return fold(h ^ k1, k0);
+    return fold(mix(h, a, b) ^ K1, K0);
 }
 
 /* The slot that holds key, or the free one where it would go. */
@@ -57,7 +72,7 @@ static map_slot *find(const map *m, const void *key, size_t key_size, uint64_t h
     for (size_t i = hash & (m->capacity - 1);; i = (i + 1) & (m->capacity - 1)) {
         map_slot *slot = &m->slots[i];
         if (!slot->key || (slot->hash == hash && slot->key_size == key_size &&
-                           memcmp(slot->key, key, key_size) == 0))
+                           (key_size == 0 || memcmp(slot->key, key, key_size) == 0)))
             return slot;
     }
 }
@@ -104,7 +119,8 @@ realm_status map_put(map *m, const void *key, size_t key_size, void *value, void
     char *copy = malloc(key_size + 1);
     if (!copy)
         return REALM_NO_MEMORY;
-    memcpy(copy, key, key_size);
+    if (key_size)
+        memcpy(copy, key, key_size);
     copy[key_size] = 0;
     *slot = (map_slot){copy, key_size, hash, value};
     m->count++;

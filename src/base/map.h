@@ -41,4 +41,7 @@ const map_slot *map_next(const map *m, size_t *position);
 /* A 64-bit seeded hash of bytes, for tables (not for secrets). */
 uint64_t map_hash(uint64_t seed, const void *bytes, size_t size);
 
+/* A seed from the operating system, for tables that call map_hash themselves. */
+uint64_t map_seed(void);
+
 #endif

@@ -40,10 +40,10 @@ void queue_put(queue *q, queue_node *node)
         q->head = node;
     q->tail = node;
     atomic_fetch_add_explicit(&q->count, 1, memory_order_release);
-    int wake = q->sleepers > 0;
-    pthread_mutex_unlock(&q->mutex);
-    if (wake)
+    /* Under the mutex: once it is free the taker may have what it waited for and release the queue. */
+    if (q->sleepers > 0)
         pthread_cond_signal(&q->filled);
+    pthread_mutex_unlock(&q->mutex);
 }
 
 static queue_node *take_locked(queue *q)
@@ -128,6 +128,6 @@ void queue_close(queue *q)
 {
     pthread_mutex_lock(&q->mutex);
     q->closed = 1;
+    pthread_cond_broadcast(&q->filled); /* under the mutex, as in queue_put */
     pthread_mutex_unlock(&q->mutex);
-    pthread_cond_broadcast(&q->filled);
 }

@@ -30,19 +30,26 @@ const char *realm_status_meaning(realm_status status)
     return "unknown status";
 }
 
+/* C0, DEL and C1 (U+0080 to U+009F, two bytes in UTF-8: some terminals obey U+009B as they obey
+ * ESC [). */
+static int is_control(const unsigned char *at, int length)
+{
+    if (length == 2)
+        return at[0] == 0xC2 && at[1] < 0xA0;
+    return length == 1 && (at[0] < 0x20 || at[0] == 0x7F);
+}
+
 /* Replaces in place what must not reach a terminal: control characters and broken UTF-8,
  * including a character that vsnprintf cut in half at the end of the buffer. */
 static void make_printable(char *text)
 {
     size_t size = strlen(text);
     for (size_t i = 0; i < size;) {
-        int length = utf8_length((const uint8_t *)text + i, size - i);
-        if (length <= 0 || (unsigned char)text[i] < 0x20 || text[i] == 0x7f) {
-            text[i] = '?';
-            i++;
-        } else {
-            i += (size_t)length;
-        }
+        const unsigned char *at = (const unsigned char *)text + i;
+        int length = utf8_length(at, size - i);
+        int replaced = length <= 0 || is_control(at, length) ? (length == 2 ? 2 : 1) : 0;
+        memset(text + i, '?', (size_t)replaced);
+        i += (size_t)(replaced ? replaced : length);
     }
 }
 
