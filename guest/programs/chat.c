@@ -1,0 +1,49 @@
+/* chat.c: the built-in program that answers a conversation with the model's own chat template.
+ *
+ * Request: {"messages": [{"role","content"}, ...], "tools"?, "model"?: name, ...} and the keys of
+ * answer.h. Whatever else the request holds reaches the template too, as chat_template documents. */
+#include "answer.h"
+
+REALM_PROGRAM
+{
+    realm_slice request = realm_request();
+    realm_slice name = realm_json_string(realm_json_get(request, "model"));
+    int32_t model = realm_model_open(name.data, name.size);
+    if (model < 0)
+        return model;
+    realm_slice messages = realm_json_get(request, "messages");
+    if (!messages.size || messages.data[0] != '[')
+        return realm_fail(REALM_E_INVALID, "messages must be a list of {\"role\",\"content\"}");
+
+    realm_text conversation = {0};
+    realm_text_add_z(&conversation, "{\"add_generation_prompt\":true");
+    pass(&conversation, request, "messages");
+    pass(&conversation, request, "tools");
+    pass(&conversation, request, "documents");
+    pass(&conversation, request, "enable_thinking");
+    realm_text_add_z(&conversation, "}");
+    size_t room = messages.size * 2 + 16384;
+    char *text = realm_alloc(room);
+    if (conversation.failed || !text)
+        return realm_fail(REALM_E_NO_MEMORY, "the program is out of memory");
+    int32_t size = realm_chat_template(model, conversation.data, conversation.size, text, room);
+    if (size == REALM_E_NOT_FOUND)
+        return realm_fail(size, "the model has no chat template; send a prompt instead");
+    if (size < 0)
+        return size; /* the host has said why: the template's own words */
+    if ((size_t)size > room) {
+        room = (size_t)size;
+        text = realm_alloc(room);
+        if (!text)
+            return realm_fail(REALM_E_NO_MEMORY, "the program is out of memory");
+        size = realm_chat_template(model, conversation.data, conversation.size, text, room);
+    }
+
+    /* The template writes BOS itself where its family wants one, as in apply_chat_template. */
+    size_t count = 0;
+    int32_t *ids = tokens_of(model, (realm_slice){text, (size_t)size}, REALM_TOKENIZE_PARSE_SPECIAL,
+                             &count);
+    if (!ids)
+        return realm_fail(REALM_E_NO_MEMORY, "the program is out of memory");
+    return answer(model, request, ids, count);
+}

@@ -1,0 +1,38 @@
+/* completion.c: the built-in program that goes on with a text.
+ *
+ * Request: {"prompt": "text" or [token ids], "model"?: name, ...} and the keys of answer.h. */
+#include "answer.h"
+
+static int32_t *listed_tokens(realm_slice list, size_t *count)
+{
+    int32_t *ids = realm_alloc((list.size / 2 + 1) * sizeof *ids);
+    *count = 0;
+    size_t at = 0;
+    for (realm_slice item; ids && (item = realm_json_next(list, &at)).size;) {
+        int64_t id = realm_json_int(item, -1);
+        if (id < 0 || id > INT32_MAX)
+            return 0;
+        ids[(*count)++] = (int32_t)id;
+    }
+    return ids;
+}
+
+REALM_PROGRAM
+{
+    realm_slice request = realm_request();
+    realm_slice name = realm_json_string(realm_json_get(request, "model"));
+    int32_t model = realm_model_open(name.data, name.size);
+    if (model < 0)
+        return model;
+    realm_slice prompt = realm_json_get(request, "prompt");
+    size_t count = 0;
+    int32_t *ids = 0;
+    if (realm_json_is_string(prompt))
+        ids = tokens_of(model, realm_json_string(prompt),
+                        REALM_TOKENIZE_ADD_SPECIAL | REALM_TOKENIZE_PARSE_SPECIAL, &count);
+    else if (prompt.size && prompt.data[0] == '[')
+        ids = listed_tokens(prompt, &count);
+    if (!ids)
+        return realm_fail(REALM_E_INVALID, "prompt must be a string or a list of token ids");
+    return answer(model, request, ids, count);
+}
