@@ -38,7 +38,7 @@ typedef struct gguf_value {
             uint64_t count;
             const void *data;   /* scalars: packed little-endian, maybe unaligned: read with
                                    gguf_array_*; strings: use gguf_array_string */
-            uint32_t index;     /* private: position of the strings' index */
+            uint32_t index;     /* private: which pair this is, for gguf_array_string */
         } array;
     };
 } gguf_value;
@@ -65,13 +65,19 @@ typedef struct gguf_tensor {
 /* Opens path and, if its metadata say split.count > 1, its sibling shards
  * (NAME-00001-of-0000N.gguf; path must be the first). A file may have metadata and no tensors
  * (a vocabulary). At most 65,536 pairs, 1,048,576 tensors, 1,024 shards.
+ * Metadata of the first file only are kept: the others repeat what says which shard they are.
+ * Tensors come in the order of the shards, then in the order of their file.
  *   REALM_NOT_FOUND, REALM_IO  the file or a shard cannot be opened
+ *   REALM_INVALID              not a regular file, or a shard that is not the first
  *   REALM_CORRUPT              the sentence names file, offset and field
- *   REALM_UNSUPPORTED          version 1, big endian, or a tensor type that is not in dtype.h */
+ *   REALM_UNSUPPORTED          version 1 or past 3, big endian, an array of arrays, or a tensor
+ *                              type that is not in dtype.h
+ *   REALM_NO_MEMORY            for the index, which is a few times the metadata at most */
 realm_status gguf_open(gguf **out, const char *path, realm_error *error);
 void gguf_close(gguf *g);
 
-/* The same from bytes in memory, which must stay: for tests and fuzzing. One file, no shards. */
+/* The same from bytes in memory, which must stay: for tests and fuzzing. One file; a shard is
+ * REALM_UNSUPPORTED. */
 realm_status gguf_open_memory(gguf **out, const void *data, size_t size, realm_error *error);
 
 uint32_t gguf_version(const gguf *g);
@@ -86,6 +92,8 @@ size_t gguf_pair_count(const gguf *g);
 const gguf_pair *gguf_pair_at(const gguf *g, size_t index);
 size_t gguf_tensor_count(const gguf *g);
 const gguf_tensor *gguf_tensor_at(const gguf *g, size_t index);
+/* Bytes of weights: the sizes of all tensors together, without what is between them. */
+uint64_t gguf_tensor_bytes(const gguf *g);
 const gguf_tensor *gguf_find_tensor(const gguf *g, const char *name); /* NULL if absent */
 
 /* Metadata by key; NULL if absent. */
@@ -96,6 +104,7 @@ const gguf_value *gguf_find(const gguf *g, const char *key);
  * u32/u64/i64; floats and integers for f32. error may be NULL. */
 realm_status gguf_get_u32(const gguf *g, const char *key, uint32_t *out, realm_error *error);
 realm_status gguf_get_u64(const gguf *g, const char *key, uint64_t *out, realm_error *error);
+realm_status gguf_get_i64(const gguf *g, const char *key, int64_t *out, realm_error *error);
 realm_status gguf_get_f32(const gguf *g, const char *key, float *out, realm_error *error);
 realm_status gguf_get_bool(const gguf *g, const char *key, int *out, realm_error *error);
 realm_status gguf_get_string(const gguf *g, const char *key, gguf_string *out, realm_error *error);
@@ -105,7 +114,8 @@ realm_status gguf_get_array(const gguf *g, const char *key, gguf_type element,
 
 /* Elements of an array value; index must be below count. */
 gguf_string gguf_array_string(const gguf *g, const gguf_value *array, uint64_t index);
-int64_t gguf_array_int(const gguf_value *array, uint64_t index);  /* any integer or bool */
+/* Any integer or bool; U64 from 2^63 on comes out negative: cast it back. 0 if it is neither. */
+int64_t gguf_array_int(const gguf_value *array, uint64_t index);
 double gguf_array_float(const gguf_value *array, uint64_t index); /* F32 F64 or any integer */
 
 const char *gguf_type_name(gguf_type type); /* "u32", "string", ... */
