@@ -232,6 +232,8 @@ void json_print_text(FILE *stream, const char *text, size_t size)
             length = 1;
         } else if (*at < 0x20 || *at == '"' || *at == '\\' || *at == 0x7F) {
             print_escaped(stream, *at);
+        } else if (length == 2 && at[0] == 0xC2 && at[1] < 0xA0) {
+            print_escaped(stream, at[1]); /* U+0080 to U+009F, which terminals obey too */
         } else {
             fwrite(at, 1, (size_t)length, stream);
         }

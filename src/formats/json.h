@@ -50,7 +50,7 @@ static inline realm_status json_optional(realm_status status)
 const char *json_kind(const json_t *value);
 
 /* Print to a stream, for output that jansson cannot hold: bytes that may not be UTF-8 (what is not
- * becomes U+FFFD), and numbers exactly (the shortest decimal that reads back as the same double; NaN
+ * becomes U+FFFD; control characters are escaped, so a terminal may be the reader), and numbers exactly (the shortest decimal that reads back as the same double; NaN
  * and the infinities, which JSON lacks, as the strings "NaN", "Infinity" and "-Infinity"). */
 void json_print_text(FILE *stream, const char *text, size_t size);
 void json_print_real(FILE *stream, double number);
