@@ -14,13 +14,13 @@
 
 /* Limits: an order of magnitude above the largest published models, far below where products of
  * two of them would leave int32_t. */
-#define MAX_EMBEDDING (1 << 17)
-#define MAX_HEADS 4096
-#define MAX_HEAD_DIM 1024
-#define MAX_FEED_FORWARD (1 << 20)
+#define MAX_EMBEDDING       (1 << 17)
+#define MAX_HEADS           4096
+#define MAX_HEAD_DIM        1024
+#define MAX_FEED_FORWARD    (1 << 20)
 #define MAX_ATTENTION_WIDTH (1 << 20)
-#define MAX_VOCABULARY (1 << 22)
-#define MAX_CONTEXT (1 << 28)
+#define MAX_VOCABULARY      (1 << 22)
+#define MAX_CONTEXT         (1 << 28)
 
 static metadata metadata_of(const hyperparameters *h, const gguf *g) {
     return (metadata){g, h->architecture->name};
@@ -42,8 +42,8 @@ static realm_status read_windows(hyperparameters *h, const gguf *g, int32_t wind
         status = metadata_ints(&m, "attention.sliding_window_pattern", 0, 1, local, h->n_layers,
                                &found, error);
     else
-        status = metadata_int(&m, "attention.sliding_window_pattern", 0, MODEL_MAX_LAYERS,
-                              &pattern, &(int){0}, error);
+        status = metadata_int(&m, "attention.sliding_window_pattern", 0, MODEL_MAX_LAYERS, &pattern,
+                              &(int){0}, error);
     for (int32_t i = 0; i < h->n_layers && status == REALM_OK; i++) {
         int is_local = found ? local[i] : pattern == 0 || i % pattern < pattern - 1;
         h->window[i] = is_local ? window : 0;
@@ -107,8 +107,7 @@ static realm_status refuse_experts(hyperparameters *h, const gguf *g, realm_erro
     metadata m = metadata_of(h, g);
     int32_t n_experts = 0;
     int found = 0;
-    realm_status status =
-        metadata_int(&m, "expert_count", 0, INT32_MAX, &n_experts, &found, error);
+    realm_status status = metadata_int(&m, "expert_count", 0, INT32_MAX, &n_experts, &found, error);
     if (status == REALM_OK && n_experts > 0)
         return realm_fail(error, REALM_UNSUPPORTED,
                           "'%s.expert_count' is %" PRId32 ": mixtures of experts are not supported",
@@ -120,8 +119,7 @@ static realm_status refuse_experts(hyperparameters *h, const gguf *g, realm_erro
 static realm_status refuse_parallel(hyperparameters *h, const gguf *g, realm_error *error) {
     (void)h;
     int parallel = 0;
-    realm_status status =
-        gguf_get_bool(g, "stablelm.use_parallel_residual", &parallel, error);
+    realm_status status = gguf_get_bool(g, "stablelm.use_parallel_residual", &parallel, error);
     if (status == REALM_NOT_FOUND)
         status = REALM_OK;
     if (status == REALM_OK && parallel)
@@ -209,8 +207,8 @@ static realm_status read_vocabulary(hyperparameters *h, const gguf *g, realm_err
 
 static realm_status read_sizes(hyperparameters *h, const metadata *m, realm_error *error) {
     realm_status status;
-    if ((status = metadata_int(m, "block_count", 1, MODEL_MAX_LAYERS, &h->n_layers, NULL,
-                               error)) != REALM_OK ||
+    if ((status = metadata_int(m, "block_count", 1, MODEL_MAX_LAYERS, &h->n_layers, NULL, error)) !=
+            REALM_OK ||
         (status = metadata_int(m, "context_length", 1, MAX_CONTEXT, &h->n_context, NULL, error)) !=
             REALM_OK ||
         (status = metadata_int(m, "embedding_length", 1, MAX_EMBEDDING, &h->n_embd, NULL, error)) !=
@@ -223,8 +221,8 @@ static realm_status read_sizes(hyperparameters *h, const metadata *m, realm_erro
 static realm_status read_head_counts(hyperparameters *h, const metadata *m, realm_error *error) {
     int32_t heads[MODEL_MAX_LAYERS];
     int found = 0;
-    realm_status status =
-        metadata_ints(m, "attention.head_count", 1, MAX_HEADS, heads, h->n_layers, NULL, error);
+    realm_status status = metadata_ints(m, "attention.head_count", 1, MAX_HEADS, heads, h->n_layers,
+                                        NULL, error);
     if (status != REALM_OK)
         return status;
     h->n_heads = heads[0];
@@ -291,8 +289,8 @@ static realm_status read_rope(hyperparameters *h, const metadata *m, realm_error
     char key[METADATA_KEY_SIZE];
     gguf_string type = {0};
     h->rope_base = 10000;
-    realm_status status =
-        metadata_float(m, "rope.freq_base", 2, 1e12, &h->rope_base, &found, error);
+    realm_status status = metadata_float(m, "rope.freq_base", 2, 1e12, &h->rope_base, &found,
+                                         error);
     if (status == REALM_OK)
         status = metadata_float(m, "rope.scaling.factor", 0, 1e6, &factor, &found, error);
     if (status == REALM_OK && !found)

@@ -107,8 +107,8 @@ realm_status metadata_ints(const metadata *m, const char *suffix, int32_t low, i
     }
     int32_t one = 0;
     int one_found = 0;
-    realm_status status =
-        metadata_int(m, suffix, low, high, &one, found == NULL ? NULL : &one_found, error);
+    realm_status status = metadata_int(m, suffix, low, high, &one,
+                                       found == NULL ? NULL : &one_found, error);
     if (status != REALM_OK)
         return status;
     if (found != NULL) {

@@ -22,6 +22,8 @@ typedef struct model_options {
     int32_t max_batch_outputs; /* the most rows whose logits one forward may give; 0: 64 */
     void (*progress)(void *context, double fraction); /* may be NULL; called while loading */
     void *progress_context;
+    int32_t context_tokens; /* the longest sequence that will be served; longrope files (phi3) have
+                               other rotary factors past their original context. 0: n_context */
 } model_options;
 
 realm_status model_open(model **out, backend *b, const char *path, const model_options *options,
@@ -57,7 +59,9 @@ void model_forward(model *m, const forward_input *input, float *const *results);
 
 /* ---- for guests that walk the network themselves ---------------------------------------------- */
 
-/* The weight by its GGUF name ("blk.3.attn_q.weight"), or NULL. Borrowed. */
+/* The weight by its GGUF name ("blk.3.attn_q.weight"), or NULL. Parts of a fused tensor have the
+ * names they would have alone (phi3: attn_q, attn_k, attn_v, ffn_gate, ffn_up); where embeddings
+ * are tied there is no "output.weight". Borrowed. */
 const weight *model_weight(const model *m, const char *name);
 /* The rope of a layer (gemma3 has two kinds). Borrowed. */
 const rope *model_rope(const model *m, int32_t layer);

@@ -32,8 +32,8 @@ static int is_text(gguf_string s, const char *text) {
 static realm_status read_kind(scaling *s, const metadata *m, realm_error *error) {
     char key[METADATA_KEY_SIZE];
     gguf_string type = {"none", 4};
-    realm_status status =
-        gguf_get_string(m->gguf, metadata_key(m, "rope.scaling.type", key), &type, error);
+    realm_status status = gguf_get_string(m->gguf, metadata_key(m, "rope.scaling.type", key), &type,
+                                          error);
     if (status != REALM_OK && status != REALM_NOT_FOUND)
         return status;
     s->mix = is_text(type, "yarn") ? 1 : 0;
@@ -65,8 +65,8 @@ static realm_status read_scaling(scaling *s, const hyperparameters *h, const ggu
         return status;
     if ((status = metadata_int(&m, "rope.scaling.original_context_length", 1, 1 << 28,
                                &s->original_context, &found, error)) != REALM_OK ||
-        (status = read_number(&m, "rope.scaling.attn_factor", 1e-3, 1e3, &s->attn_factor,
-                              error)) != REALM_OK ||
+        (status = read_number(&m, "rope.scaling.attn_factor", 1e-3, 1e3, &s->attn_factor, error)) !=
+            REALM_OK ||
         s->mix == 0)
         return status;
     if ((status = read_number(&m, "rope.scaling.yarn_beta_fast", 1e-3, 1e6, &s->beta_fast,
@@ -100,16 +100,16 @@ static realm_status check_factors(const gguf_tensor *t, const char *name, int32_
 static realm_status find_factors(const gguf_tensor **out, const scaling *s, const gguf *g,
                                  int32_t n_rot, int32_t context_tokens, realm_error *error) {
     int is_long = context_tokens > s->original_context;
-    const char *names[] = {"rope_freqs.weight", is_long ? "rope_factors_long.weight"
-                                                        : "rope_factors_short.weight"};
+    const char *names[] = {"rope_freqs.weight",
+                           is_long ? "rope_factors_long.weight" : "rope_factors_short.weight"};
     for (int i = 0; i < 2; i++) {
         *out = gguf_find_tensor(g, names[i]);
         if (*out != NULL)
             return check_factors(*out, names[i], n_rot, error);
     }
     if (s->longrope)
-        return realm_fail(error, REALM_CORRUPT, "rope scaling is longrope but tensor '%s' is missing",
-                          names[1]);
+        return realm_fail(error, REALM_CORRUPT,
+                          "rope scaling is longrope but tensor '%s' is missing", names[1]);
     return REALM_OK;
 }
 
