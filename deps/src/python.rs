@@ -393,11 +393,43 @@ fn unsupported(op: &str, a: &Value, b: &Value) -> Error {
     invalid(format!("'{op}' does not go between {} and {}", a.kind(), b.kind()))
 }
 
-fn text_of(size: usize, fill: impl FnOnce(&mut String)) -> Result<Value, Error> {
+fn text_of(size: usize, safe: bool, fill: impl FnOnce(&mut String)) -> Result<Value, Error> {
     charge(size)?;
     let mut text = String::with_capacity(size);
     fill(&mut text);
-    Ok(Value::from(text))
+    Ok(if safe { Value::from_safe_string(text) } else { Value::from(text) })
+}
+
+/// `markupsafe.escape`.
+pub fn escape(text: &str) -> Result<String, Error> {
+    charge(text.len() * 5)?;
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&#34;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    Ok(out)
+}
+
+/// What a loop runs over. Undefined is empty, as everywhere, but None is an error.
+pub fn iterable(value: Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::None | ValueKind::Bool | ValueKind::Number => {
+            Err(invalid(format!("'{}' is not iterable", value.kind())))
+        }
+        ValueKind::String => {
+            let text = value.as_str().unwrap_or_default();
+            charge(text.len() * size_of::<Value>())?;
+            list(text.chars().map(|c| Value::from(c.to_string())).collect())
+        }
+        _ => Ok(value),
+    }
 }
 
 fn is_sequence(value: &Value) -> bool {
@@ -414,7 +446,12 @@ pub fn concat(a: &Value, b: &Value) -> Result<Value, Error> {
 
 pub fn add(a: &Value, b: &Value) -> Result<Value, Error> {
     if let (Some(x), Some(y)) = (a.as_str(), b.as_str()) {
-        return text_of(x.len() + y.len(), |text| {
+        // Markup, which |safe makes, escapes what is added to it.
+        if a.is_safe() != b.is_safe() {
+            let escape = |v: &Value, s: &str| if v.is_safe() { Ok(s.to_string()) } else { escape(s) };
+            return Ok(Value::from_safe_string(escape(a, x)? + &escape(b, y)?));
+        }
+        return text_of(x.len() + y.len(), a.is_safe(), |text| {
             text.push_str(x);
             text.push_str(y);
         });
@@ -442,7 +479,7 @@ pub fn multiply(a: &Value, b: &Value) -> Result<Value, Error> {
     let times = integer(times).ok_or_else(|| unsupported("*", a, b))?;
     let times = usize::try_from(times.clamp(0, u32::MAX.into())).unwrap_or(0);
     if let Some(text) = repeated.as_str() {
-        return text_of(text.len().saturating_mul(times), |out| {
+        return text_of(text.len().saturating_mul(times), repeated.is_safe(), |out| {
             for _ in 0..times {
                 out.push_str(text);
             }

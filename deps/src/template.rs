@@ -198,6 +198,7 @@ const CONSTANT: &str = "\0constant";
 const DICT: &str = "\0dict";
 const FLOOR_DIVIDE: &str = "\0floor_divide";
 const ITEM: &str = "\0item";
+const ITERABLE: &str = "\0iterable";
 const LIST: &str = "\0list";
 const MULTIPLY: &str = "\0multiply";
 const REMAINDER: &str = "\0remainder";
@@ -396,7 +397,7 @@ fn statement<'a>(s: &Stmt<'a>) -> Result<Stmt<'a>, Error> {
         Stmt::ForLoop(f) => Stmt::ForLoop(Spanned::new(
             ast::ForLoop {
                 target: target(&f.target),
-                iter: expression(&f.iter),
+                iter: call(ITERABLE, vec![expression(&f.iter)], f.iter.span()),
                 filter_expr: optional(&f.filter_expr),
                 recursive: f.recursive,
                 body: body(&f.body)?,
@@ -510,6 +511,7 @@ fn add_operators(env: &mut Environment<'static>) {
     env.add_function(CONSTANT, |value: Value| value);
     env.add_function(SIZED, |value: Value| charge(python::size(&value)).map(|()| value));
     env.add_function(STORABLE, python::storable);
+    env.add_function(ITERABLE, python::iterable);
     env.add_function(LIST, |items: Rest<Value>| python::list(items.0));
     env.add_function(DICT, |pairs: Rest<Value>| {
         python::dict(pairs.chunks_exact(2).map(|p| (p[0].clone(), p[1].clone())).collect())
@@ -606,7 +608,7 @@ fn add_filters(env: &mut Environment<'static>) {
     ] {
         guarded(env, name, filter);
     }
-    for name in ["indent", "title", "trim", "replace", "join", "string", "int", "float", "items"] {
+    for name in ["e", "escape", "forceescape", "indent", "title", "trim", "replace", "join", "string", "int", "float", "items"] {
         env.add_filter(name, move |args: Rest<Value>| filter(name, &args));
     }
     env.add_filter("format", |text: String, args: Rest<Value>| {
@@ -639,6 +641,8 @@ fn filter(name: &str, args: &[Value]) -> Result<Value, Error> {
     Ok(match name {
         "string" if value.as_str().is_some() => value.clone(),
         "string" => Value::from(text()?),
+        "e" | "escape" if value.is_safe() => value.clone(),
+        "e" | "escape" | "forceescape" => Value::from_safe_string(python::escape(&text()?)?),
         "title" => Value::from(title(&text()?)),
         "trim" => {
             let text = text()?;
