@@ -110,6 +110,8 @@ REALM_API realm_status realm_call_start(realm_call **out, realm_runtime *r,
                                         const realm_call_options *options, realm_error *error);
 /* Waits until the call has ended; the result lives until realm_call_close. */
 REALM_API const realm_call_result *realm_call_wait(realm_call *c);
+/* The same for at most timeout_ms; NULL if it has not ended by then. */
+REALM_API const realm_call_result *realm_call_poll(realm_call *c, uint64_t timeout_ms);
 /* Ends it soon, with REALM_CANCELLED. */
 REALM_API void realm_call_cancel(realm_call *c);
 /* Cancels and waits if it has not ended. NULL allowed. */

@@ -48,3 +48,12 @@ void terminal_print_clean(FILE *stream, const char *text, size_t size)
         i += (size_t)length;
     }
 }
+
+void terminal_print_stream(FILE *stream, const char *text, size_t size)
+{
+    for (size_t i = 0; i < size; i++) {
+        unsigned char c = (unsigned char)text[i];
+        int steers = (c < 0x20 && c != '\n' && c != '\t') || c == 0x7f;
+        fputc(steers ? '?' : c, stream);
+    }
+}

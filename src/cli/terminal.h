@@ -30,4 +30,8 @@ const char *terminal_style_text(FILE *stream, terminal_style style);
  * tenant says cannot steer the terminal. */
 void terminal_print_clean(FILE *stream, const char *text, size_t size);
 
+/* The same for text that a model streams: new lines and tabs stay, and so do the bytes of a character
+ * that arrives in parts. */
+void terminal_print_stream(FILE *stream, const char *text, size_t size);
+
 #endif

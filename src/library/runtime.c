@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/buffer.h"
 #include "engine/engine.h"
@@ -410,6 +411,22 @@ const realm_call_result *realm_call_wait(realm_call *c)
         pthread_cond_wait(&c->ended, &c->mutex);
     pthread_mutex_unlock(&c->mutex);
     return &c->result;
+}
+
+const realm_call_result *realm_call_poll(realm_call *c, uint64_t timeout_ms)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    uint64_t ns = (uint64_t)until.tv_nsec + timeout_ms % 1000 * 1000000;
+    until.tv_sec += (time_t)(timeout_ms / 1000 + ns / 1000000000);
+    until.tv_nsec = (long)(ns % 1000000000);
+    int waited = 0;
+    pthread_mutex_lock(&c->mutex);
+    while (!c->done && !waited)
+        waited = pthread_cond_timedwait(&c->ended, &c->mutex, &until) != 0;
+    int done = c->done;
+    pthread_mutex_unlock(&c->mutex);
+    return done ? &c->result : NULL;
 }
 
 void realm_call_cancel(realm_call *c)
