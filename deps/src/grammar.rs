@@ -33,7 +33,10 @@ pub struct GrammarMatcher {
 /// llguidance says in its text alone whether a limit was reached.
 fn failure_of(message: String) -> Failure {
     const LIMIT_WORDS: [&str; 6] = ["too large", "too many", "too complex", "limit", "fuel", "exceed"];
-    let first = message.lines().next().unwrap_or_default().trim().to_string();
+    let first = match message.lines().next().unwrap_or_default().trim() {
+        "NoExtensionBias" => "no text at all satisfies the grammar".to_string(),
+        first => first.to_string(),
+    };
     if first.starts_with("panic: ") {
         Failure::Internal(first)
     } else if LIMIT_WORDS.iter().any(|word| first.to_lowercase().contains(word)) {

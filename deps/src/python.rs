@@ -9,6 +9,7 @@ use indexmap::IndexMap;
 use minijinja::value::{DynObject, Enumerator, Kwargs, Object, ObjectExt, ObjectRepr, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 use std::fmt::{self, Write};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::Arc;
 
 /// JSON itself is read to 128 levels.
@@ -374,7 +375,7 @@ pub fn integer(value: &Value) -> Option<i128> {
     }
 }
 
-fn number(value: &Value) -> Option<f64> {
+pub fn number(value: &Value) -> Option<f64> {
     match value.kind() {
         ValueKind::Bool => Some(if value.is_true() { 1.0 } else { 0.0 }),
         ValueKind::Number => f64::try_from(value.clone()).ok(),
@@ -491,6 +492,15 @@ pub fn multiply(a: &Value, b: &Value) -> Result<Value, Error> {
         return list(items.iter().cycle().take(items.len() * times).cloned().collect());
     }
     Err(unsupported("*", a, b))
+}
+
+/// `/`, which makes a float even of two ints.
+pub fn divide(a: &Value, b: &Value) -> Result<Value, Error> {
+    match (number(a), number(b)) {
+        (Some(_), Some(0.0)) => Err(invalid("division by zero")),
+        (Some(x), Some(y)) => Ok(Value::from(x / y)),
+        _ => Err(unsupported("/", a, b)),
+    }
 }
 
 pub fn floor_divide(a: &Value, b: &Value) -> Result<Value, Error> {
@@ -644,6 +654,54 @@ pub fn size(value: &Value) -> usize {
         dict.members.iter().map(|(k, v)| size(k) + size(v) + size_of::<Value>()).sum()
     } else {
         value.len().unwrap_or(0) * size_of::<Value>()
+    }
+}
+
+// ---- Jinja's small helpers ----
+
+/// `cycler(a, b, ...)`: `next()` gives one after another, round and round.
+#[derive(Debug)]
+pub struct Cycler {
+    pub items: Vec<Value>,
+    pub at: AtomicUsize,
+}
+
+impl Object for Cycler {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        (key.as_str() == Some("current")).then(|| self.items[self.at.load(Relaxed)].clone())
+    }
+    fn call_method(self: &Arc<Self>, _: &State, method: &str, _: &[Value]) -> Result<Value, Error> {
+        let at = self.at.load(Relaxed);
+        match method {
+            "next" => {
+                self.at.store((at + 1) % self.items.len(), Relaxed);
+                Ok(self.items[at].clone())
+            }
+            "reset" => {
+                self.at.store(0, Relaxed);
+                Ok(Value::from(()))
+            }
+            _ => Err(Error::from(ErrorKind::UnknownMethod)),
+        }
+    }
+}
+
+/// `joiner(', ')`: nothing at its first call, the separator at every other.
+#[derive(Debug)]
+pub struct Joiner {
+    pub separator: Value,
+    pub used: AtomicBool,
+}
+
+impl Object for Joiner {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+    fn call(self: &Arc<Self>, _: &State, _: &[Value]) -> Result<Value, Error> {
+        Ok(if self.used.swap(true, Relaxed) { self.separator.clone() } else { Value::from("") })
     }
 }
 

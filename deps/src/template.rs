@@ -196,6 +196,7 @@ const ATTRIBUTE: &str = "\0attribute";
 const CONCAT: &str = "\0concat";
 const CONSTANT: &str = "\0constant";
 const DICT: &str = "\0dict";
+const DIVIDE: &str = "\0divide";
 const FLOOR_DIVIDE: &str = "\0floor_divide";
 const ITEM: &str = "\0item";
 const ITERABLE: &str = "\0iterable";
@@ -271,6 +272,7 @@ fn expression<'a>(e: &Expr<'a>) -> Expr<'a> {
                 Op::Add => Some(ADD),
                 Op::Concat => Some(CONCAT),
                 Op::Mul => Some(MULTIPLY),
+                Op::Div => Some(DIVIDE),
                 Op::FloorDiv => Some(FLOOR_DIVIDE),
                 Op::Rem => Some(REMAINDER),
                 _ => None,
@@ -498,6 +500,7 @@ fn add_operators(env: &mut Environment<'static>) {
     for (name, operator) in [
         (ADD, python::add as Operator),
         (CONCAT, python::concat),
+        (DIVIDE, python::divide),
         (FLOOR_DIVIDE, python::floor_divide),
         (ITEM, python::item),
         (MULTIPLY, python::multiply),
@@ -526,6 +529,14 @@ fn add_functions(env: &mut Environment<'static>, now_ms: Option<i64>) {
         Err(invalid(message))
     });
     env.add_function("strftime_now", move |format: String| strftime(&format, now_ms));
+    env.add_function("cycler", |items: Rest<Value>| match items.is_empty() {
+        true => Err(invalid("cycler needs at least one value")),
+        false => Ok(Value::from_object(python::Cycler { items: items.0, at: 0.into() })),
+    });
+    env.add_function("joiner", |args: Rest<Value>| {
+        let separator = args.first().cloned().unwrap_or_else(|| Value::from(", "));
+        Value::from_object(python::Joiner { separator, used: false.into() })
+    });
     env.add_function("dict", |args: Rest<Value>| {
         let mut members = indexmap::IndexMap::new();
         for arg in args.iter() {
@@ -608,7 +619,7 @@ fn add_filters(env: &mut Environment<'static>) {
     ] {
         guarded(env, name, filter);
     }
-    for name in ["e", "escape", "forceescape", "indent", "title", "trim", "replace", "join", "string", "int", "float", "items"] {
+    for name in ["e", "escape", "forceescape", "indent", "title", "trim", "replace", "join", "string", "int", "float", "round", "items"] {
         env.add_filter(name, move |args: Rest<Value>| filter(name, &args));
     }
     env.add_filter("format", |text: String, args: Rest<Value>| {
@@ -693,6 +704,7 @@ fn filter(name: &str, args: &[Value]) -> Result<Value, Error> {
             };
             parsed.map_or(default, Value::from)
         }
+        "round" => round(value, &args)?,
         "items" if value.is_undefined() => python::list(Vec::new())?,
         "items" => match value.kind() {
             ValueKind::Map => {
@@ -736,6 +748,26 @@ fn int(value: &Value, base: u32) -> Option<Value> {
         return text.parse::<f64>().ok().filter(|x| x.is_finite()).map(|x| Value::from(x as i64));
     }
     f64::try_from(value.clone()).ok().filter(|x| x.is_finite()).map(|x| Value::from(x as i64))
+}
+
+/// Python's `round`, half to even of the exact value, which is what printing digits does.
+fn round(value: &Value, args: &Args) -> Result<Value, Error> {
+    let precision = args.int(0, "precision")?.unwrap_or(0).clamp(-300, 300) as i32;
+    let Some(x) = python::number(value) else {
+        return Err(invalid(format!("{} cannot be rounded", value.kind())));
+    };
+    let scale = 10f64.powi(precision);
+    match args.text(1, "method")?.as_deref() {
+        None | Some("common") if python::integer(value).is_some() && precision >= 0 => Ok(value.clone()),
+        None | Some("common") if precision < 0 => Ok(Value::from((x * scale).round_ties_even() / scale)),
+        None | Some("common") => {
+            let digits = format!("{x:.*}", precision as usize);
+            Ok(Value::from(digits.parse::<f64>().unwrap_or(x)))
+        }
+        Some("ceil") => Ok(Value::from((x * scale).ceil() / scale)),
+        Some("floor") => Ok(Value::from((x * scale).floor() / scale)),
+        Some(other) => Err(invalid(format!("there is no rounding method '{other}'"))),
+    }
 }
 
 fn indent(text: &str, args: &Args) -> Result<Value, Error> {
