@@ -14,11 +14,14 @@ realm_status chat_template_find(const gguf *g, const char *name, gguf_string *te
                                 realm_error *error);
 
 /* request_json is {"messages":[...],"tools":[...]?,"add_generation_prompt":bool?,...} or a bare
- * list of messages; every other key of it reaches the template. bos_token and eos_token come from
- * t (may be NULL: then they are empty). add_generation_prompt is true if not given.
- *   REALM_INVALID    request_json is not JSON of that shape, or the template raised an exception:
- *                    the sentence is the template's own
- *   REALM_CORRUPT    the template does not parse; line and reason */
+ * list of messages; every other key of it reaches the template. As in apply_chat_template, tools and
+ * documents are none where absent and add_generation_prompt is false: who wants an answer passes true.
+ * bos_token and eos_token are t's unless request_json has them; without t they are empty.
+ *   REALM_INVALID    request_json is not JSON of that shape; the template does not parse or fails, with
+ *                    line and reason; or it raised an exception: the sentence is the template's own
+ *   REALM_TOO_LARGE  template, request or output are over their limits (1, 16 and 64 MiB), or the
+ *                    template ran for too long
+ * Appends to out (which has a cap). Needs 512 KiB of stack. */
 realm_status chat_template_render(gguf_string template_text, const tokenizer *t,
                                   const char *request_json, size_t request_size, buffer *out,
                                   realm_error *error);

@@ -53,7 +53,7 @@ realm_status grammar_accept(grammar *g, token_id id, realm_error *error);
 realm_status grammar_rollback(grammar *g, size_t count, realm_error *error);
 
 /* 1 where the sequence so far satisfies the grammar. */
-int grammar_is_complete(grammar *g);
+int grammar_is_complete(const grammar *g);
 
 /* 1 where nothing but an end may follow. */
 int grammar_is_stopped(const grammar *g);

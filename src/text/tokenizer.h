@@ -10,6 +10,7 @@
 
 #include "base/arena.h"
 #include "base/buffer.h"
+#include "base/buffer.h"
 #include "formats/gguf.h"
 
 typedef struct tokenizer tokenizer;
@@ -34,26 +35,33 @@ void tokenizer_close(tokenizer *t);
 realm_status tokenizer_encode(const tokenizer *t, arena *a, const char *text, size_t size,
                               unsigned flags, token_id **ids, size_t *count, realm_error *error);
 
-/* The bytes that one token adds to the text. Control tokens give "" unless with_special. Borrowed
- * from the tokenizer; may be half a UTF-8 character. size 0 for ids out of range. */
+/* The bytes that one token adds to the text. Control and unknown tokens give "" unless with_special.
+ * Borrowed from the tokenizer; may be half a UTF-8 character. size 0 for ids out of range. */
 const char *tokenizer_piece(const tokenizer *t, token_id id, int with_special, size_t *size);
 
-/* Streaming decode: give it tokens one by one, it gives text that is whole characters. */
+/* The token as the vocabulary spells it ("▁the", "Ġthe", "<0x0A>"). Borrowed; size 0 out of range. */
+const char *tokenizer_text(const tokenizer *t, token_id id, size_t *size);
+
+/* Streaming decode: give it tokens one by one, it gives text that is whole characters. Bytes that can
+ * never become a character give U+FFFD. One thread at a time. */
 typedef struct token_decoder {
     const tokenizer *tokenizer;
     uint8_t held[8]; /* bytes of a character that is not complete yet */
     uint8_t held_size;
-    uint8_t at_start; /* the family drops the space before the very first word */
+    uint8_t at_start; /* set it to drop a space at the very beginning: see tokenizer_decode */
     uint8_t with_special;
 } token_decoder;
 
+/* For text that goes on from other text: nothing is dropped. Borrows t. */
 void token_decoder_init(token_decoder *d, const tokenizer *t, int with_special);
 /* Appends the text that has become complete to out (which has a cap). */
 realm_status token_decoder_add(token_decoder *d, token_id id, buffer *out);
 /* At the end: an unfinished character becomes U+FFFD. */
 realm_status token_decoder_finish(token_decoder *d, buffer *out);
 
-/* Text of a whole sequence, as the command line prints it. */
+/* Text of a whole sequence from its beginning. Where encoding puts a space before the text (see
+ * tokenizer_drops_first_space), the first token loses its leading space. Nothing else is tidied
+ * ("clean_up_tokenization_spaces" would take spaces out of what the model said). */
 realm_status tokenizer_decode(const tokenizer *t, const token_id *ids, size_t count,
                               int with_special, buffer *out);
 
@@ -64,7 +72,9 @@ token_id tokenizer_eos(const tokenizer *t);
 token_id tokenizer_eot(const tokenizer *t);
 token_id tokenizer_unk(const tokenizer *t);
 int tokenizer_adds_bos(const tokenizer *t);
-int tokenizer_adds_eos(const tokenizer *t);
+int tokenizer_adds_eos(const tokenizer *t); /* or SEP, for WordPiece */
+/* 1 if encoding puts a space before a text, so that a whole text decodes to one space too many. */
+int tokenizer_drops_first_space(const tokenizer *t);
 /* 1 for every token that ends a generation: EOS, EOT, EOM and what the vocabulary names so. */
 int tokenizer_ends_generation(const tokenizer *t, token_id id);
 /* The id of a token by its exact vocabulary text, or -1. */
