@@ -26,6 +26,8 @@ const MAX_CONTEXT_BYTES: usize = 64 << 20;
 const MAX_TEXT_BYTES: usize = 64 << 20;
 /// Bytes that all operations of one rendering may read or write together: under a second.
 const MAX_WORK_BYTES: usize = 1 << 30;
+/// Bytes that may be written, into the output or into variables ({% set %}...{% endset %}).
+const MAX_EMITTED_BYTES: usize = 2 * MAX_TEXT_BYTES;
 /// Instructions; about a second as well. The longest published template needs 2000 for a message.
 const MAX_INSTRUCTIONS: u64 = 20_000_000;
 /// MiniJinja takes 4 for a macro's call: 50 calls deep, within 512 KiB of stack.
@@ -36,6 +38,7 @@ pub const TOO_LARGE: &str = "too large: ";
 
 thread_local! {
     static WORK_LEFT: Cell<usize> = const { Cell::new(0) };
+    static EMITTED: Cell<usize> = const { Cell::new(0) };
     /// What the template gave raise_exception: an error's text would come with its place.
     static RAISED: RefCell<Option<String>> = const { RefCell::new(None) };
 }
@@ -50,9 +53,18 @@ pub fn charge(bytes: usize) -> Result<(), Error> {
     Ok(())
 }
 
+fn charge_emitted(bytes: usize) -> Result<(), Error> {
+    EMITTED.set(EMITTED.get() + bytes);
+    match EMITTED.get() > MAX_EMITTED_BYTES {
+        true => charge(usize::MAX),
+        false => Ok(()),
+    }
+}
+
 /// Renders a template with the members of a JSON object as its variables.
 pub fn render(template: &str, context: &str) -> Result<String, Failure> {
     WORK_LEFT.set(MAX_WORK_BYTES);
+    EMITTED.set(0);
     RAISED.take();
 
     let mut context: serde_json::Value = serde_json::from_str(context)
@@ -483,10 +495,12 @@ fn environment(now_ms: Option<i64>) -> Environment<'static> {
     env.set_formatter(|out, _, value| {
         charge(python::size(value) + 8)?;
         if let Some(text) = value.as_str() {
+            charge_emitted(text.len())?;
             return out.write_str(text).map_err(Error::from);
         }
         let text = python::str(value);
         charge(text.len())?;
+        charge_emitted(text.len())?;
         out.write_str(&text).map_err(Error::from)
     });
     add_operators(&mut env);

@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# Builds everything and runs every test; ends with "N passed, N failed". This is what CI runs.
+#
+#   scripts/test.sh              all of it
+#   scripts/test.sh --quick      the release build and its tests only
+#
+# Phases, each timed: what is missing; the release build and its tests; the Rust code of deps/; the
+# integration tests of tests/integration; unit tests and fuzz targets under AddressSanitizer and
+# UndefinedBehaviorSanitizer; those with threads under ThreadSanitizer. A failing test does not stop the
+# rest; a failing build does.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$REALM_ROOT"
+
+quick=
+case ${1:-} in
+    '') ;;
+    --quick) quick=yes ;;
+    *) die "unknown argument '$1'; see the top of the file" ;;
+esac
+
+passed=0 failed=0 skipped=0
+started=$SECONDS phase_started=$SECONDS phase_name=
+cores=$(getconf _NPROCESSORS_ONLN)
+logs=build/test-logs
+mkdir -p "$logs"
+
+phase() {
+    [ -z "$phase_name" ] || echo "---- $phase_name: $((SECONDS - phase_started)) s"
+    phase_name=$1 phase_started=$SECONDS
+    [ -z "$1" ] || echo "==== $1"
+}
+
+# Whatever goes wrong outside a test is one failure, and the last line still says so.
+finish() {
+    local code=$?
+    trap - EXIT
+    if [ $code -ne 0 ] && [ "$failed" = 0 ]; then
+        echo "stopped in: ${phase_name:-the beginning}"
+        failed=1
+    fi
+    phase ''
+    echo "---- all: $((SECONDS - started)) s"
+    if [ "$skipped" -gt 0 ]; then echo "$skipped tests were skipped"; fi
+    echo "$passed passed, $failed failed"
+    [ "$failed" = 0 ] || exit 1
+    exit 0
+}
+trap finish EXIT
+
+# run_ctest PRESET LABELS_PATTERN: runs what matches, adds to the counts.
+run_ctest() {
+    local preset=$1 labels=$2 log=$logs/ctest-$1.log arguments=()
+    [ -z "$labels" ] || arguments=(-L "$labels")
+    ctest --test-dir "build/$preset" --output-on-failure --no-tests=ignore -j "$cores" \
+        ${arguments[@]+"${arguments[@]}"} 2>&1 | tee "$log" | grep -v '^ *Start ' || true
+    local line total wrong missing
+    line=$(grep -E 'tests? passed, [0-9]+ tests? failed out of' "$log" || true)
+    [ -n "$line" ] || return 0
+    total=$(sed -E 's/.* out of ([0-9]+).*/\1/' <<<"$line")
+    wrong=$(sed -E 's/.* passed, ([0-9]+) tests? failed.*/\1/' <<<"$line")
+    missing=$(grep -cE '\(Skipped\)$' "$log" || true)
+    passed=$((passed + total - wrong - missing)) failed=$((failed + wrong)) skipped=$((skipped + missing))
+}
+
+build() {
+    [ -f "build/$1/build.ninja" ] || cmake --preset "$1" >"$logs/configure-$1.log" ||
+        { cat "$logs/configure-$1.log"; die "could not configure build/$1"; }
+    shift_targets=("${@:2}")
+    cmake --build --preset "$1" ${shift_targets[@]+--target "${shift_targets[@]}"} -- --quiet
+}
+
+# tests_with_label PRESET LABEL: the executables behind them.
+tests_with_label() {
+    ctest --test-dir "build/$1" -L "$2" --show-only=json-v1 | python3 -c '
+import json, os, sys
+for test in json.load(sys.stdin)["tests"]:
+    if test.get("command"):
+        print(os.path.basename(test["command"][0]))' | sort -u
+}
+
+phase "what is missing"
+need_build_packages
+need_wasm_rust
+need_packages "clang-format=checks how the code is laid out"
+REALM_MODELS=$REALM_CACHE/models
+export REALM_MODELS
+scripts/fetch_models.sh all >/dev/null
+REALM_MODEL_SMOLLM2=$(scripts/fetch_models.sh smollm2)
+REALM_MODEL_GEMMA3=$(scripts/fetch_models.sh gemma3)
+export REALM_MODEL_SMOLLM2 REALM_MODEL_GEMMA3
+
+phase "layout of the code"
+if scripts/format.sh --check; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+
+phase "release: build"
+build release
+phase "release: tests"
+run_ctest release ''
+
+if [ -d tests/integration ] && compgen -G 'tests/integration/test_*.py' >/dev/null; then
+    phase "integration tests"
+    python=$(python_tools $(ls tests/requirements.txt 2>/dev/null || { echo pytest >"$logs/requirements.txt"; echo "$logs/requirements.txt"; }))
+    REALM_BUILD_DIR=$REALM_ROOT/build/release REALM_BINARY=$REALM_ROOT/build/release/realm \
+        "$python" -m pytest -q -ra tests/integration 2>&1 | tee "$logs/pytest.log" || true
+    line=$(grep -E '^(=+ )?[0-9]+ (passed|failed|error|skipped)|no tests ran' "$logs/pytest.log" | tail -1)
+    count() { sed -nE "s/.*[^0-9]?([0-9]+) $1.*/\1/p" <<<" $line"; }
+    wrong=$(($(count failed || true)+0 + $(count 'errors?' || true)+0)) || wrong=1
+    [ -n "$line" ] || wrong=1
+    passed=$((passed + $(count passed || true)+0)) failed=$((failed + wrong)) skipped=$((skipped + $(count skipped || true)+0))
+fi
+
+if [ -z "$quick" ]; then
+    phase "deps: tests in Rust"
+    PATH=$HOME/.cargo/bin:$PATH cargo test --manifest-path deps/Cargo.toml --release --locked \
+        --target "$(PATH=$HOME/.cargo/bin:$PATH rustc -vV | sed -n 's/^host: //p')" \
+        --target-dir "$REALM_CACHE/deps/target" -q 2>&1 | tee "$logs/cargo.log" | grep -E 'test result|FAILED|panicked|^error' || true
+    grep -q '^test result' "$logs/cargo.log" || { cat "$logs/cargo.log"; failed=$((failed + 1)); }
+    while read -r ok wrong; do
+        passed=$((passed + ok)) failed=$((failed + wrong))
+    done < <(sed -nE 's/^test result: .* ([0-9]+) passed; ([0-9]+) failed.*/\1 \2/p' "$logs/cargo.log")
+
+    phase "AddressSanitizer and UndefinedBehaviorSanitizer"
+    [ -f build/asan/build.ninja ] || cmake --preset asan >"$logs/configure-asan.log"
+    targets=$(tests_with_label asan 'unit|fuzz')
+    # shellcheck disable=SC2086  # a list of targets
+    if [ -n "$targets" ]; then build asan $targets; run_ctest asan 'unit|fuzz'; fi
+
+    phase "ThreadSanitizer"
+    [ -f build/tsan/build.ninja ] || cmake --preset tsan >"$logs/configure-tsan.log"
+    targets=$(tests_with_label tsan tsan)
+    # shellcheck disable=SC2086
+    if [ -n "$targets" ]; then build tsan $targets; run_ctest tsan tsan; else echo "no test is labelled tsan"; fi
+fi
