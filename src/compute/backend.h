@@ -112,6 +112,8 @@ typedef struct weight_source {
     int32_t n_rows, n_cols;
     const void *data;      /* the file's bytes, mapped; borrowed until weight_close */
     const char *name;      /* for messages; borrowed for the call */
+    int from_file;         /* 1: data is a clean mapping of a file, so that a backend which made its
+                              own copy may drop the pages (madvise); 0: leave them */
 } weight_source;
 
 typedef struct backend_memory {

@@ -75,18 +75,22 @@ typedef struct cpu_kernels {
     /* Bytes of scratch, 64-byte aligned, that attention needs for heads of this layer. */
     size_t (*attention_scratch)(const kv_layer *l);
     void (*attention)(const attention_piece *piece, void *scratch);
-    /* Combines the n_splits partials (partial_floats apart) of a piece and writes its out. */
-    void (*attention_combine)(const attention_piece *piece, const float *partials,
+    /* Combines the n_splits partials (partial_floats apart; the first is overwritten) of a piece
+     * and writes its out. NULL: this kernel cannot split. */
+    void (*attention_combine)(const attention_piece *piece, float *partials,
                               size_t partial_floats, int32_t n_splits);
 
     const cpu_matmul *dense; /* F32 arithmetic on weights of every type */
 } cpu_kernels;
 
-extern const cpu_kernels cpu_kernels_reference, cpu_kernels_generic;
+extern const cpu_kernels cpu_kernels_reference;
+#if defined(__aarch64__)
+extern const cpu_kernels cpu_kernels_neon; /* every 64-bit ARM has it */
+#else
+extern const cpu_kernels cpu_kernels_generic;
+#endif
 #if defined(__x86_64__)
 extern const cpu_kernels cpu_kernels_avx2, cpu_kernels_avx512;
-#elif defined(__aarch64__)
-extern const cpu_kernels cpu_kernels_neon;
 #endif
 
 /* The scalar product of any weight type, in double: what every other kernel is tested against. */

@@ -16,6 +16,9 @@
  * type has no meaning as a weight (integers, F64), and then writes nothing. */
 int quants_dequantize(uint32_t type, float *out, const void *blocks, int64_t n);
 
+/* 1 if quants_dequantize knows the type. */
+int quants_is_weight(uint32_t type);
+
 /* n (a multiple of 32) values to Q8_0 blocks of 34 bytes: scale max|x| / 127 as F16, values
  * rounded to nearest, ties away from zero. */
 void quants_quantize_q8_0(void *blocks, const float *x, int64_t n);

@@ -1,0 +1,34 @@
+/* compute/cpu/isa_avx512.c: the kernels for AVX-512 F, BW, VL and DQ.
+ * The .inl files say what is computed and who calls; CMakeLists.txt gives the compiler's flags. */
+#include <math.h>
+
+#include "compute/cpu/cpu_backend.h"
+#include "compute/cpu/vec.h"
+
+#include "compute/cpu/dequantize.inl"
+
+#include "compute/cpu/ops.inl"
+
+#include "compute/cpu/attention.inl"
+
+#include "compute/cpu/dense.inl"
+
+static const cpu_matmul dense = {.name = "f32 avx512",
+                                 .accepts = dense_accepts,
+                                 .input_bytes = dense_input_bytes,
+                                 .prepare = dense_prepare,
+                                 .token_step = 1,
+                                 .product = dense_product};
+
+const cpu_kernels cpu_kernels_avx512 = {.name = "avx512",
+                                       .scale = ops_scale,
+                                       .norm = ops_norm,
+                                       .gated = ops_gated,
+                                       .add = ops_add,
+                                       .soft_cap = ops_soft_cap,
+                                       .rotate = ops_rotate,
+                                       .kv_put = ops_kv_put,
+                                       .attention_scratch = attention_scratch,
+                                       .attention = attention_run_piece,
+                                       .attention_combine = attention_combine,
+                                       .dense = &dense};

@@ -1,0 +1,34 @@
+/* compute/cpu/isa_neon.c: the kernels for NEON of every 64-bit ARM.
+ * The .inl files say what is computed and who calls; CMakeLists.txt gives the compiler's flags. */
+#include <math.h>
+
+#include "compute/cpu/cpu_backend.h"
+#include "compute/cpu/vec.h"
+
+#include "compute/cpu/dequantize.inl"
+
+#include "compute/cpu/ops.inl"
+
+#include "compute/cpu/attention.inl"
+
+#include "compute/cpu/dense.inl"
+
+static const cpu_matmul dense = {.name = "f32 neon",
+                                 .accepts = dense_accepts,
+                                 .input_bytes = dense_input_bytes,
+                                 .prepare = dense_prepare,
+                                 .token_step = 1,
+                                 .product = dense_product};
+
+const cpu_kernels cpu_kernels_neon = {.name = "neon",
+                                       .scale = ops_scale,
+                                       .norm = ops_norm,
+                                       .gated = ops_gated,
+                                       .add = ops_add,
+                                       .soft_cap = ops_soft_cap,
+                                       .rotate = ops_rotate,
+                                       .kv_put = ops_kv_put,
+                                       .attention_scratch = attention_scratch,
+                                       .attention = attention_run_piece,
+                                       .attention_combine = attention_combine,
+                                       .dense = &dense};

@@ -1,0 +1,206 @@
+/* compute/cpu/ops.inl: the operations on rows and elements, for one instruction set.
+ *
+ * Included by isa_<name>.c. What a lane computes is the same wherever its element stands in a
+ * vector, and the last, partial vector goes through the same instructions, so an element's result
+ * does not depend on its neighbours. Sums over a row use LANE_SUMS vectors of lanes, element i
+ * always in the same lane of the same vector. */
+
+static void ops_scale(float *x, int64_t n, float factor)
+{
+    vf f = vf_set(factor);
+    int64_t i = 0;
+    for (; i + VF_LANES <= n; i += VF_LANES)
+        vf_store(x + i, vf_load(x + i) * f);
+    if (i < n)
+        vf_store_part(x + i, vf_load_part(x + i, n - i) * f, n - i);
+}
+
+/* Sums of 4 * VF_LANES interleaved elements keep the rounding error of long rows small. */
+#define LANE_SUMS 4
+
+/* sum (x - shift), or of its square */
+static float ops_row_sum(const float *x, int32_t n, float shift, int squared)
+{
+    vf sums[LANE_SUMS] = {{0}}, s = vf_set(shift);
+    int32_t i = 0;
+    for (; i + LANE_SUMS * VF_LANES <= n; i += LANE_SUMS * VF_LANES) {
+        for (int j = 0; j < LANE_SUMS; j++) {
+            vf v = vf_load(x + i + j * VF_LANES) - s;
+            sums[j] = squared ? vf_fma(v, v, sums[j]) : sums[j] + v;
+        }
+    }
+    for (int j = 0; i < n; i += VF_LANES, j++) {
+        int32_t left = n - i < VF_LANES ? n - i : VF_LANES;
+        vf v = vf_load_part(x + i, left) - s;
+        /* The lanes beyond the row hold zeros, not shifts. */
+        for (int lane = left; lane < VF_LANES; lane++)
+            v[lane] = 0;
+        sums[j] = squared ? vf_fma(v, v, sums[j]) : sums[j] + v;
+    }
+    return vf_sum((sums[0] + sums[2]) + (sums[1] + sums[3]));
+}
+
+static void ops_norm(float *out, const float *x, int32_t n, norm_kind kind, const float *gain,
+                     const float *bias, float epsilon)
+{
+    float mean = kind == NORM_LAYER ? ops_row_sum(x, n, 0, 0) / (float)n : 0;
+    float squares = ops_row_sum(x, n, mean, 1);
+    float inverse = 1.0f / __builtin_sqrtf(squares / (float)n + epsilon);
+    vf m = vf_set(mean), f = vf_set(inverse);
+    int32_t i = 0;
+    for (; i + VF_LANES <= n; i += VF_LANES) {
+        vf v = (vf_load(x + i) - m) * f;
+        if (gain)
+            v = v * vf_load(gain + i);
+        if (bias)
+            v = v + vf_load(bias + i);
+        vf_store(out + i, v);
+    }
+    for (; i < n; i++) {
+        float v = (x[i] - mean) * inverse;
+        if (gain)
+            v = v * gain[i];
+        if (bias)
+            v = v + bias[i];
+        out[i] = v;
+    }
+}
+
+/* x / (1 + e^-x) */
+VF_INLINE vf ops_silu(vf x)
+{
+    return x / (vf_set(1.0f) + vf_exp(-x));
+}
+
+/* 0.5 x (1 + tanh u) = x / (1 + e^-2u): no tanh, and no cancellation for negative x. */
+VF_INLINE vf ops_gelu_tanh(vf x)
+{
+    vf cube = x * x * x;
+    vf u = vf_set(0.79788456080286536f) * vf_fma(vf_set(0.044715f), cube, x);
+    return x / (vf_set(1.0f) + vf_exp(vf_set(-2.0f) * u));
+}
+
+/* The exact GELU is rare (no architecture of ours has it gated): the C library's erfc a lane. */
+VF_INLINE vf ops_gelu(vf x)
+{
+    for (int i = 0; i < VF_LANES; i++)
+        x[i] = (float)(0.5 * (double)x[i] * erfc(-(double)x[i] * M_SQRT1_2));
+    return x;
+}
+
+VF_INLINE vf ops_activate(vf x, activation_kind kind)
+{
+    /* x / (1 + inf) is -0, but -inf / inf would be NaN where the function's limit is 0. */
+    vf y = kind == ACTIVATION_SILU ? ops_silu(x)
+           : kind == ACTIVATION_GELU_TANH ? ops_gelu_tanh(x)
+                                          : ops_gelu(x);
+    return vf_select(x == vf_set(-__builtin_inff()), vf_set(-0.0f), y);
+}
+
+VF_INLINE void ops_gated_kind(float *out, const float *gate, const float *up, int64_t n,
+                              activation_kind kind)
+{
+    int64_t i = 0;
+    for (; i + VF_LANES <= n; i += VF_LANES)
+        vf_store(out + i, ops_activate(vf_load(gate + i), kind) * vf_load(up + i));
+    if (i < n)
+        vf_store_part(out + i,
+                      ops_activate(vf_load_part(gate + i, n - i), kind) *
+                          vf_load_part(up + i, n - i),
+                      n - i);
+}
+
+static void ops_gated(float *out, const float *gate, const float *up, int64_t n,
+                      activation_kind kind)
+{
+    switch (kind) {
+    case ACTIVATION_SILU: ops_gated_kind(out, gate, up, n, ACTIVATION_SILU); break;
+    case ACTIVATION_GELU_TANH: ops_gated_kind(out, gate, up, n, ACTIVATION_GELU_TANH); break;
+    case ACTIVATION_GELU: ops_gated_kind(out, gate, up, n, ACTIVATION_GELU); break;
+    }
+}
+
+static void ops_add(float *out, const float *x, const float *y, int64_t n, float factor)
+{
+    vf f = vf_set(factor);
+    int64_t i = 0;
+    for (; i + VF_LANES <= n; i += VF_LANES)
+        vf_store(out + i, vf_fma(f, vf_load(y + i), vf_load(x + i)));
+    if (i < n)
+        vf_store_part(out + i, vf_fma(f, vf_load_part(y + i, n - i), vf_load_part(x + i, n - i)),
+                      n - i);
+}
+
+static void ops_soft_cap(float *x, int64_t n, float cap)
+{
+    vf c = vf_set(cap);
+    int64_t i = 0;
+    for (; i + VF_LANES <= n; i += VF_LANES)
+        vf_store(x + i, c * vf_tanh(vf_load(x + i) / c));
+    if (i < n)
+        vf_store_part(x + i, c * vf_tanh(vf_load_part(x + i, n - i) / c), n - i);
+}
+
+static void ops_rotate_neox(float *x, int32_t n_pairs, const float *cosines, const float *sines)
+{
+    int32_t i = 0;
+    for (; i + VF_LANES <= n_pairs; i += VF_LANES) {
+        vf a = vf_load(x + i), b = vf_load(x + n_pairs + i);
+        vf c = vf_load(cosines + i), s = vf_load(sines + i);
+        vf_store(x + i, a * c - b * s);
+        vf_store(x + n_pairs + i, a * s + b * c);
+    }
+    for (; i < n_pairs; i++) {
+        float a = x[i], b = x[n_pairs + i];
+        x[i] = a * cosines[i] - b * sines[i];
+        x[n_pairs + i] = a * sines[i] + b * cosines[i];
+    }
+}
+
+static void ops_rotate(float *x, int32_t n_heads, int32_t head_dim, const rope *r,
+                       const float *cosines, const float *sines)
+{
+    int32_t n_pairs = r->n_rot / 2;
+    for (int32_t h = 0; h < n_heads; h++, x += head_dim) {
+        if (r->kind == ROPE_NEOX) {
+            ops_rotate_neox(x, n_pairs, cosines, sines);
+            continue;
+        }
+        for (int32_t i = 0; i < n_pairs; i++) {
+            float a = x[2 * i], b = x[2 * i + 1];
+            x[2 * i] = a * cosines[i] - b * sines[i];
+            x[2 * i + 1] = a * sines[i] + b * cosines[i];
+        }
+    }
+}
+
+/* Saturated as kv_pages.h says; a NaN stays. */
+VF_INLINE vf ops_half_range(vf x)
+{
+    return vf_max(vf_set(-65504.0f), vf_min(vf_set(65504.0f), x));
+}
+
+static void ops_kv_put(const kv_store *kv, const kv_layer *l, uint8_t *head, int32_t slot,
+                       const float *key, const float *value)
+{
+    if (kv->type != DTYPE_F16) {
+        kv_pages_put(kv, l, head, slot, key, value);
+        return;
+    }
+    uint16_t *k = (uint16_t *)(void *)head + slot, halves[VF_LANES];
+    uint16_t *v = (uint16_t *)(void *)(head + l->values) + (size_t)slot * (size_t)l->value_stride;
+    int32_t d = 0;
+    for (; d < l->key_dim; d += VF_LANES) {
+        int32_t left = l->key_dim - d < VF_LANES ? l->key_dim - d : VF_LANES;
+        vf_store_f16(halves, ops_half_range(left == VF_LANES ? vf_load(key + d)
+                                                             : vf_load_part(key + d, left)));
+        for (int32_t i = 0; i < left; i++)
+            k[(size_t)(d + i) * KV_PAGE_TOKENS] = halves[i];
+    }
+    for (d = 0; d + VF_LANES <= l->value_dim; d += VF_LANES)
+        vf_store_f16(v + d, ops_half_range(vf_load(value + d)));
+    /* value_stride is a multiple of every VF_LANES: the padding becomes zero. */
+    for (; d < l->value_stride; d += VF_LANES)
+        vf_store_f16(v + d, ops_half_range(vf_load_part(
+                                value + d, d < l->value_dim ? l->value_dim - d : 0)));
+}
