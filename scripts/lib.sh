@@ -75,6 +75,7 @@ need_wasm_rust() {
     realm_find_wasm_rustc >/dev/null && return 0
     need_packages \
         "rustc=compiles programs in Rust" \
+        "cargo=builds them" \
         "libstd-rust-dev-wasm32=for the sandbox"
     realm_find_wasm_rustc >/dev/null ||
         say "No Rust compiler with the target wasm32-unknown-unknown was found: programs in Rust are left out."

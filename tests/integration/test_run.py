@@ -1,0 +1,245 @@
+"""`realm run` as a user meets it: a real model, the built-in programs, programs of one's own."""
+import json
+import math
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+FRANCE = "The capital of France is"
+
+ECHO = """(module
+  (import "realm" "request_read" (func $read (param i32 i32 i32) (result i32)))
+  (import "realm" "respond_text" (func $say (param i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "realm_abi") (result i32) (i32.const 1))
+  (func (export "realm_handle") (result i32)
+    (call $say (i32.const 0) (call $read (i32.const 0) (i32.const 0) (i32.const 60000)))))
+"""
+
+RANDOM = """(module
+  (import "realm" "random" (func $random (result i64)))
+  (import "realm" "respond_text" (func $say (param i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "realm_abi") (result i32) (i32.const 1))
+  (func (export "realm_handle") (result i32)
+    (local $i i32)
+    (loop $next
+      (i64.store (local.get $i) (i64.and (call $random) (i64.const 0x0f0f0f0f0f0f0f0f)))
+      (i64.store (local.get $i) (i64.add (i64.load (local.get $i)) (i64.const 0x4040404040404040)))
+      (local.set $i (i32.add (local.get $i) (i32.const 8)))
+      (br_if $next (i32.lt_u (local.get $i) (i32.const 64))))
+    (call $say (i32.const 0) (i32.const 64))))
+"""
+
+
+def example(name, *arguments, realm):
+    return subprocess.run([EXAMPLES / name / "run.sh", *map(str, arguments)], capture_output=True,
+                          text=True, timeout=300, env={**os.environ, "REALM_BUILD": str(realm.parent)})
+
+
+def test_the_capital_of_france_is_paris(smollm2, realm):
+    done = example("paris-generation", smollm2, realm=realm)
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout and done.stdout.rstrip().endswith("SUCCESS")
+
+
+def test_gemma_knows_paris_too(run, gemma3):
+    out = run("run", "--model", gemma3, "--chat", "--prompt", "What is the capital of France?",
+              "--max-tokens", 24).out
+    assert "Paris" in out
+
+
+def test_json_has_every_field_that_is_promised(run, smollm2):
+    answer = run("run", "--model", smollm2, "--prompt", FRANCE, "--max-tokens", 8, "--logprobs", 3,
+                 "--json").json
+    assert len(answer["tokens"]) == 8 and answer["finish_reason"] == "length"
+    assert all(isinstance(i, int) for i in answer["prompt_tokens"])
+    assert "".join(t["text"] for t in answer["tokens"]) == answer["text"]
+    for token in answer["tokens"]:
+        assert len(token["top"]) == 3
+        values = [t["logprob"] for t in token["top"]]
+        assert values == sorted(values, reverse=True)
+        # Greedy: the token is the likeliest one.
+        assert token["id"] == token["top"][0]["id"]
+        assert math.isclose(token["logprob"], values[0], abs_tol=1e-5)
+        assert sum(map(math.exp, values)) <= 1 + 1e-4
+    assert answer["timings"]["sandbox_start_us"] > 0
+
+
+def test_text_and_json_say_the_same(run, smollm2):
+    arguments = ["run", "--model", smollm2, "--prompt", FRANCE, "--max-tokens", 12]
+    assert run(*arguments).out.rstrip("\n") == run(*arguments, "--json").json["text"].rstrip("\n")
+
+
+def test_a_prompt_on_standard_input_is_read(run, smollm2):
+    arguments = ["run", "--model", smollm2, "--max-tokens", 8]
+    assert run(*arguments, stdin=FRANCE.encode()).out == run(*arguments, "--prompt", FRANCE).out
+
+
+def test_a_conversation_remembers_what_was_said(run, smollm2):
+    lines = b"My name is Ada.\nWhat is my name?\n"
+    out = run("run", "--model", smollm2, "--chat", "--max-tokens", 24, "--json", stdin=lines).out
+    first, second = map(json.loads, out.splitlines())
+    assert len(second["prompt_tokens"]) > len(first["prompt_tokens"])
+    assert second["prompt_tokens"][:4] == first["prompt_tokens"][:4]
+
+
+@pytest.mark.parametrize("stop", [" of", "\n", "France"])
+def test_nothing_of_a_stop_text_is_emitted(run, smollm2, stop):
+    free = run("run", "--model", smollm2, "--prompt", "Paris is the capital", "--max-tokens", 32, "--json").json
+    if stop not in free["text"]:
+        pytest.skip("the model does not say it")
+    held = run("run", "--model", smollm2, "--prompt", "Paris is the capital", "--max-tokens", 32, "--stop",
+               stop, "--json").json
+    assert held["text"] == free["text"].split(stop)[0]
+    assert held["finish_reason"] == "stop"
+
+
+def test_the_same_seed_gives_the_same_bytes(run, smollm2):
+    def once(seed):
+        answer = run("run", "--model", smollm2, "--prompt", "Once upon a time", "--temperature", 1.1,
+                     "--top-p", 0.95, "--seed", seed, "--max-tokens", 32, "--logprobs", 2, "--json").json
+        del answer["timings"]
+        return answer
+
+    assert once(7) == once(7)
+    assert once(7)["text"] != once(8)["text"]
+
+
+def test_threads_do_not_change_a_bit(run, smollm2):
+    def once(threads):
+        answer = run("run", "--model", smollm2, "--prompt", "Once upon a time " * 20, "--threads", threads,
+                     "--max-tokens", 16, "--logprobs", 5, "--json").json
+        return answer["tokens"]
+
+    assert once(1) == once(2) == once(3)
+
+
+def test_a_seed_replays_a_program_of_ones_own(run, smollm2, tmp_path):
+    program = tmp_path / "random.wat"
+    program.write_text(RANDOM)
+    arguments = ["run", "--model", smollm2, "--program", program, "--prompt", "x"]
+    first = run(*arguments, "--seed", 1).out
+    assert len(first.rstrip("\n")) == 64
+    assert first == run(*arguments, "--seed", 1).out != run(*arguments, "--seed", 2).out
+
+
+def test_the_request_reaches_the_program_as_json(run, smollm2, tmp_path):
+    program = tmp_path / "echo.wat"
+    program.write_text(ECHO)
+    request = json.loads(run("run", "--model", smollm2, "--program", program, "--prompt", 'say "ü"\n',
+                             "--max-tokens", 5, "--temperature", 0.5, "--top-k", 3, "--seed", 9).out)
+    assert request["prompt"] == 'say "ü"\n' and request["max_tokens"] == 5
+    assert request["temperature"] == 0.5 and request["top_k"] == 3 and request["seed"] == 9
+
+
+def test_a_schema_holds_the_model_to_json(run, smollm2):
+    schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20},
+                                               "big": {"type": "boolean"}},
+              "required": ["city", "big"], "additionalProperties": False}
+    out = run("run", "--model", smollm2, "--prompt", "Paris as JSON: ", "--schema", json.dumps(schema),
+              "--max-tokens", 64).out
+    answer = json.loads(out)
+    assert set(answer) == {"city", "big"} and isinstance(answer["big"], bool)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--prompt", "x"], "--model"),
+    (["--model", "m.gguf", "--temprature", "1"], "--temperature"),
+    (["--model", "m.gguf", "--temperature", "hot"], "temperature"),
+    (["--model", "m.gguf", "--max-tokens", "0"], "max-tokens"),
+])
+def test_wrong_usage_exits_with_2_and_says_what(run, arguments, words):
+    done = run("run", *arguments, check=False)
+    assert done.code == 2 and words in done.err and done.out == ""
+
+
+def test_a_missing_model_is_one_clear_sentence(run):
+    done = run("run", "--model", "/nowhere/model.gguf", "--prompt", "x", check=False)
+    assert done.code == 1 and "/nowhere/model.gguf" in done.err and len(done.err.splitlines()) == 1
+
+
+def test_a_truncated_model_is_refused(run, smollm2, tmp_path):
+    whole = smollm2.read_bytes()
+    for size in (0, 3, 24, 1000, len(whole) // 2, len(whole) - 1):
+        damaged = tmp_path / f"cut-{size}.gguf"
+        damaged.write_bytes(whole[:size])
+        done = run("run", "--model", damaged, "--prompt", "x", check=False)
+        assert done.code == 1 and str(damaged.name) in done.err, (size, done.err)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("(module)", "memory"),
+    ("not a module", ""),
+    ('(module (import "env" "f" (func)) (memory (export "memory") 1))', "env"),
+    ('(module (import "realm" "no_such" (func)) (memory (export "memory") 1))', "no_such"),
+    ('(module (import "wasi_snapshot_preview1" "fd_write" (func (param i32 i32 i32 i32) (result i32)))'
+     ' (memory (export "memory") 1))', "wasi_snapshot_preview1"),
+])
+def test_what_is_no_program_of_ours_is_refused(run, smollm2, tmp_path, text, words):
+    program = tmp_path / "program.wat"
+    program.write_text(text)
+    done = run("run", "--model", smollm2, "--program", program, "--prompt", "x", check=False)
+    assert done.code == 1 and words in done.err
+
+
+def test_interrupting_ends_quickly_with_130(realm, smollm2):
+    process = subprocess.Popen([realm, "run", "--model", smollm2, "--prompt", "Once", "--max-tokens", "100000",
+                                "--ignore-eos"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(20)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130 and time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("language", ["c", "rust"])
+def test_a_new_project_builds_and_runs_at_once(run, smollm2, tmp_path, language):
+    folder = tmp_path / "mine"
+    run("init", folder, "--lang", language)
+    built = subprocess.run([folder / "build.sh"], capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr
+    out = run("run", "--model", smollm2, "--program", folder / "program.wasm", "--prompt", FRANCE,
+              "--max-tokens", 8).out
+    assert "Paris" in out
+    again = run("init", folder, "--lang", language, check=False)
+    assert again.code == 1 and "exists" in again.err
+
+
+def test_the_examples_do_what_they_say(smollm2, realm):
+    done = example("layer-by-layer", smollm2, realm=realm)
+    assert done.returncode == 0 and done.stdout.rstrip().endswith("SUCCESS"), done.stdout + done.stderr
+    done = example("simple-realm-test", smollm2, realm=realm)
+    assert done.returncode == 0 and "Paris" in done.stdout, done.stderr
+    done = example("memory64-weights", smollm2, realm=realm)
+    assert done.returncode == 0, done.stderr
+    total = re.search(r"mapped (\d+) tensors of (\d+) layers, (\d+) bytes, byte sum (\d+)", done.stdout)
+    assert total
+    assert tuple(map(int, total.groups())) == layer_bytes(smollm2)
+
+
+def layer_bytes(path):
+    """What memory64-weights must find: from the outside, with the reference reader."""
+    gguf = pytest.importorskip("gguf")
+    numpy = pytest.importorskip("numpy")
+    tensors = [t for t in gguf.GGUFReader(path).tensors if t.name.startswith("blk.")]
+    total = sum(int(numpy.asarray(t.data).view(numpy.uint8).sum(dtype=numpy.uint64)) for t in tensors)
+    layers = {t.name.split(".")[1] for t in tensors}
+    return len(tensors), len(layers), sum(int(t.n_bytes) for t in tensors), total
+
+
+def test_three_tenants_share_one_copy_of_the_weights(smollm2, realm):
+    done = example("multi-tenant", smollm2, realm=realm)
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    record = json.loads(lines["clerk"].split(maxsplit=1)[1])
+    assert set(record) == {"city", "river", "capital"} and record["river"] in ("Seine", "Thames", "Tiber")
+    assert "guest number 1" in lines["concierge"]
+    assert "poet" in lines
