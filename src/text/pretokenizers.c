@@ -29,10 +29,6 @@
 #define QWEN35                                                                                     \
     CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}"                                   \
                  "| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|" BREAKS_OR_SPACES
-#define JAIS2                                                                                      \
-    CONTRACTIONS "|" WORD "|\\p{N}{1,3}|" MARKS "|" BREAKS "|\\s{512}(?!\\S)|\\s{256}(?!\\S)"      \
-                 "|\\s{128}(?!\\S)|\\s{64}(?!\\S)|\\s{32}(?!\\S)|\\s{16}(?!\\S)|\\s{8}(?!\\S)"     \
-                 "|\\s{4}(?!\\S)|\\s{1,2}(?!\\S)|\\s{1}"
 /* Published as (?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+ in the middle: a letter, then letters, marks and
  * single spaces that a letter follows. */
 #define EXAONE_MOE                                                                                 \
@@ -126,7 +122,7 @@ static const pretokenizer rows[] = {
     {"chatglm-bpe", PRE_NO_BOS, {{LLAMA3}}},
     {"glm4", PRE_NO_BOS | PRE_WHOLE_WORDS, {{LLAMA3}}},
     {"glm5", PRE_NO_BOS | PRE_WHOLE_WORDS, {{LLAMA3}}},
-    {"jais-2", 0, {{JAIS2}}},
+    {"jais-2", 0, {{LLAMA3}, {.by_hand = splitter_space_powers}}},
     {"minicpm5", PRE_WHOLE_WORDS, {{"\\p{N}{1,3}"}, {MINICPM5}}},
 
     {"qwen2", 0, {{QWEN2}}},

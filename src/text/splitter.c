@@ -430,3 +430,21 @@ size_t splitter_before_threes(const split_text *text, uint32_t first, uint32_t l
     out[count++] = last;
     return count;
 }
+
+static int is_blank(uint32_t code)
+{
+    return code != '\r' && code != '\n' && unicode_is_space(code);
+}
+
+size_t splitter_space_powers(const split_text *text, uint32_t first, uint32_t last, uint32_t *out)
+{
+    size_t count = 0;
+    if (run_end(text, first, last, is_blank) != last)
+        first = last; /* not all blank: one word */
+    for (uint32_t power = 512; first < last; power /= 2)
+        for (; last - first >= power; first += power)
+            out[count++] = first + power;
+    if (count == 0)
+        out[count++] = last;
+    return count;
+}

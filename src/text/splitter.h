@@ -45,6 +45,11 @@ split_by_hand splitter_threes_from_right;
 /* Cuts before every ASCII digit from which a multiple of three digits is left in its run. */
 split_by_hand splitter_before_threes;
 
+/* A word of white space without line breaks, in the largest powers of two up to 512 that fit; other
+ * words stay whole. (Jais 2 publishes \s{512}(?!\S)|\s{256}(?!\S)|... behind \s*[\r\n]+, which would
+ * read a long run to its end again for every 512 of its spaces.) */
+split_by_hand splitter_space_powers;
+
 typedef struct split_step {
     const char *expression; /* NULL: by_hand */
     split_by_hand *by_hand;
