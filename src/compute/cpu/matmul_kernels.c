@@ -1,10 +1,21 @@
 /* compute/cpu/matmul_kernels.c: which product kernels a processor gets, in which order.
- * One row a kernel; read once when a backend is opened, any thread. */
-#include "compute/cpu/matmul.h"
+ * One row a kernel; read once when a backend is opened, any thread.
+ *
+ * A processor without vectors gets none: F32 arithmetic is faster there than taking packed weights
+ * apart one by one, which matmul_scalar.c is for tests to compare with. */
+#include "compute/cpu/matmul_packed.h"
 
 const cpu_matmul *const *matmul_kernels(const cpu_features *features)
 {
     static const cpu_matmul *const none[] = {NULL};
+#if defined(__x86_64__)
+    static const cpu_matmul *const avx512[] = {&matmul_packed_avx512, NULL};
+    static const cpu_matmul *const avx2[] = {&matmul_packed_avx2, NULL};
+    if (features->avx512_vnni)
+        return avx512;
+    if (features->avx2)
+        return avx2;
+#endif
     (void)features;
     return none;
 }

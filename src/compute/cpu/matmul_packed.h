@@ -1,0 +1,151 @@
+/* compute/cpu/matmul_packed.h: products of packed weights (pack.h) with prepared activations
+ * (matmul_prepared.h): what one instruction set brings, and what all of them share.
+ *
+ * Every instruction set gives the same bits, because each output is made by the same operations:
+ *   acc = 0
+ *   for each block, in order:
+ *       dot = exact integer sum of value * q            (biases taken back, power of two apart)
+ *       acc = fma((float)dot * scale, d, acc)           types with one scale a block
+ *       acc = fma(fma((float)dot1, scale1, (float)dot0 * scale0), d, acc)      with two, a half each
+ *       acc = fma(minimum, sum, acc)                    types with minimums, each half likewise
+ *   the same for each correction, then + bias
+ * and it involves nothing but the row and the token. Integers stay below 2^24 in magnitude or are
+ * rounded to F32 once, as conversion does, so a factor of two in them and its inverse in scale
+ * change nothing.
+ *
+ * Functions here run on pool threads and keep no state. */
+#ifndef REALM_COMPUTE_CPU_MATMUL_PACKED_H
+#define REALM_COMPUTE_CPU_MATMUL_PACKED_H
+
+#include "compute/cpu/matmul.h"
+#include "compute/cpu/matmul_prepared.h"
+#include "compute/cpu/pack.h"
+
+/* A number for each packed type, to index tables. */
+typedef enum pack_kind {
+#define PACK_KIND(type, super, scale_bytes, value_bytes) PACK_##type,
+    PACK_MAP(PACK_KIND)
+#undef PACK_KIND
+        PACK_KINDS
+} pack_kind;
+
+/* What kernels that are compiled once a type ask about it; all are constants there. */
+
+static inline int matmul_has_minimum(pack_kind kind)
+{
+    return kind == PACK_Q4_1 || kind == PACK_Q5_1 || kind == PACK_Q4_K || kind == PACK_Q5_K ||
+           kind == PACK_Q2_K;
+}
+
+/* The minimum is to be subtracted. */
+static inline int matmul_minimum_is_negative(pack_kind kind)
+{
+    return kind == PACK_Q4_K || kind == PACK_Q5_K || kind == PACK_Q2_K;
+}
+
+/* Two scales a block, sixteen columns each. */
+static inline int matmul_has_halves(pack_kind kind)
+{
+    return kind == PACK_Q6_K || kind == PACK_Q3_K || kind == PACK_Q2_K;
+}
+
+static inline int matmul_super(pack_kind kind)
+{
+    static const uint8_t super_blocks[PACK_KINDS] = {
+#define PACK_SUPER(type, super, scale_bytes, value_bytes) super,
+        PACK_MAP(PACK_SUPER)
+#undef PACK_SUPER
+    };
+    return super_blocks[kind];
+}
+
+static inline int matmul_scale_bytes(pack_kind kind)
+{
+    static const uint16_t scale_sizes[PACK_KINDS] = {
+#define PACK_SCALE_BYTES(type, super, scale_bytes, value_bytes) scale_bytes,
+        PACK_MAP(PACK_SCALE_BYTES)
+#undef PACK_SCALE_BYTES
+    };
+    return scale_sizes[kind];
+}
+
+static inline int matmul_value_bytes(pack_kind kind)
+{
+    static const uint16_t value_sizes[PACK_KINDS] = {
+#define PACK_VALUE_BYTES(type, super, scale_bytes, value_bytes) value_bytes,
+        PACK_MAP(PACK_VALUE_BYTES)
+#undef PACK_VALUE_BYTES
+    };
+    return value_sizes[kind];
+}
+
+/* Where a block's scales and values are in a panel (pack.h). */
+static inline const uint8_t *matmul_scales_at(pack_kind kind, const uint8_t *panel, int32_t block)
+{
+    size_t b = (size_t)block, scale_bytes = (size_t)matmul_scale_bytes(kind);
+    if (matmul_super(kind) == 1)
+        return panel + b * scale_bytes;
+    return panel + b / 8 * (scale_bytes + 8 * (size_t)matmul_value_bytes(kind));
+}
+
+static inline const uint8_t *matmul_values_at(pack_kind kind, const uint8_t *panel,
+                                              int32_t n_blocks, int32_t block)
+{
+    size_t b = (size_t)block, scale_bytes = (size_t)matmul_scale_bytes(kind);
+    size_t value_bytes = (size_t)matmul_value_bytes(kind);
+    if (matmul_super(kind) == 1)
+        return panel + ((size_t)n_blocks * scale_bytes + 63) / 64 * 64 + b * value_bytes;
+    return matmul_scales_at(kind, panel, block) + scale_bytes + b % 8 * value_bytes;
+}
+
+/* sums[t][row] = the product of one panel with T neighbouring tokens of a tile, all blocks.
+ * input is the first token's first block; its next block stride inputs on. */
+typedef void (*matmul_tile)(float (*sums)[PACK_ROWS], const uint8_t *panel, size_t panel_bytes,
+                            int32_t n_blocks, const matmul_input *input, size_t stride);
+
+/* Adds the corrections of a group of T <= MATMUL_GROUP tokens. list and input as in
+ * matmul_prepared.h. */
+typedef void (*matmul_correct)(float (*sums)[PACK_ROWS], const uint8_t *panel, int32_t n_blocks,
+                               const uint32_t *list, const matmul_input *input);
+
+typedef struct matmul_isa {
+    /* As cpu_matmul's. */
+    void (*prepare)(void *prepared, const float *x, int32_t first_token, int32_t count,
+                    int32_t n_tokens, int32_t n_cols);
+    const matmul_tile *tiles[PACK_KINDS];       /* [MATMUL_TILE + 1] by T; NULL: not built */
+    const matmul_correct *corrects[PACK_KINDS]; /* [MATMUL_GROUP + 1] by T */
+} matmul_isa;
+
+/* The table of one instruction set, from its file's macros: WIDTHS(X, kind) names the token counts
+ * that it has kernels for (others are put together from them), TILE(kind, T) and CORRECT(kind, T)
+ * define the functions tile_<kind>_<T> and correct_<kind>_<T>. */
+#define MATMUL_TILE_ENTRY(kind, T) [T] = tile_##kind##_##T,
+#define MATMUL_KIND(kind, super, scale_bytes, value_bytes)                                         \
+    WIDTHS(TILE, kind)                                                                      \
+    CORRECT(kind, 1) CORRECT(kind, 2) CORRECT(kind, 3) CORRECT(kind, 4)                            \
+    static const matmul_tile tiles_##kind[MATMUL_TILE + 1] = {                                     \
+        WIDTHS(MATMUL_TILE_ENTRY, kind)};                                                   \
+    static const matmul_correct corrects_##kind[MATMUL_GROUP + 1] = {                              \
+        NULL, correct_##kind##_1, correct_##kind##_2, correct_##kind##_3, correct_##kind##_4};
+#define MATMUL_TILES(kind, super, scale_bytes, value_bytes) [PACK_##kind] = tiles_##kind,
+#define MATMUL_CORRECTS(kind, super, scale_bytes, value_bytes) [PACK_##kind] = corrects_##kind,
+#define MATMUL_ISA(isa)                                                                            \
+    PACK_MAP(MATMUL_KIND)                                                                          \
+    const matmul_isa matmul_isa_##isa = {                                                          \
+        .prepare = prepare,                                                                        \
+        .tiles = {PACK_MAP(MATMUL_TILES)},                                                         \
+        .corrects = {PACK_MAP(MATMUL_CORRECTS)},                                                   \
+    };
+
+extern const matmul_isa matmul_isa_scalar;
+#if defined(__x86_64__)
+extern const matmul_isa matmul_isa_avx2, matmul_isa_avx512;
+#endif
+
+/* The kernels of the backend's contract made of them. Each takes all packed types. */
+extern const cpu_matmul matmul_packed_scalar;
+#if defined(__x86_64__)
+extern const cpu_matmul matmul_packed_avx2, matmul_packed_avx512;
+#endif
+
+#endif

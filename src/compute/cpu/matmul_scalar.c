@@ -1,0 +1,160 @@
+/* compute/cpu/matmul_scalar.c: packed products in plain C: the order of arithmetic that
+ * matmul_packed.h promises, written down once without vectors. Tests hold every instruction set to
+ * these bits. Pool threads; no state. */
+#include <math.h>
+#include <string.h>
+
+#include "compute/cpu/matmul_packed.h"
+
+static int has_minimum(uint32_t type)
+{
+    return type == DTYPE_Q4_1 || type == DTYPE_Q5_1 || type == DTYPE_Q4_K || type == DTYPE_Q5_K ||
+           type == DTYPE_Q2_K;
+}
+
+static int has_halves(uint32_t type)
+{
+    return type == DTYPE_Q6_K || type == DTYPE_Q3_K || type == DTYPE_Q2_K;
+}
+
+typedef struct unpacked {
+    int16_t values[PACK_BLOCK][PACK_ROWS];
+    float scales[2][PACK_ROWS], minimums[2][PACK_ROWS];
+} unpacked;
+
+static float dot(const unpacked *u, const matmul_input *in, int row, int first, int count)
+{
+    int32_t sum = 0;
+    for (int k = first; k < first + count; k++)
+        sum += u->values[k][row] * in->q[k];
+    return (float)sum;
+}
+
+static void add_block(uint32_t type, float *acc, const unpacked *u, const matmul_input *in)
+{
+    for (int r = 0; r < PACK_ROWS; r++) {
+        float y;
+        if (has_halves(type)) {
+            y = dot(u, in, r, 0, 16) * u->scales[0][r];
+            y = fmaf(dot(u, in, r, 16, 16), u->scales[1][r], y);
+        } else {
+            y = dot(u, in, r, 0, 32) * u->scales[0][r];
+        }
+        acc[r] = fmaf(y, in->d, acc[r]);
+        if (has_minimum(type) && has_halves(type)) {
+            acc[r] = fmaf(u->minimums[0][r], in->half_sum[0], acc[r]);
+            acc[r] = fmaf(u->minimums[1][r], in->half_sum[1], acc[r]);
+        } else if (has_minimum(type)) {
+            acc[r] = fmaf(u->minimums[0][r], in->sum, acc[r]);
+        }
+    }
+}
+
+static void tile(uint32_t type, int T, float (*sums)[PACK_ROWS], const uint8_t *panel,
+                 int32_t n_blocks, const matmul_input *in, size_t stride)
+{
+    memset(sums, 0, (size_t)T * sizeof *sums);
+    for (int32_t b = 0; b < n_blocks; b++, in += stride) {
+        unpacked u;
+        pack_block(type, panel, n_blocks, b, u.values, u.scales, u.minimums);
+        for (int t = 0; t < T; t++)
+            add_block(type, sums[t], &u, in + t);
+    }
+}
+
+static void correct(uint32_t type, int T, float (*sums)[PACK_ROWS], const uint8_t *panel,
+                    int32_t n_blocks, const uint32_t *list, const matmul_input *in)
+{
+    for (uint32_t i = 0; i < list[0]; i++, in += T) {
+        int32_t b = (int32_t)(list[1 + i] & ((1u << MATMUL_INDEX_BITS) - 1));
+        unpacked u;
+        pack_block(type, panel, n_blocks, b, u.values, u.scales, u.minimums);
+        for (int t = 0; t < T; t++)
+            if (list[1 + i] >> (MATMUL_INDEX_BITS + t) & 1)
+                add_block(type, sums[t], &u, in + t);
+    }
+}
+
+/* ---- activations ---------------------------------------------------------------------------- */
+
+static float energy(const float *x, int32_t n)
+{
+    float sums[16] = {0};
+    for (int32_t i = 0; i < n; i++)
+        sums[i % 16] += x[i] * x[i];
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            sums[i] += sums[i + half];
+    return sums[0];
+}
+
+static void put_block(matmul_input *in, const int32_t *q, float d)
+{
+    int32_t first = 0, second = 0;
+    for (int i = 0; i < 16; i++) {
+        in->q[i] = (int8_t)q[i];
+        in->q[i + 16] = (int8_t)q[i + 16];
+        first += q[i];
+        second += q[i + 16];
+    }
+    in->d = d;
+    in->sum = d * (float)(first + second);
+    in->bias = -128 * (first + second);
+    in->half_bias[0] = -128 * first;
+    in->half_bias[1] = -128 * second;
+    in->half_sum[0] = d * (float)first;
+    in->half_sum[1] = d * (float)second;
+    in->unused = 0;
+}
+
+static int prepare_block(matmul_input *in, matmul_input *correction, const float *x,
+                         float threshold)
+{
+    int32_t q[32] = {0};
+    float largest = 0;
+    int finite = 1;
+    for (int i = 0; i < 32; i++) {
+        largest = fmaxf(largest, fabsf(x[i]));
+        finite &= isfinite(x[i]) != 0;
+    }
+    if (!finite || largest < 0x1p-100f) {
+        put_block(in, q, finite ? 0 : NAN);
+        return 0;
+    }
+    float d = largest / 127, inverse = 127 / largest, rest[32];
+    for (int i = 0; i < 32; i++)
+        q[i] = (int32_t)lrintf(x[i] * inverse);
+    put_block(in, q, d);
+    if (!(largest > threshold))
+        return 0;
+    for (int i = 0; i < 32; i++)
+        rest[i] = fmaf(-(float)q[i], d, x[i]);
+    inverse = 254 / d;
+    for (int i = 0; i < 32; i++)
+        q[i] = (int32_t)lrintf(rest[i] * inverse);
+    put_block(correction, q, d / 254);
+    return 1;
+}
+
+#include "compute/cpu/matmul_prepare.inl"
+
+/* ---- one function for each type and number of tokens ---------------------------------------- */
+
+#define WIDTHS(X, kind) X(kind, 1) X(kind, 2) X(kind, 3) X(kind, 4) X(kind, 12)
+#define TILE(kind, T)                                                                              \
+    static void tile_##kind##_##T(float (*sums)[PACK_ROWS], const uint8_t *panel,                  \
+                                  size_t panel_bytes, int32_t n_blocks, const matmul_input *input, \
+                                  size_t stride)                                                   \
+    {                                                                                              \
+        (void)panel_bytes;                                                                         \
+        tile(DTYPE_##kind, T, sums, panel, n_blocks, input, stride);                               \
+    }
+#define CORRECT(kind, T)                                                                           \
+    static void correct_##kind##_##T(float (*sums)[PACK_ROWS], const uint8_t *panel,               \
+                                     int32_t n_blocks, const uint32_t *list,                       \
+                                     const matmul_input *input)                                    \
+    {                                                                                              \
+        correct(DTYPE_##kind, T, sums, panel, n_blocks, list, input);                              \
+    }
+
+MATMUL_ISA(scalar)
