@@ -245,7 +245,7 @@ static void attention_weigh(attention_state *s, int32_t i, int32_t base)
     int32_t first = o->window > 0 ? position - o->window + 1 : 0;
     const vf minus_infinity = vf_set(-__builtin_inff());
     vf most = minus_infinity;
-    vi lane;
+    vi lane = {0};
     for (int j = 0; j < VF_LANES; j++)
         lane[j] = base + j;
     for (int32_t t = 0; t < KV_PAGE_TOKENS; t += VF_LANES) {
