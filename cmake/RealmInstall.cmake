@@ -59,6 +59,9 @@ if(rooms AND NOT REALM_SANITIZE)
         COMPATIBILITY SameMinorVersion)
     install(FILES ${PROJECT_BINARY_DIR}/RealmConfig.cmake ${PROJECT_BINARY_DIR}/RealmConfigVersion.cmake
             DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/Realm)
+    # Relative, so that the installed tree may be moved (or put elsewhere by --prefix).
+    file(RELATIVE_PATH REALM_PC_PREFIX
+         /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
     configure_file(${PROJECT_SOURCE_DIR}/cmake/realm.pc.in ${PROJECT_BINARY_DIR}/realm.pc @ONLY)
     install(FILES ${PROJECT_BINARY_DIR}/realm.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 endif()
