@@ -88,6 +88,11 @@ void gguf_writer_u32s(gguf_writer *w, const char *key, const uint32_t *values, s
     add(&w->pairs, values, count * sizeof *values);
 }
 
+void gguf_writer_i32s(gguf_writer *w, const char *key, const int32_t *values, size_t count) {
+    begin_array(w, key, GGUF_I32, count);
+    add(&w->pairs, values, count * sizeof *values);
+}
+
 void gguf_writer_f32s(gguf_writer *w, const char *key, const float *values, size_t count) {
     begin_array(w, key, GGUF_F32, count);
     add(&w->pairs, values, count * sizeof *values);

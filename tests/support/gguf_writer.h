@@ -22,6 +22,7 @@ void gguf_writer_f32(gguf_writer *w, const char *key, float value);
 void gguf_writer_bool(gguf_writer *w, const char *key, int value);
 void gguf_writer_string(gguf_writer *w, const char *key, const char *value);
 void gguf_writer_u32s(gguf_writer *w, const char *key, const uint32_t *values, size_t count);
+void gguf_writer_i32s(gguf_writer *w, const char *key, const int32_t *values, size_t count);
 void gguf_writer_f32s(gguf_writer *w, const char *key, const float *values, size_t count);
 void gguf_writer_strings(gguf_writer *w, const char *key, const char *const *values, size_t count);
 

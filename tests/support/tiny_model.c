@@ -49,7 +49,7 @@ static void vocabulary(gguf_writer *w) {
     const char *tokens[TINY_VOCAB] = {"<unk>", "<s>", "</s>"};
     const char *letters[] = {"\xe2\x96\x81", "a", "b", "c", "d"};
     float scores[TINY_VOCAB] = {0};
-    uint32_t kinds[TINY_VOCAB] = {2, 3, 3};
+    int32_t kinds[TINY_VOCAB] = {2, 3, 3};
     for (int i = 0; i < 256; i++) {
         snprintf(bytes[i], sizeof bytes[i], "<0x%02X>", i);
         tokens[3 + i] = bytes[i];
@@ -62,7 +62,7 @@ static void vocabulary(gguf_writer *w) {
     gguf_writer_string(w, "tokenizer.ggml.model", "llama");
     gguf_writer_strings(w, "tokenizer.ggml.tokens", tokens, TINY_VOCAB);
     gguf_writer_f32s(w, "tokenizer.ggml.scores", scores, TINY_VOCAB);
-    gguf_writer_u32s(w, "tokenizer.ggml.token_type", kinds, TINY_VOCAB);
+    gguf_writer_i32s(w, "tokenizer.ggml.token_type", kinds, TINY_VOCAB);
     gguf_writer_u32(w, "tokenizer.ggml.bos_token_id", 1);
     gguf_writer_u32(w, "tokenizer.ggml.eos_token_id", 2);
     gguf_writer_u32(w, "tokenizer.ggml.unknown_token_id", 0);
