@@ -53,3 +53,9 @@ if(REALM_SANITIZE)
     add_compile_options(-fsanitize=${REALM_SANITIZE} -fno-sanitize-recover=all)
     add_link_options(-fsanitize=${REALM_SANITIZE})
 endif()
+
+# libFuzzer is led by what code it reaches, so all of it reports that; only fuzz targets get its main.
+if(REALM_LIBFUZZER)
+    add_compile_options(-fsanitize=fuzzer-no-link)
+    add_link_options(-fsanitize=fuzzer-no-link)
+endif()
