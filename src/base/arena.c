@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ALIGNMENT 16
-#define FIRST_BLOCK_BYTES 4096
+#define ALIGNMENT                  16
+#define FIRST_BLOCK_BYTES          4096
 #define LARGEST_SHARED_BLOCK_BYTES ((size_t)1 << 20)
 
 struct arena_block {

@@ -46,8 +46,8 @@ static void detect(void)
     uint32_t words[12];
     int complete = 1;
     for (uint32_t i = 0; i < 3; i++)
-        complete &= __get_cpuid(0x80000002u + i, &words[i * 4], &words[i * 4 + 1], &words[i * 4 + 2],
-                                &words[i * 4 + 3]);
+        complete &= __get_cpuid(0x80000002u + i, &words[i * 4], &words[i * 4 + 1],
+                                &words[i * 4 + 2], &words[i * 4 + 3]);
     if (complete) {
         memcpy(g_name, words, sizeof words);
         g_name[48] = 0;
@@ -56,7 +56,7 @@ static void detect(void)
 #elif defined(__aarch64__) && defined(__linux__)
 static void detect(void)
 {
-    g_features.neon_dot = (getauxval(AT_HWCAP) >> 20 & 1) != 0;  /* HWCAP_ASIMDDP */
+    g_features.neon_dot = (getauxval(AT_HWCAP) >> 20 & 1) != 0;   /* HWCAP_ASIMDDP */
     g_features.neon_i8mm = (getauxval(AT_HWCAP2) >> 13 & 1) != 0; /* HWCAP2_I8MM */
     snprintf(g_name, sizeof g_name, "ARM64 processor");
 }
@@ -67,9 +67,7 @@ static void detect(void)
     snprintf(g_name, sizeof g_name, "Apple ARM64 processor");
 }
 #else
-static void detect(void)
-{
-}
+static void detect(void) {}
 #endif
 
 static void detect_and_lower(void)

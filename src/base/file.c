@@ -20,7 +20,8 @@ static realm_status fail_errno(realm_error *error, const char *path, const char 
 realm_status file_map_open(file_map *map, const char *path, realm_error *error)
 {
     *map = (file_map){.descriptor = -1};
-    /* Without O_NONBLOCK a pipe's open would wait for a writer before we can see that it is none. */
+    /* Without O_NONBLOCK a pipe's open would wait for a writer before we can see that it is
+     * none. */
     int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (descriptor < 0)
         return fail_errno(error, path, "open");
@@ -72,7 +73,8 @@ realm_status file_read(arena *a, const char *path, size_t limit, char **data, si
         size_t got = fread(bytes + used, 1, room - used, stream);
         used += got;
         if (used > limit) {
-            status = realm_fail(error, REALM_TOO_LARGE, "'%s' is larger than %zu bytes", path, limit);
+            status = realm_fail(error, REALM_TOO_LARGE, "'%s' is larger than %zu bytes", path,
+                                limit);
             goto out;
         }
         if (used < room) {
@@ -142,7 +144,8 @@ static void flush_folder_of(const char *path)
 {
     char folder[4096];
     const char *slash = strrchr(path, '/');
-    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) + 1 : 1,
+             slash ? path : ".");
     int descriptor = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (descriptor >= 0) {
         fsync(descriptor);

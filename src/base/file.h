@@ -25,8 +25,8 @@ void file_map_close(file_map *map);
 realm_status file_read(arena *a, const char *path, size_t limit, char **data, size_t *size,
                        realm_error *error);
 
-/* Writes path as a whole or not at all: a temporary neighbour, fsync, rename. A new file's mode is 0666
- * less the umask, as any program's. */
+/* Writes path as a whole or not at all: a temporary neighbour, fsync, rename. A new file's mode is
+ * 0666 less the umask, as any program's. */
 realm_status file_write(const char *path, const void *data, size_t size, realm_error *error);
 
 /* Makes the folder and its parents, for the owner alone (0700 where new). */

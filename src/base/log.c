@@ -52,7 +52,7 @@ void log_write(log_level level, const char *room, const char *request, const cha
     va_start(arguments, format);
     realm_fail_v(&said, REALM_OK, format, arguments);
     va_end(arguments);
-    realm_error asked; /* the request's id, which may be the client's own words, made printable too */
+    realm_error asked; /* the request's id, cleaned too: it may be the client's own words */
     realm_fail(&asked, REALM_OK, "%.100s", request ? request : "");
 
     struct timespec now;

@@ -40,7 +40,8 @@ void queue_put(queue *q, queue_node *node)
         q->head = node;
     q->tail = node;
     atomic_fetch_add_explicit(&q->count, 1, memory_order_release);
-    /* Under the mutex: once it is free the taker may have what it waited for and release the queue. */
+    /* Under the mutex: once it is free the taker may have what it waited for and release the
+     * queue. */
     if (q->sleepers > 0)
         pthread_cond_signal(&q->filled);
     pthread_mutex_unlock(&q->mutex);

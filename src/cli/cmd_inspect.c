@@ -9,8 +9,8 @@
 #include "cli/inspect.h"
 #include "cli/options.h"
 
-#define USUAL_CONTEXT_TOKENS 4096   /* when the file does not say what its model was trained for */
-#define MOST_LAYERS          65536  /* so that a lie about layers costs no time */
+#define USUAL_CONTEXT_TOKENS 4096  /* when the file does not say what its model was trained for */
+#define MOST_LAYERS          65536 /* so that a lie about layers costs no time */
 
 /* "llama.block_count" from "block_count", as a key of this model's architecture. */
 typedef struct model_key {
@@ -77,8 +77,8 @@ static realm_status layer_bytes(const inspect_report *report, uint64_t layer, ui
     if (status && (status != REALM_NOT_FOUND || !value_size))
         return status;
     if (__builtin_mul_overflow(kv_heads, 2 * (key_size + value_size), bytes))
-        return realm_fail(error, REALM_CORRUPT, "the keys and values of layer %" PRIu64 " pass 2^64 bytes",
-                          layer);
+        return realm_fail(error, REALM_CORRUPT,
+                          "the keys and values of layer %" PRIu64 " pass 2^64 bytes", layer);
     return REALM_OK;
 }
 
@@ -91,7 +91,8 @@ static realm_status measure_kv(inspect_report *report, realm_error *error)
     if (status)
         return status;
     if (layers > MOST_LAYERS)
-        return realm_fail(error, REALM_CORRUPT, "%" PRIu64 " layers are more than %d", layers, MOST_LAYERS);
+        return realm_fail(error, REALM_CORRUPT, "%" PRIu64 " layers are more than %d", layers,
+                          MOST_LAYERS);
     for (uint64_t layer = 0; layer < layers; layer++) {
         uint64_t bytes;
         status = layer_bytes(report, layer, &bytes, error);
@@ -100,7 +101,8 @@ static realm_status measure_kv(inspect_report *report, realm_error *error)
         if (__builtin_add_overflow(report->kv_bytes_per_token, bytes, &report->kv_bytes_per_token))
             return realm_fail(error, REALM_CORRUPT, "keys and values pass 2^64 bytes a token");
     }
-    if (__builtin_mul_overflow(report->kv_bytes_per_token, report->context_tokens, &report->kv_bytes))
+    if (__builtin_mul_overflow(report->kv_bytes_per_token, report->context_tokens,
+                               &report->kv_bytes))
         return realm_fail(error, REALM_CORRUPT, "keys and values pass 2^64 bytes");
     return REALM_OK;
 }
@@ -144,12 +146,23 @@ int cmd_inspect(int argc, char **argv)
     int json = 0;
     int64_t context = 0;
     const option options[] = {
-        {.name = "json", .kind = OPTION_FLAG, .out = &json, .help = "print one JSON object with everything"},
-        {.name = "context", .letter = 'c', .kind = OPTION_INT, .out = &context, .value = "N", .min = 1,
-         .max = 1e9, .help = "tell the memory of a context of N tokens (default: the model's own length)"},
+        {.name = "json",
+         .kind = OPTION_FLAG,
+         .out = &json,
+         .help = "print one JSON object with everything"},
+        {.name = "context",
+         .letter = 'c',
+         .kind = OPTION_INT,
+         .out = &context,
+         .value = "N",
+         .min = 1,
+         .max = 1e9,
+         .help = "tell the memory of a context of N tokens (default: the model's own length)"},
         {0}};
     const options_positional positionals[] = {
-        {.name = "FILE", .out = &path, .required = 1,
+        {.name = "FILE",
+         .out = &path,
+         .required = 1,
          .help = "a GGUF file; of a model in shards the first (NAME-00001-of-0000N.gguf)"},
         {0}};
     const options_command command = {
@@ -157,7 +170,8 @@ int cmd_inspect(int argc, char **argv)
         .summary = "show what a GGUF file holds and the memory it will need",
         .options = options,
         .positionals = positionals,
-        .notes = "The memory is that of the weights as they lie in the file and of keys and values as F16.\n",
+        .notes =
+            "The memory is that of the weights as in the file, and of keys and values as F16.\n",
     };
     int code = options_parse(&command, argc, argv);
     if (code != OPTIONS_GO_ON)

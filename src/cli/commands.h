@@ -1,9 +1,9 @@
 /* cli/commands.h: the commands of the realm program.
  *
- * Each is one file, cmd_NAME.c, and one row in the list below: main.c dispatches and prints its help
- * from it. A command's argv[0] is its own name, so that it parses its arguments as if it were a
- * program. Commands run on the main thread, print results to standard output and everything else to
- * standard error, and return their exit code; only main.c ends the process.
+ * Each is one file, cmd_NAME.c, and one row in the list below: main.c dispatches and prints its
+ * help from it. A command's argv[0] is its own name, so that it parses its arguments as if it were
+ * a program. Commands run on the main thread, print results to standard output and everything else
+ * to standard error, and return their exit code; only main.c ends the process.
  *
  * Exit codes: 0 it worked; 1 it failed, and one sentence on standard error says why and what to do
  * next; 2 it was called wrongly, and the sentence names the argument. */

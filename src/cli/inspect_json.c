@@ -1,8 +1,8 @@
 /* cli/inspect_json.c: `realm inspect --json`: everything the file holds, as one object.
  *
- * Written straight to the stream, not through jansson: metadata hold u64 that pass jansson's integers and
- * strings that are not UTF-8, and a vocabulary of a quarter of a million strings needs no second copy.
- * Keys keep the file's order. Keys of this object are never renamed or removed. */
+ * Written straight to the stream, not through jansson: metadata hold u64 that pass jansson's
+ * integers and strings that are not UTF-8, and a vocabulary of a quarter of a million strings needs
+ * no second copy. Keys keep the file's order. Keys of this object are never renamed or removed. */
 #include <stdio.h>
 #include <string.h>
 
@@ -92,7 +92,8 @@ static void print_types(const inspect_report *report)
     for (uint32_t i = 0; i < INSPECT_TYPES; i++) {
         const inspect_type *type = &report->types[i];
         if (type->tensors)
-            printf("%s\"%s\": {\"tensors\": %" PRIu64 ", \"parameters\": %" PRIu64 ", \"bytes\": %" PRIu64 "}",
+            printf("%s\"%s\": {\"tensors\": %" PRIu64 ", \"parameters\": %" PRIu64
+                   ", \"bytes\": %" PRIu64 "}",
                    printed++ ? ",\n    " : "\n    ", dtype_name(i), type->tensors, type->parameters,
                    type->bytes);
     }
@@ -102,14 +103,16 @@ static void print_types(const inspect_report *report)
 /* null: the file does not say enough to know. */
 static void print_memory(const inspect_report *report)
 {
-    printf("  \"memory\": {\n    \"weights_bytes\": %" PRIu64 ",\n    \"context_tokens\": %" PRIu64 ",\n",
+    printf("  \"memory\": {\n    \"weights_bytes\": %" PRIu64 ",\n    \"context_tokens\": %" PRIu64
+           ",\n",
            gguf_tensor_bytes(report->g), report->context_tokens);
     if (report->kv_known)
         printf("    \"kv_bytes_per_token\": %" PRIu64 ",\n    \"kv_bytes\": %" PRIu64
                ",\n    \"total_bytes\": %" PRIu64 "\n  }\n",
                report->kv_bytes_per_token, report->kv_bytes, report->total_bytes);
     else
-        printf("    \"kv_bytes_per_token\": null,\n    \"kv_bytes\": null,\n    \"total_bytes\": null\n  }\n");
+        printf("    \"kv_bytes_per_token\": null,\n    \"kv_bytes\": null,\n"
+               "    \"total_bytes\": null\n  }\n");
 }
 
 void inspect_json(const inspect_report *report)

@@ -1,5 +1,5 @@
-/* cli/inspect_print.c: `realm inspect` for people: aligned, long values cut, the summary last, where a
- * terminal ends up. */
+/* cli/inspect_print.c: `realm inspect` for people: aligned, long values cut, the summary last,
+ * where a terminal ends up. */
 #include <stdio.h>
 #include <string.h>
 
@@ -139,9 +139,11 @@ static void print_tensor(const gguf_tensor *t, int width)
     char shape[96], size[32];
     size_t used = 0;
     for (uint32_t d = 0; d < t->n_dims; d++)
-        used += (size_t)snprintf(shape + used, sizeof shape - used, d ? " x %" PRIu64 : "%" PRIu64, t->dims[d]);
+        used += (size_t)snprintf(shape + used, sizeof shape - used, d ? " x %" PRIu64 : "%" PRIu64,
+                                 t->dims[d]);
     print_name(t->name, width);
-    printf("  %-7s  %-20s  %12s\n", dtype_name(t->type), shape, bytes_text(t->size, size, sizeof size));
+    printf("  %-7s  %-20s  %12s\n", dtype_name(t->type), shape,
+           bytes_text(t->size, size, sizeof size));
 }
 
 static void print_tensors(const gguf *g)
@@ -165,8 +167,8 @@ static void print_types(const inspect_report *report)
         const inspect_type *type = &report->types[i];
         char parameters[32], bytes[32];
         if (type->tensors)
-            printf("  %-7s  %8" PRIu64 " tensors  %10s parameters  %12s\n", dtype_name(i), type->tensors,
-                   count_text(type->parameters, parameters, sizeof parameters),
+            printf("  %-7s  %8" PRIu64 " tensors  %10s parameters  %12s\n", dtype_name(i),
+                   type->tensors, count_text(type->parameters, parameters, sizeof parameters),
                    bytes_text(type->bytes, bytes, sizeof bytes));
     }
 }
@@ -186,7 +188,8 @@ static void print_file(const inspect_report *report)
         terminal_print_clean(stdout, report->architecture.data, report->architecture.size);
     else
         fputs("not named", stdout);
-    printf("\n  %-22s%s\n", "parameters", count_text(report->parameters, parameters, sizeof parameters));
+    printf("\n  %-22s%s\n", "parameters",
+           count_text(report->parameters, parameters, sizeof parameters));
 }
 
 static void print_memory(const inspect_report *report)
@@ -199,11 +202,13 @@ static void print_memory(const inspect_report *report)
         printf("  %-22sunknown: %s\n", "keys and values", report->kv_why.message);
         return;
     }
-    printf("  %-22s%12s   F16\n", "KV of one token", bytes_text(report->kv_bytes_per_token, text, sizeof text));
+    printf("  %-22s%12s   F16\n", "KV of one token",
+           bytes_text(report->kv_bytes_per_token, text, sizeof text));
     snprintf(label, sizeof label, "KV of %" PRIu64 " tokens", report->context_tokens);
     printf("  %-22s%12s\n", label, bytes_text(report->kv_bytes, text, sizeof text));
     printf("  %-22s%s%12s%s\n", "together", terminal_style_text(stdout, STYLE_BOLD),
-           bytes_text(report->total_bytes, text, sizeof text), terminal_style_text(stdout, STYLE_PLAIN));
+           bytes_text(report->total_bytes, text, sizeof text),
+           terminal_style_text(stdout, STYLE_PLAIN));
 }
 
 void inspect_print(const inspect_report *report)

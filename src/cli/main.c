@@ -1,7 +1,6 @@
 /* cli/main.c: the realm program: finds the command that argv[1] names and returns its exit code.
  *
- * Commands are weak symbols, so that the program links with those that are built in and says of the
- * others that they are not. The only place where the process ends. */
+ * The only place where the process ends. */
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -17,15 +16,17 @@
 #define REALM_VERSION "0.0.0"
 #endif
 
-#define COMMAND_WEAK(name, summary) __attribute__((weak)) int cmd_##name(int argc, char **argv);
-COMMAND_MAP(COMMAND_WEAK)
-#undef COMMAND_WEAK
-
-typedef struct command {
+static const struct {
     const char *name;
     const char *summary;
-    int (*run)(int argc, char **argv); /* NULL if this build does not have it */
-} command;
+    int (*run)(int argc, char **argv);
+} commands[] = {
+#define COMMAND_ROW(name, summary) {#name, summary, cmd_##name},
+    COMMAND_MAP(COMMAND_ROW)
+#undef COMMAND_ROW
+};
+
+#define COMMAND_COUNT (sizeof commands / sizeof *commands)
 
 int command_failed(const char *name, const realm_error *error)
 {
@@ -35,33 +36,31 @@ int command_failed(const char *name, const realm_error *error)
     return EXIT_FAILED;
 }
 
-static void print_help(const command *commands, size_t count)
+static void print_help(void)
 {
     const char *bold = terminal_style_text(stdout, STYLE_BOLD);
     const char *plain = terminal_style_text(stdout, STYLE_PLAIN);
     printf("%srealm%s: language models for many tenants, each in a sandbox of its own\n\n"
            "%sUsage%s\n  realm COMMAND [arguments]\n\n%sCommands%s\n",
            bold, plain, bold, plain, bold, plain);
-    for (size_t i = 0; i < count; i++)
-        if (commands[i].run)
-            printf("  %s%-10s%s %s\n", bold, commands[i].name, plain, commands[i].summary);
-    printf("\n  realm COMMAND --help explains a command; realm --version prints the version.\n"
-           "\nEnvironment\n"
-           "  REALM_LOG=debug|info|warn|error|off   what is logged to standard error (default warn)\n"
-           "  REALM_CACHE=FOLDER                    where compiled programs and the like are kept\n"
-           "  REALM_CPU=reference|avx2|avx512       do not use newer instructions than these\n"
-           "  NO_COLOR=1                            no colours\n");
+    for (size_t i = 0; i < COMMAND_COUNT; i++)
+        printf("  %s%-10s%s %s\n", bold, commands[i].name, plain, commands[i].summary);
+    printf(
+        "\n  realm COMMAND --help explains a command; realm --version prints the version.\n"
+        "\nEnvironment\n"
+        "  REALM_LOG=debug|info|warn|error|off   what is logged to standard error (default warn)\n"
+        "  REALM_CACHE=FOLDER                    where compiled programs and the like are kept\n"
+        "  REALM_CPU=reference|avx2|avx512       do not use newer instructions than these\n"
+        "  NO_COLOR=1                            no colours\n");
 }
 
-static int unknown_command(const command *commands, size_t count, const char *word)
+static int unknown_command(const char *word)
 {
-    const char *names[32];
-    size_t n_names = 0;
-    for (size_t i = 0; i < count; i++)
-        if (commands[i].run)
-            names[n_names++] = commands[i].name;
+    const char *names[COMMAND_COUNT];
+    for (size_t i = 0; i < COMMAND_COUNT; i++)
+        names[i] = commands[i].name;
     realm_error error;
-    const char *nearest = options_nearest(word, names, n_names);
+    const char *nearest = options_nearest(word, names, COMMAND_COUNT);
     if (nearest)
         realm_fail(&error, REALM_INVALID, "there is no command '%.80s'; did you mean '%s'?", word,
                    nearest);
@@ -99,31 +98,26 @@ static int finish_output(int code)
 
 int main(int argc, char **argv)
 {
-#define COMMAND_ROW(name, summary) {#name, summary, cmd_##name},
-    const command commands[] = {COMMAND_MAP(COMMAND_ROW)};
-#undef COMMAND_ROW
-    const size_t count = sizeof commands / sizeof *commands;
-
-    /* A reader that goes away early, like head(1), ends us quietly, as it ends every filter, even if
-     * whoever started us ignores the signal. What opens sockets ignores it for itself. */
+    /* A reader that goes away early, like head(1), ends us quietly, as it ends every filter, even
+     * if whoever started us ignores the signal. What opens sockets ignores it for itself. */
     signal(SIGPIPE, SIG_DFL);
     if (set_log_level() != EXIT_OK)
         return EXIT_USAGE;
     if (argc < 2) {
-        print_help(commands, count);
+        print_help();
         return EXIT_USAGE;
     }
     const char *word = argv[1];
     if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0 || strcmp(word, "help") == 0) {
-        print_help(commands, count);
+        print_help();
         return finish_output(EXIT_OK);
     }
     if (strcmp(word, "--version") == 0 || strcmp(word, "-V") == 0 || strcmp(word, "version") == 0) {
         printf("realm %s\n", REALM_VERSION);
         return finish_output(EXIT_OK);
     }
-    for (size_t i = 0; i < count; i++)
-        if (strcmp(word, commands[i].name) == 0 && commands[i].run)
+    for (size_t i = 0; i < COMMAND_COUNT; i++)
+        if (strcmp(word, commands[i].name) == 0)
             return finish_output(commands[i].run(argc - 1, argv + 1));
-    return unknown_command(commands, count, word);
+    return unknown_command(word);
 }

@@ -1,4 +1,5 @@
-/* cli/options.c: see options.h. Parsing first, then the help that is printed from the same tables. */
+/* cli/options.c: see options.h. Parsing first, then the help that is printed from the same
+ * tables. */
 #include "cli/options.h"
 
 #include <assert.h>
@@ -49,7 +50,8 @@ static size_t distance(const char *a, const char *b)
 const char *options_nearest(const char *word, const char *const *names, size_t count)
 {
     const char *nearest = NULL;
-    size_t size = strlen(word), best = size / 3 + 2; /* a third of the letters and one may be wrong */
+    size_t size = strlen(word),
+           best = size / 3 + 2; /* a third of the letters and one may be wrong */
     for (size_t i = 0; i < count; i++) {
         size_t far = distance(word, names[i]);
         if (far < best && far < strlen(names[i])) {
@@ -199,7 +201,8 @@ static int take_option(walk *w, const option *o, const char *value)
             return options_wrong(w->command, "--%s needs a value (%s)", o->name, o->value);
         value = w->argv[w->at + 1];
         if (value[0] == '-' && value[1] == '-')
-            return options_wrong(w->command, "--%s needs a value (%s); if it is '%.80s', write --%s=%.80s",
+            return options_wrong(w->command,
+                                 "--%s needs a value (%s); if it is '%.80s', write --%s=%.80s",
                                  o->name, o->value, value, o->name, value);
         w->at++;
     }
@@ -368,8 +371,8 @@ static int print_help(const options_command *command)
     int width = terminal_columns(stdout, 100);
     if (width > 100)
         width = 100;
-    printf("%srealm %s%s: %s\n\n%sUsage%s\n  realm %s", bold, command->name, plain, command->summary,
-           bold, plain, command->name);
+    printf("%srealm %s%s: %s\n\n%sUsage%s\n  realm %s", bold, command->name, plain,
+           command->summary, bold, plain, command->name);
     for (const option *o = command->options; o->name; o++)
         if (o->required)
             printf(" --%s %s", o->name, o->value);
@@ -389,6 +392,7 @@ static int print_help(const options_command *command)
         print_option(o, width);
     print_row("  -h, --help", "print this", width);
     if (command->notes)
-        printf("\n%s%s", command->notes, command->notes[strlen(command->notes) - 1] == '\n' ? "" : "\n");
+        printf("\n%s%s", command->notes,
+               command->notes[strlen(command->notes) - 1] == '\n' ? "" : "\n");
     return EXIT_OK;
 }

@@ -15,10 +15,11 @@
  *     if (code != OPTIONS_GO_ON)
  *         return code;
  *
- * Understood: --name VALUE, --name=VALUE, --flag, -x (a row's letter), -x VALUE, "-" as a positional
- * argument, "--" before positional arguments that begin with a dash, and -h and --help everywhere. A
- * value that begins with two dashes must be written --name=VALUE, so that a forgotten value is noticed. An
- * option given twice takes the last. Main thread; nothing is allocated: texts point into argv. */
+ * Understood: --name VALUE, --name=VALUE, --flag, -x (a row's letter), -x VALUE, "-" as a
+ * positional argument, "--" before positional arguments that begin with a dash, and -h and --help
+ * everywhere. A value that begins with two dashes must be written --name=VALUE, so that a forgotten
+ * value is noticed. An option given twice takes the last. Main thread; nothing is allocated: texts
+ * point into argv. */
 #ifndef REALM_CLI_OPTIONS_H
 #define REALM_CLI_OPTIONS_H
 
@@ -38,8 +39,8 @@ typedef struct option {
     const char *name; /* without dashes; NULL ends the table */
     char letter;      /* 0 for none */
     option_kind kind;
-    void *out;         /* what kind says. Its value before parsing is the default; help shows it if it is
-                          inside min and max (a text: if not NULL), so start at one outside to hide it */
+    void *out; /* what kind says. Its value before parsing is the default; help shows it if it is
+                  inside min and max (a text: if not NULL): start at one outside to hide it */
     const char *value; /* how help calls the value ("FILE"); NULL for a flag */
     double min, max;   /* both included; both 0 means no limits */
     int required;
@@ -49,10 +50,10 @@ typedef struct option {
 typedef struct options_positional {
     const char *name; /* "FILE"; NULL ends the table */
     const char **out; /* into argv; left alone if it is not given */
-    char ***rest;     /* instead of out, in the last row only: takes all that are left. They stand in a
-                         row in argv, which options_parse reorders for it */
-    int *rest_count;  /* with rest: how many */
-    int required;     /* with rest: at least one */
+    char ***rest; /* instead of out, in the last row only: takes all that are left. They stand in a
+                     row in argv, which options_parse reorders for it */
+    int *rest_count; /* with rest: how many */
+    int required;    /* with rest: at least one */
     const char *help;
 } options_positional;
 
@@ -70,17 +71,17 @@ typedef struct options_command {
  * 2 after a wrong argument, which has been told on standard error. */
 int options_parse(const options_command *command, int argc, char **argv);
 
-/* "realm NAME: SENTENCE (see realm NAME --help)" on standard error, for what a table cannot say ("--chat and
- * --prompt exclude each other"); returns 2. */
+/* "realm NAME: SENTENCE (see realm NAME --help)" on standard error, for what a table cannot say
+ * ("--chat and --prompt exclude each other"); returns 2. */
 int options_wrong(const options_command *command, const char *format, ...) REALM_PRINTF(2, 3);
 
-/* Reads "1,8,32" into out; REALM_INVALID if it is no such list, if a number is outside min..max or if there are
- * more than out_count. *count gets how many. */
-realm_status options_int_list(const char *text, int64_t min, int64_t max, int64_t *out, size_t out_count,
-                              size_t *count, realm_error *error);
+/* Reads "1,8,32" into out; REALM_INVALID if it is no such list, if a number is outside min..max or
+ * if there are more than out_count. *count gets how many. */
+realm_status options_int_list(const char *text, int64_t min, int64_t max, int64_t *out,
+                              size_t out_count, size_t *count, realm_error *error);
 
-/* The name in names[0..count) nearest to word (a few wrong, missing, extra or swapped letters), or NULL if
- * none is near enough to be meant. */
+/* The name in names[0..count) nearest to word (a few wrong, missing, extra or swapped letters), or
+ * NULL if none is near enough to be meant. */
 const char *options_nearest(const char *word, const char *const *names, size_t count);
 
 #endif

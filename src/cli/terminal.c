@@ -27,9 +27,9 @@ int terminal_columns(FILE *stream, int fallback)
 const char *terminal_style_text(FILE *stream, terminal_style style)
 {
     static const char *const texts[] = {
-        [STYLE_PLAIN] = "\033[0m",   [STYLE_BOLD] = "\033[1m",  [STYLE_DIM] = "\033[2m",
-        [STYLE_RED] = "\033[31m",    [STYLE_GREEN] = "\033[32m", [STYLE_YELLOW] = "\033[33m",
-        [STYLE_BLUE] = "\033[34m",   [STYLE_CYAN] = "\033[36m",
+        [STYLE_PLAIN] = "\033[0m", [STYLE_BOLD] = "\033[1m",   [STYLE_DIM] = "\033[2m",
+        [STYLE_RED] = "\033[31m",  [STYLE_GREEN] = "\033[32m", [STYLE_YELLOW] = "\033[33m",
+        [STYLE_BLUE] = "\033[34m", [STYLE_CYAN] = "\033[36m",
     };
     return terminal_has_colours(stream) ? texts[style] : "";
 }

@@ -1,4 +1,5 @@
-/* formats/gguf.c: see gguf.h. Opening and closing a set of parsed files, and what is asked of it then. */
+/* formats/gguf.c: see gguf.h. Opening and closing a set of parsed files, and what is asked of it
+ * then. */
 #include "formats/gguf.h"
 
 #include <float.h>
@@ -15,19 +16,20 @@
 static realm_status index_tensors(gguf *g, realm_error *error)
 {
     size_t first = 0, second = 0;
-    realm_status status = gguf_table_build(&g->tensor_table, &g->memory, g->tensors, sizeof *g->tensors,
-                                           g->tensor_count, &first, &second);
+    realm_status status = gguf_table_build(&g->tensor_table, &g->memory, g->tensors,
+                                           sizeof *g->tensors, g->tensor_count, &first, &second);
     if (status == REALM_CORRUPT) {
         const gguf_tensor *t = &g->tensors[second];
         const gguf_file *file = &g->files[t->shard];
         size_t before = 0; /* tensors of earlier shards: entries are numbered by file */
         for (uint32_t i = 0; i < t->shard; i++)
             before += g->files[i].tensor_count;
-        return realm_fail(error, status,
-                          "'%s', offset %" PRIu64 ", tensor %zu '%.*s': name: is tensor %zu's of '%s' already",
-                          gguf_path_tail(file->path), file->tensor_entries[second - before],
-                          second - before, t->name.size < 100 ? (int)t->name.size : 100, t->name.data,
-                          first, gguf_path_tail(g->files[g->tensors[first].shard].path));
+        return realm_fail(
+            error, status,
+            "'%s', offset %" PRIu64 ", tensor %zu '%.*s': name: is tensor %zu's of '%s' already",
+            gguf_path_tail(file->path), file->tensor_entries[second - before], second - before,
+            t->name.size < 100 ? (int)t->name.size : 100, t->name.data, first,
+            gguf_path_tail(g->files[g->tensors[first].shard].path));
     }
     if (status)
         return realm_fail_memory(error, g->tensor_count * sizeof(uint32_t), "tensors' names");
@@ -193,7 +195,8 @@ static int is_unsigned(gguf_type type)
 static realm_status wrong(const gguf_file *file, const gguf_pair *pair, realm_error *error,
                           const char *wanted)
 {
-    return realm_fail(error, REALM_CORRUPT, "'%s', offset %" PRIu64 ", metadata '%.*s': a value of type %s is not %s",
+    return realm_fail(error, REALM_CORRUPT,
+                      "'%s', offset %" PRIu64 ", metadata '%.*s': a value of type %s is not %s",
                       gguf_path_tail(file->path), pair->offset,
                       pair->key.size < 100 ? (int)pair->key.size : 100, pair->key.data,
                       gguf_type_name(pair->value.type), wanted);
@@ -205,7 +208,8 @@ static realm_status find_pair(const gguf_file *file, const char *key, const gguf
     *pair = gguf_table_find(&file->pair_table, key, strlen(key));
     if (*pair)
         return REALM_OK;
-    return realm_fail(error, REALM_NOT_FOUND, "'%s' has no metadata '%s'", gguf_path_tail(file->path), key);
+    return realm_fail(error, REALM_NOT_FOUND, "'%s' has no metadata '%s'",
+                      gguf_path_tail(file->path), key);
 }
 
 realm_status gguf_file_get_u64(const gguf_file *file, const char *key, uint64_t max, uint64_t *out,
@@ -220,14 +224,15 @@ realm_status gguf_file_get_u64(const gguf_file *file, const char *key, uint64_t 
     int fits = is_unsigned(v->type) || (is_signed(v->type) && v->i >= 0);
     if (!fits || number > max)
         return wrong(file, pair, error,
-                     max == UINT32_MAX ? "a number from 0 to 2^32 - 1" : "a whole number from 0 on");
+                     max == UINT32_MAX ? "a number from 0 to 2^32 - 1"
+                                       : "a whole number from 0 on");
     *out = number;
     return REALM_OK;
 }
 
 realm_status gguf_get_u32(const gguf *g, const char *key, uint32_t *out, realm_error *error)
 {
-    uint64_t number;
+    uint64_t number = 0;
     realm_status status = gguf_file_get_u64(&g->files[0], key, UINT32_MAX, &number, error);
     if (!status)
         *out = (uint32_t)number;
@@ -298,8 +303,8 @@ realm_status gguf_get_string(const gguf *g, const char *key, gguf_string *out, r
     return REALM_OK;
 }
 
-realm_status gguf_get_array(const gguf *g, const char *key, gguf_type element, const gguf_value **out,
-                            realm_error *error)
+realm_status gguf_get_array(const gguf *g, const char *key, gguf_type element,
+                            const gguf_value **out, realm_error *error)
 {
     const gguf_pair *pair;
     realm_status status = find_pair(&g->files[0], key, &pair, error);

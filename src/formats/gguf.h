@@ -16,8 +16,19 @@ typedef struct gguf gguf;
 
 /* Value types as the file numbers them. */
 typedef enum gguf_type {
-    GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STRING,
-    GGUF_ARRAY, GGUF_U64, GGUF_I64, GGUF_F64,
+    GGUF_U8,
+    GGUF_I8,
+    GGUF_U16,
+    GGUF_I16,
+    GGUF_U32,
+    GGUF_I32,
+    GGUF_F32,
+    GGUF_BOOL,
+    GGUF_STRING,
+    GGUF_ARRAY,
+    GGUF_U64,
+    GGUF_I64,
+    GGUF_F64,
 } gguf_type;
 
 /* Borrowed bytes inside the mapping; not terminated, may hold any byte. */
@@ -34,11 +45,11 @@ typedef struct gguf_value {
         double f;           /* F32 F64 */
         gguf_string string; /* STRING */
         struct {
-            gguf_type type;     /* of the elements; arrays of arrays are UNSUPPORTED */
+            gguf_type type; /* of the elements; arrays of arrays are UNSUPPORTED */
             uint64_t count;
-            const void *data;   /* scalars: packed little-endian, maybe unaligned: read with
+            const void *data; /* scalars: packed little-endian, maybe unaligned: read with
                                    gguf_array_*; strings: use gguf_array_string */
-            uint32_t index;     /* private: which pair this is, for gguf_array_string */
+            uint32_t index;   /* private: which pair this is, for gguf_array_string */
         } array;
     };
 } gguf_value;
@@ -53,13 +64,13 @@ typedef struct gguf_pair {
 
 typedef struct gguf_tensor {
     gguf_string name;
-    uint32_t type;               /* a dtype */
-    uint32_t n_dims;             /* 1 to 4 */
+    uint32_t type;                /* a dtype */
+    uint32_t n_dims;              /* 1 to 4 */
     uint64_t dims[GGUF_MAX_DIMS]; /* dims[0] is the length of a row (fastest); unused ones are 1 */
-    const uint8_t *data;         /* in the mapping */
-    size_t size;                 /* bytes */
-    uint32_t shard;              /* which file holds it */
-    uint64_t file_offset;        /* of data, in that file */
+    const uint8_t *data;          /* in the mapping */
+    size_t size;                  /* bytes */
+    uint32_t shard;               /* which file holds it */
+    uint64_t file_offset;         /* of data, in that file */
 } gguf_tensor;
 
 /* Opens path and, if its metadata say split.count > 1, its sibling shards

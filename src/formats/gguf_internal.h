@@ -1,9 +1,9 @@
 /* formats/gguf_internal.h: what the gguf_*.c files share and nobody else includes.
  *
  * gguf_parse.c makes a gguf_file of the bytes of one file; gguf_shards.c opens the files and joins
- * them; gguf.c is what the public header gives out; gguf_table.c finds rows by name. All memory comes from
- * the gguf's one arena, which has no cap: every taking is bounded by the bytes of the file that
- * asked for it (see gguf_parse.c). */
+ * them; gguf.c is what the public header gives out; gguf_table.c finds rows by name. All memory
+ * comes from the gguf's one arena, which has no cap: every taking is bounded by the bytes of the
+ * file that asked for it (see gguf_parse.c). */
 #ifndef REALM_FORMATS_GGUF_INTERNAL_H
 #define REALM_FORMATS_GGUF_INTERNAL_H
 
@@ -15,7 +15,8 @@
 #define GGUF_MAX_TENSORS 1048576u
 #define GGUF_MAX_SHARDS  1024u
 
-/* Finds rows of an array by the gguf_string each begins with. Open addressing, at most half full. */
+/* Finds rows of an array by the gguf_string each begins with. Open addressing, at most half
+ * full. */
 typedef struct gguf_table {
     const void *rows;
     size_t stride;
@@ -31,7 +32,8 @@ realm_status gguf_table_build(gguf_table *table, arena *memory, const void *rows
 /* The row, or NULL. */
 const void *gguf_table_find(const gguf_table *table, const char *name, size_t size);
 
-/* One file. Pairs, tensors and tables are in the arena; everything they point to is in the mapping. */
+/* One file. Pairs, tensors and tables are in the arena; everything they point to is in the
+ * mapping. */
 typedef struct gguf_file {
     const char *path; /* for messages; in the arena */
     file_map map;     /* descriptor -1 if the bytes are somebody's memory */
@@ -40,7 +42,8 @@ typedef struct gguf_file {
     gguf_pair *pairs;
     size_t pair_count;
     gguf_table pair_table;
-    uint64_t **string_starts; /* [pair_count]: of an array of strings, where each one's length stands,
+    uint64_t *
+        *string_starts; /* [pair_count]: of an array of strings, where each one's length stands,
                                  from the start of the file; else NULL */
     gguf_tensor *tensors;
     uint64_t *tensor_entries; /* [tensor_count]: where each is described, for messages */

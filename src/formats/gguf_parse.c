@@ -17,12 +17,14 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
                "fields are read as they lie in the file, which is little-endian");
 
-#define DEFAULT_ALIGNMENT   32u
-#define SMALLEST_ALIGNMENT  8u     /* the specification's; what makes F64 data aligned */
-#define LARGEST_KEY_BYTES   65535u /* the specification's */
-#define LARGEST_NAME_BYTES  1024u  /* the specification says 64, and converters pass it now and then */
-#define SMALLEST_PAIR_BYTES (8 + 1 + 4 + 1)          /* length, a letter, type, a byte */
-#define SMALLEST_TENSOR_BYTES (8 + 1 + 4 + 8 + 4 + 8) /* length, a letter, n_dims, a dim, type, offset */
+#define DEFAULT_ALIGNMENT  32u
+#define SMALLEST_ALIGNMENT 8u     /* the specification's; what makes F64 data aligned */
+#define LARGEST_KEY_BYTES  65535u /* the specification's */
+#define LARGEST_NAME_BYTES                                                                         \
+    1024u /* the specification says 64, and converters pass it now and then */
+#define SMALLEST_PAIR_BYTES (8 + 1 + 4 + 1) /* length, a letter, type, a byte */
+#define SMALLEST_TENSOR_BYTES                                                                      \
+    (8 + 1 + 4 + 8 + 4 + 8) /* length, a letter, n_dims, a dim, type, offset */
 
 typedef struct reader {
     const gguf_file *file;
@@ -37,9 +39,9 @@ typedef struct reader {
 size_t gguf_type_size(uint32_t type)
 {
     static const uint8_t sizes[] = {
-        [GGUF_U8] = 1,   [GGUF_I8] = 1,    [GGUF_U16] = 2,    [GGUF_I16] = 2,   [GGUF_U32] = 4,
-        [GGUF_I32] = 4,  [GGUF_F32] = 4,   [GGUF_BOOL] = 1,   [GGUF_STRING] = 0, [GGUF_ARRAY] = 0,
-        [GGUF_U64] = 8,  [GGUF_I64] = 8,   [GGUF_F64] = 8,
+        [GGUF_U8] = 1,  [GGUF_I8] = 1,  [GGUF_U16] = 2,  [GGUF_I16] = 2,    [GGUF_U32] = 4,
+        [GGUF_I32] = 4, [GGUF_F32] = 4, [GGUF_BOOL] = 1, [GGUF_STRING] = 0, [GGUF_ARRAY] = 0,
+        [GGUF_U64] = 8, [GGUF_I64] = 8, [GGUF_F64] = 8,
     };
     return type < sizeof sizes ? sizes[type] : 0;
 }
@@ -53,12 +55,12 @@ const char *gguf_path_tail(const char *path)
 
 /* ---- refusing ---- */
 
-static realm_status refuse(const reader *r, realm_status status, uint64_t offset, const char *format,
-                           ...) REALM_PRINTF(4, 5);
+static realm_status refuse(const reader *r, realm_status status, uint64_t offset,
+                           const char *format, ...) REALM_PRINTF(4, 5);
 
 /* "'tiny.gguf', offset 96, metadata 3 'general.name': " and then the format. */
-static realm_status refuse(const reader *r, realm_status status, uint64_t offset, const char *format,
-                           ...)
+static realm_status refuse(const reader *r, realm_status status, uint64_t offset,
+                           const char *format, ...)
 {
     realm_error why;
     va_list arguments;
@@ -70,8 +72,8 @@ static realm_status refuse(const reader *r, realm_status status, uint64_t offset
         snprintf(where, sizeof where, " %" PRIu64, r->ordinal);
     int shown = r->name.size < 100 ? (int)r->name.size : 100;
     return realm_fail(r->error, status, "'%s', offset %" PRIu64 ", %s%s%s%.*s%s: %s",
-                      gguf_path_tail(r->file->path), offset, r->part, where, shown ? " '" : "", shown,
-                      shown ? r->name.data : "", shown ? "'" : "", why.message);
+                      gguf_path_tail(r->file->path), offset, r->part, where, shown ? " '" : "",
+                      shown, shown ? r->name.data : "", shown ? "'" : "", why.message);
 }
 
 static realm_status refuse_memory(const reader *r, size_t bytes)
@@ -91,8 +93,8 @@ static realm_status need(const reader *r, uint64_t size, const char *field)
 {
     if (size <= left(r))
         return REALM_OK;
-    return refuse(r, REALM_CORRUPT, r->at, "%s: needs %" PRIu64 " bytes and the file has %zu left", field,
-                  size, left(r));
+    return refuse(r, REALM_CORRUPT, r->at, "%s: needs %" PRIu64 " bytes and the file has %zu left",
+                  field, size, left(r));
 }
 
 static realm_status read_u32(reader *r, uint32_t *out, const char *field)
@@ -123,7 +125,8 @@ static realm_status read_string(reader *r, gguf_string *out, const char *field)
         return status;
     if (size > left(r))
         return refuse(r, REALM_CORRUPT, start,
-                      "%s: claims %" PRIu64 " bytes and the file has %zu left", field, size, left(r));
+                      "%s: claims %" PRIu64 " bytes and the file has %zu left", field, size,
+                      left(r));
     *out = (gguf_string){(const char *)r->file->map.data + r->at, (size_t)size};
     r->at += (size_t)size;
     return REALM_OK;
@@ -156,7 +159,8 @@ static realm_status check_version(const reader *r, uint32_t version)
         return REALM_OK;
     if ((version & 0xFFFF) == 0 && version != 0)
         return refuse(r, REALM_UNSUPPORTED, 4,
-                      "version: 0x%08" PRIx32 " means a big-endian file, which Realm does not read", version);
+                      "version: 0x%08" PRIx32 " means a big-endian file, which Realm does not read",
+                      version);
     if (version == 0)
         return refuse(r, REALM_CORRUPT, 4, "version: is 0");
     return refuse(r, REALM_UNSUPPORTED, 4, "version: is %" PRIu32 "; Realm reads 2 and 3", version);
@@ -191,7 +195,8 @@ static realm_status parse_header(reader *r, header *h, uint32_t *version)
 
 /* ---- metadata ---- */
 
-static realm_status check_bools(const reader *r, const uint8_t *bytes, size_t count, uint64_t offset)
+static realm_status check_bools(const reader *r, const uint8_t *bytes, size_t count,
+                                uint64_t offset)
 {
     for (size_t i = 0; i < count; i++)
         if (bytes[i] > 1)
@@ -238,8 +243,8 @@ static realm_status parse_scalar(reader *r, gguf_value *value)
     return value->type == GGUF_BOOL ? check_bools(r, at, 1, start) : REALM_OK;
 }
 
-/* Remembers where each string begins: they have different lengths, and the vocabulary of a quarter of
- * a million is read by number. Eight bytes a string, which took at least as many in the file. */
+/* Remembers where each string begins: they have different lengths, and the vocabulary of a quarter
+ * of a million is read by number. Eight bytes a string, which took at least as many in the file. */
 static realm_status parse_strings(reader *r, uint64_t count, uint64_t **starts, arena *memory)
 {
     *starts = arena_take_array(memory, (size_t)count, sizeof **starts);
@@ -263,8 +268,8 @@ static realm_status parse_array(reader *r, gguf_value *value, uint64_t **starts,
     if (!status && type == GGUF_ARRAY)
         return refuse(r, REALM_UNSUPPORTED, start, "type: arrays of arrays are not read");
     if (!status && type > GGUF_F64)
-        return refuse(r, REALM_CORRUPT, start, "type of the array's elements: there is no type %" PRIu32,
-                      type);
+        return refuse(r, REALM_CORRUPT, start,
+                      "type of the array's elements: there is no type %" PRIu32, type);
     if (!status)
         status = read_u64(r, &count, "count of the array");
     if (status)
@@ -272,8 +277,8 @@ static realm_status parse_array(reader *r, gguf_value *value, uint64_t **starts,
     size_t smallest = type == GGUF_STRING ? 8 : gguf_type_size(type);
     if (count > left(r) / smallest)
         return refuse(r, REALM_CORRUPT, start + 4,
-                      "count of the array: %" PRIu64 " elements do not fit in the %zu bytes left", count,
-                      left(r));
+                      "count of the array: %" PRIu64 " elements do not fit in the %zu bytes left",
+                      count, left(r));
     value->array.type = (gguf_type)type;
     value->array.count = count;
     value->array.data = r->file->map.data + r->at;
@@ -295,7 +300,8 @@ static realm_status parse_pair(reader *r, gguf_pair *pair, uint64_t **starts, ar
     if (status)
         return status;
     if (type > GGUF_F64)
-        return refuse(r, REALM_CORRUPT, r->at - 4, "type of the value: there is no type %" PRIu32, type);
+        return refuse(r, REALM_CORRUPT, r->at - 4, "type of the value: there is no type %" PRIu32,
+                      type);
     pair->value.type = (gguf_type)type;
     if (type == GGUF_ARRAY)
         return parse_array(r, &pair->value, starts, memory);
@@ -319,13 +325,13 @@ static realm_status parse_pairs(reader *r, gguf_file *file, size_t count, arena 
     }
     file->pair_count = count;
     size_t first = 0, second = 0;
-    realm_status status = gguf_table_build(&file->pair_table, memory, file->pairs, sizeof *file->pairs,
-                                           count, &first, &second);
+    realm_status status = gguf_table_build(&file->pair_table, memory, file->pairs,
+                                           sizeof *file->pairs, count, &first, &second);
     r->ordinal = second;
     if (status == REALM_CORRUPT) {
         r->name = file->pairs[second].key;
-        return refuse(r, status, file->pairs[second].offset, "key: stands at offset %" PRIu64 " already",
-                      file->pairs[first].offset);
+        return refuse(r, status, file->pairs[second].offset,
+                      "key: stands at offset %" PRIu64 " already", file->pairs[first].offset);
     }
     return status ? refuse_memory(r, count) : REALM_OK;
 }
@@ -337,15 +343,16 @@ static realm_status read_alignment(reader *r, gguf_file *file)
     if (!pair)
         return REALM_OK;
     uint64_t alignment = 0;
-    realm_status status =
-        gguf_file_get_u64(file, "general.alignment", UINT32_MAX, &alignment, r->error);
+    realm_status status = gguf_file_get_u64(file, "general.alignment", UINT32_MAX, &alignment,
+                                            r->error);
     if (status)
         return status;
     if (alignment < SMALLEST_ALIGNMENT || (alignment & (alignment - 1)) != 0) {
         r->name = pair->key;
         r->ordinal = (uint64_t)(pair - file->pairs);
-        return refuse(r, REALM_CORRUPT, pair->offset, "value: %" PRIu64 " is not a power of two from %u on",
-                      alignment, SMALLEST_ALIGNMENT);
+        return refuse(r, REALM_CORRUPT, pair->offset,
+                      "value: %" PRIu64 " is not a power of two from %u on", alignment,
+                      SMALLEST_ALIGNMENT);
     }
     file->alignment = (uint32_t)alignment;
     return REALM_OK;
@@ -360,8 +367,8 @@ static realm_status parse_dims(reader *r, gguf_tensor *t)
     if (status)
         return status;
     if (t->n_dims < 1 || t->n_dims > GGUF_MAX_DIMS)
-        return refuse(r, REALM_CORRUPT, r->at - 4, "n_dims: %" PRIu32 " is not from 1 to %d", t->n_dims,
-                      GGUF_MAX_DIMS);
+        return refuse(r, REALM_CORRUPT, r->at - 4, "n_dims: %" PRIu32 " is not from 1 to %d",
+                      t->n_dims, GGUF_MAX_DIMS);
     for (uint32_t i = 0; i < GGUF_MAX_DIMS; i++)
         t->dims[i] = 1;
     for (uint32_t i = 0; i < t->n_dims; i++) {
@@ -372,7 +379,8 @@ static realm_status parse_dims(reader *r, gguf_tensor *t)
             return refuse(r, REALM_CORRUPT, r->at - 8, "dims[%" PRIu32 "]: is 0", i);
         if (__builtin_mul_overflow(elements, t->dims[i], &elements) || elements > INT64_MAX)
             return refuse(r, REALM_CORRUPT, r->at - 8,
-                          "dims[%" PRIu32 "]: with %" PRIu64 " the elements pass 2^63", i, t->dims[i]);
+                          "dims[%" PRIu32 "]: with %" PRIu64 " the elements pass 2^63", i,
+                          t->dims[i]);
     }
     return REALM_OK;
 }
@@ -385,7 +393,8 @@ static realm_status parse_tensor_type(reader *r, gguf_tensor *t)
     uint64_t offset = r->at - 4;
     uint32_t block = dtype_block_elements(t->type);
     if (!block)
-        return refuse(r, REALM_UNSUPPORTED, offset, "type: %" PRIu32 " is none that Realm reads", t->type);
+        return refuse(r, REALM_UNSUPPORTED, offset, "type: %" PRIu32 " is none that Realm reads",
+                      t->type);
     if (t->dims[0] % block)
         return refuse(r, REALM_CORRUPT, offset,
                       "dims[0]: a row of %" PRIu64 " is no whole number of %s's blocks of %" PRIu32,
@@ -411,7 +420,8 @@ static realm_status parse_tensor(reader *r, gguf_tensor *t)
     return status;
 }
 
-static realm_status parse_tensors(reader *r, gguf_file *file, size_t count, uint32_t shard, arena *memory)
+static realm_status parse_tensors(reader *r, gguf_file *file, size_t count, uint32_t shard,
+                                  arena *memory)
 {
     r->part = "tensor";
     file->tensors = arena_take_array(memory, count, sizeof *file->tensors);
@@ -444,13 +454,13 @@ static realm_status place_tensor(reader *r, gguf_file *file, size_t i, uint64_t 
     return_to(r, file, i);
     if (t->file_offset % file->alignment)
         return refuse(r, REALM_CORRUPT, entry,
-                      "offset: %" PRIu64 " is not a multiple of the alignment %" PRIu32, t->file_offset,
-                      file->alignment);
+                      "offset: %" PRIu64 " is not a multiple of the alignment %" PRIu32,
+                      t->file_offset, file->alignment);
     if (__builtin_add_overflow(data_start, t->file_offset, &begin) || begin > size ||
         t->size > size - begin)
         return refuse(r, REALM_CORRUPT, entry,
-                      "offset: %zu bytes at %" PRIu64 " of the data pass the file's end; it has %" PRIu64
-                      " bytes of data",
+                      "offset: %zu bytes at %" PRIu64
+                      " of the data pass the file's end; it has %" PRIu64 " bytes of data",
                       t->size, t->file_offset, size > data_start ? size - data_start : 0);
     t->file_offset = begin;
     t->data = file->map.data + begin;
@@ -483,7 +493,8 @@ static realm_status check_overlaps(reader *r, const gguf_file *file)
 {
     const gguf_tensor *t = file->tensors;
     size_t count = file->tensor_count, in_order = 1;
-    while (in_order < count && t[in_order - 1].file_offset + t[in_order - 1].size <= t[in_order].file_offset)
+    while (in_order < count &&
+           t[in_order - 1].file_offset + t[in_order - 1].size <= t[in_order].file_offset)
         in_order++;
     if (in_order >= count)
         return REALM_OK;

@@ -2,8 +2,8 @@
  *
  * NAME-00001-of-0000N.gguf holds the metadata; it and its siblings each say split.no (from 0),
  * split.count and split.tensors.count (of all together). The name leads to the siblings, and what
- * each says of itself must agree: a link back to the first, a copy under a wrong number or a file of
- * another model is found by that, not by reading tensors twice. */
+ * each says of itself must agree: a link back to the first, a copy under a wrong number or a file
+ * of another model is found by that, not by reading tensors twice. */
 #include <stdio.h>
 #include <string.h>
 
@@ -50,7 +50,8 @@ static realm_status read_split(const gguf_file *file, split *s, realm_error *err
         return status;
     }
     if (s->count > GGUF_MAX_SHARDS)
-        return refuse(file, "split.count", error, "%" PRIu64 " is more than %u", s->count, GGUF_MAX_SHARDS);
+        return refuse(file, "split.count", error, "%" PRIu64 " is more than %u", s->count,
+                      GGUF_MAX_SHARDS);
     status = read_number(file, "split.no", 1, &s->no, error);
     if (!status)
         status = read_number(file, "split.tensors.count", 0, &s->tensor_count, error);
@@ -63,7 +64,8 @@ realm_status gguf_shards_refuse(const gguf_file *file, realm_error *error)
     realm_status status = read_split(file, &s, error);
     if (status || s.count == 1)
         return status;
-    return realm_fail(error, REALM_UNSUPPORTED, "'%s' is one of %" PRIu64 " shards; open them from disk",
+    return realm_fail(error, REALM_UNSUPPORTED,
+                      "'%s' is one of %" PRIu64 " shards; open them from disk",
                       gguf_path_tail(file->path), s.count);
 }
 
@@ -84,15 +86,16 @@ static realm_status check_first(const gguf_file *first, const split *s, realm_er
 {
     if (s->no != 0)
         return realm_fail(error, REALM_INVALID,
-                          "'%s' is shard %" PRIu64 " of %" PRIu64 "; open the first one, -00001-of-%05" PRIu64
-                          ".gguf",
+                          "'%s' is shard %" PRIu64 " of %" PRIu64
+                          "; open the first one, -00001-of-%05" PRIu64 ".gguf",
                           gguf_path_tail(first->path), s->no + 1, s->count, s->count);
     char ending[40];
     int size = snprintf(ending, sizeof ending, "-00001-of-%05" PRIu64 ".gguf", s->count);
     size_t length = strlen(first->path);
     if (length < (size_t)size || strcmp(first->path + length - (size_t)size, ending) != 0)
         return refuse(first, "split.count", error,
-                      "is %" PRIu64 ", so the file's name must end in %s for the others to be found",
+                      "is %" PRIu64
+                      ", so the file's name must end in %s for the others to be found",
                       s->count, ending);
     return REALM_OK;
 }
@@ -105,15 +108,16 @@ static realm_status check_sibling(const gguf_file *file, uint32_t shard, const s
     if (status)
         return status;
     if (s.count != first->count)
-        return refuse(file, "split.count", error, "is %" PRIu64 " and the first shard's %" PRIu64, s.count,
-                      first->count);
+        return refuse(file, "split.count", error, "is %" PRIu64 " and the first shard's %" PRIu64,
+                      s.count, first->count);
     if (s.no != shard)
-        return refuse(file, "split.no", error, "is %" PRIu64 " in shard %" PRIu32 ", counted from 0", s.no,
-                      shard);
+        return refuse(file, "split.no", error,
+                      "is %" PRIu64 " in shard %" PRIu32 ", counted from 0", s.no, shard);
     if (s.tensor_count != UINT64_MAX && first->tensor_count != UINT64_MAX &&
         s.tensor_count != first->tensor_count)
-        return refuse(file, "split.tensors.count", error, "is %" PRIu64 " and the first shard's %" PRIu64,
-                      s.tensor_count, first->tensor_count);
+        return refuse(file, "split.tensors.count", error,
+                      "is %" PRIu64 " and the first shard's %" PRIu64, s.tensor_count,
+                      first->tensor_count);
     return REALM_OK;
 }
 
@@ -122,13 +126,14 @@ static realm_status open_siblings(gguf *g, const split *first, realm_error *erro
     const char *path = g->files[0].path;
     int stem = (int)(strlen(path) - strlen("-00001-of-00001.gguf"));
     for (uint32_t shard = 1; shard < first->count; shard++) {
-        const char *sibling = arena_printf(&g->memory, "%.*s-%05" PRIu32 "-of-%05" PRIu64 ".gguf", stem,
-                                           path, shard + 1, first->count);
+        const char *sibling = arena_printf(&g->memory, "%.*s-%05" PRIu32 "-of-%05" PRIu64 ".gguf",
+                                           stem, path, shard + 1, first->count);
         if (!sibling)
             return realm_fail_memory(error, strlen(path), "a path");
         realm_status status = open_file(g, shard, sibling, error);
         if (status)
-            return realm_fail_in(error, status, "shard %" PRIu32 " of %" PRIu64, shard + 1, first->count);
+            return realm_fail_in(error, status, "shard %" PRIu32 " of %" PRIu64, shard + 1,
+                                 first->count);
         status = check_sibling(&g->files[shard], shard, first, error);
         if (status)
             return status;
@@ -143,8 +148,8 @@ static realm_status join_tensors(gguf *g, const split *first, realm_error *error
     for (uint32_t i = 0; i < g->file_count; i++)
         total += g->files[i].tensor_count;
     if (total > GGUF_MAX_TENSORS)
-        return refuse(&g->files[0], "split.count", error, "the shards hold %zu tensors; %u are allowed",
-                      total, GGUF_MAX_TENSORS);
+        return refuse(&g->files[0], "split.count", error,
+                      "the shards hold %zu tensors; %u are allowed", total, GGUF_MAX_TENSORS);
     if (first->tensor_count != UINT64_MAX && first->tensor_count != total)
         return refuse(&g->files[0], "split.tensors.count", error,
                       "is %" PRIu64 " and the shards hold %zu", first->tensor_count, total);
@@ -153,7 +158,8 @@ static realm_status join_tensors(gguf *g, const split *first, realm_error *error
         return realm_fail_memory(error, total * sizeof *g->tensors, "tensors");
     for (uint32_t i = 0; i < g->file_count; i++) {
         const gguf_file *file = &g->files[i];
-        memcpy(g->tensors + g->tensor_count, file->tensors, file->tensor_count * sizeof *g->tensors);
+        memcpy(g->tensors + g->tensor_count, file->tensors,
+               file->tensor_count * sizeof *g->tensors);
         g->tensor_count += file->tensor_count;
     }
     return REALM_OK;

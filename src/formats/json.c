@@ -9,9 +9,9 @@
 
 /* ---- parsing ---- */
 
-/* jansson nests up to 2048 whatever we ask, and recurses. So brackets are counted before: those in strings
- * are not brackets, and a backslash hides the quote after it. Returns the offset of the bracket that
- * is too deep, or size. */
+/* jansson nests up to 2048 whatever we ask, and recurses. So brackets are counted before: those in
+ * strings are not brackets, and a backslash hides the quote after it. Returns the offset of the
+ * bracket that is too deep, or size. */
 static size_t find_too_deep(const char *text, size_t size, unsigned max_depth)
 {
     unsigned depth = 0;
@@ -53,13 +53,14 @@ realm_status json_parse(json_t **out, const char *text, size_t size, size_t max_
 {
     *out = NULL;
     if (size > max_bytes)
-        return realm_fail(error, REALM_TOO_LARGE, "JSON of %zu bytes is larger than %zu", size, max_bytes);
+        return realm_fail(error, REALM_TOO_LARGE, "JSON of %zu bytes is larger than %zu", size,
+                          max_bytes);
     size_t deep = find_too_deep(text, size, max_depth);
     if (deep < size)
         return fail_depth(text, deep, max_depth, error);
     json_error_t said;
-    *out = json_loadb(size ? text : "", size, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL,
-                      &said);
+    *out = json_loadb(size ? text : "", size,
+                      JSON_DECODE_ANY | JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &said);
     if (*out)
         return REALM_OK;
     if (json_error_code(&said) == json_error_out_of_memory)
@@ -90,6 +91,7 @@ const char *json_kind(const json_t *value)
 static realm_status find(const json_t *object, const char *key, const json_t **value,
                          realm_error *error)
 {
+    *value = NULL;
     if (!json_is_object(object))
         return realm_fail(error, REALM_INVALID, "an object with '%s' is wanted, not %s", key,
                           json_kind(object));
@@ -102,7 +104,8 @@ static realm_status find(const json_t *object, const char *key, const json_t **v
 static realm_status wrong_kind(const char *key, const char *wanted, const json_t *value,
                                realm_error *error)
 {
-    return realm_fail(error, REALM_INVALID, "'%s' must be %s, not %s", key, wanted, json_kind(value));
+    return realm_fail(error, REALM_INVALID, "'%s' must be %s, not %s", key, wanted,
+                      json_kind(value));
 }
 
 realm_status json_get_text(const json_t *object, const char *key, const char **out, size_t *size,
@@ -137,8 +140,8 @@ static int whole_number(const json_t *value, int64_t *out)
     return 1;
 }
 
-realm_status json_get_int(const json_t *object, const char *key, int64_t min, int64_t max, int64_t *out,
-                          realm_error *error)
+realm_status json_get_int(const json_t *object, const char *key, int64_t min, int64_t max,
+                          int64_t *out, realm_error *error)
 {
     const json_t *value;
     int64_t number;
@@ -149,13 +152,14 @@ realm_status json_get_int(const json_t *object, const char *key, int64_t min, in
         return wrong_kind(key, "a whole number", value, error);
     if (number < min || number > max)
         return realm_fail(error, REALM_INVALID,
-                          "'%s' must be from %" PRId64 " to %" PRId64 ", not %" PRId64, key, min, max, number);
+                          "'%s' must be from %" PRId64 " to %" PRId64 ", not %" PRId64, key, min,
+                          max, number);
     *out = number;
     return REALM_OK;
 }
 
-realm_status json_get_real(const json_t *object, const char *key, double min, double max, double *out,
-                           realm_error *error)
+realm_status json_get_real(const json_t *object, const char *key, double min, double max,
+                           double *out, realm_error *error)
 {
     const json_t *value;
     realm_status status = find(object, key, &value, error);
@@ -165,7 +169,8 @@ realm_status json_get_real(const json_t *object, const char *key, double min, do
         return wrong_kind(key, "a number", value, error);
     double number = json_number_value(value);
     if (!(number >= min && number <= max))
-        return realm_fail(error, REALM_INVALID, "'%s' must be from %g to %g, not %g", key, min, max, number);
+        return realm_fail(error, REALM_INVALID, "'%s' must be from %g to %g, not %g", key, min, max,
+                          number);
     *out = number;
     return REALM_OK;
 }
@@ -182,7 +187,8 @@ realm_status json_get_flag(const json_t *object, const char *key, int *out, real
     return REALM_OK;
 }
 
-realm_status json_get_list(const json_t *object, const char *key, const json_t **out, realm_error *error)
+realm_status json_get_list(const json_t *object, const char *key, const json_t **out,
+                           realm_error *error)
 {
     const json_t *value;
     realm_status status = find(object, key, &value, error);

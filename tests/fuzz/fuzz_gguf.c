@@ -1,9 +1,9 @@
 /* tests/fuzz/fuzz_gguf.c: any bytes as a model file.
  *
- * What gguf_open_memory refuses must be refused with a sentence; what it accepts is walked from end to
- * end, every string, element and tensor touched, and held to the promises of formats/gguf.h. A
- * sanitizer sees what is touched outside; abort() says which promise broke. Seeds: corpus/gguf, made by
- * make_gguf_corpus.py. */
+ * What gguf_open_memory refuses must be refused with a sentence; what it accepts is walked from end
+ * to end, every string, element and tensor touched, and held to the promises of formats/gguf.h. A
+ * sanitizer sees what is touched outside; abort() says which promise broke. Seeds: corpus/gguf,
+ * made by make_gguf_corpus.py. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -87,7 +87,8 @@ static void walk_tensor(const gguf *g, const gguf_tensor *t, const uint8_t *data
 {
     char name[2048];
     promise(dtype_name(t->type) != NULL, "types of tensors are known");
-    promise(t->size > 0 && t->file_offset <= size && t->size <= size - t->file_offset, "tensors lie in the file");
+    promise(t->size > 0 && t->file_offset <= size && t->size <= size - t->file_offset,
+            "tensors lie in the file");
     promise(t->data == data + t->file_offset, "data lie at their offset");
     promise(t->n_dims >= 1 && t->n_dims <= GGUF_MAX_DIMS, "there are 1 to 4 dims");
     promise(t->size == dtype_row_bytes(t->type, t->dims[0]) * t->dims[1] * t->dims[2] * t->dims[3],
@@ -112,7 +113,8 @@ static void check_overlaps(const gguf *g)
         sorted[i] = gguf_tensor_at(g, i);
     qsort(sorted, count, sizeof *sorted, by_address);
     for (size_t i = 1; i < count; i++)
-        promise(sorted[i - 1]->data + sorted[i - 1]->size <= sorted[i]->data, "tensors do not overlap");
+        promise(sorted[i - 1]->data + sorted[i - 1]->size <= sorted[i]->data,
+                "tensors do not overlap");
     free(sorted);
 }
 
@@ -123,7 +125,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     realm_status status = gguf_open_memory(&g, data, size, &error);
     if (status) {
         promise(!g && error.status == status && error.message[0], "refusals come with a sentence");
-        promise(status == REALM_CORRUPT || status == REALM_UNSUPPORTED, "bytes are corrupt or unsupported");
+        promise(status == REALM_CORRUPT || status == REALM_UNSUPPORTED,
+                "bytes are corrupt or unsupported");
         return 0;
     }
     promise(gguf_version(g) == 2 || gguf_version(g) == 3, "versions are 2 or 3");

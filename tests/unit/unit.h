@@ -1,5 +1,5 @@
-/* tests/unit/unit.h: what every unit test includes: cmocka and the headers it needs first. A test's name is
- * a sentence that is true; `unit_run` prints and counts them. */
+/* tests/unit/unit.h: what every unit test includes: cmocka and the headers it needs first. A test's
+ * name is a sentence that is true; `unit_run` prints and counts them. */
 #ifndef REALM_TESTS_UNIT_H
 #define REALM_TESTS_UNIT_H
 

@@ -1,4 +1,5 @@
-/* tests/unit/base/arena_test.c: what base/arena.h promises: alignment, zeroes, caps, no lost room. */
+/* tests/unit/base/arena_test.c: what base/arena.h promises: alignment, zeroes, caps, no lost
+ * room. */
 #include "unit/unit.h"
 
 #include "base/arena.h"

@@ -1,4 +1,5 @@
-/* tests/unit/base/buffer_test.c: what base/buffer.h promises: growth up to the cap, and nothing lost there. */
+/* tests/unit/base/buffer_test.c: what base/buffer.h promises: growth up to the cap, and nothing
+ * lost there. */
 #include "unit/unit.h"
 
 #include "base/buffer.h"

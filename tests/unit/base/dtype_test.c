@@ -1,4 +1,5 @@
-/* tests/unit/base/dtype_test.c: the table of number kinds against the block layouts they come from. */
+/* tests/unit/base/dtype_test.c: the table of number kinds against the block layouts they come
+ * from. */
 #include "unit/unit.h"
 
 #include "base/dtype.h"

@@ -1,4 +1,5 @@
-/* tests/unit/base/file_test.c: what base/file.h promises, in a folder of its own under the system's. */
+/* tests/unit/base/file_test.c: what base/file.h promises, in a folder of its own under the
+ * system's. */
 #include "unit/unit.h"
 
 #include <dirent.h>

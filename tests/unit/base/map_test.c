@@ -1,4 +1,5 @@
-/* tests/unit/base/map_test.c: base/map.h against a list that is searched from one end to the other. */
+/* tests/unit/base/map_test.c: base/map.h against a list that is searched from one end to the
+ * other. */
 #include "unit/unit.h"
 
 #include "base/map.h"

@@ -1,4 +1,5 @@
-/* tests/unit/base/queue_test.c: base/queue.h with one thread and with many. Run under ThreadSanitizer too. */
+/* tests/unit/base/queue_test.c: base/queue.h with one thread and with many. Run under
+ * ThreadSanitizer too. */
 #include "unit/unit.h"
 
 #include "base/clock.h"

@@ -28,7 +28,8 @@ static void the_generator_is_xoshiro256plusplus(void **state)
 static void seeds_become_states_by_splitmix64(void **state)
 {
     (void)state;
-    static const uint64_t expected[] = {6457827717110365317u, 3203168211198807973u, 9817491932198370423u,
+    static const uint64_t expected[] = {6457827717110365317u, 3203168211198807973u,
+                                        9817491932198370423u,
                                         4593380528125082431u}; /* of the seed 1234567 */
     rng r;
     rng_init(&r, 1234567);

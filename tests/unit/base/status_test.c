@@ -19,8 +19,9 @@ static void sentences_hold_nothing_that_steers_a_terminal(void **state)
     realm_error error;
     assert_int_equal(realm_fail(&error, REALM_IO, "name %s", "a\033[31mb\nc\x7F\xFF."), REALM_IO);
     assert_string_equal(error.message, "name a?[31mb?c??.");
-    realm_fail(&error, REALM_IO, "%s", "\xC2\x9B"
-                                       "31m \xC2\xA0 \xC3\xA9");
+    realm_fail(&error, REALM_IO, "%s",
+               "\xC2\x9B"
+               "31m \xC2\xA0 \xC3\xA9");
     assert_string_equal(error.message, "??31m \xC2\xA0 \xC3\xA9");
     assert_int_equal(error.status, REALM_IO);
     assert_int_equal(realm_fail(NULL, REALM_IO, "nobody listens"), REALM_IO);

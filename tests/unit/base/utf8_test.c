@@ -1,5 +1,5 @@
-/* tests/unit/base/utf8_test.c: base/utf8.h over all code points and against Unicode 15, table 3-7, row by
- * row as the table has it. */
+/* tests/unit/base/utf8_test.c: base/utf8.h over all code points and against Unicode 15, table 3-7,
+ * row by row as the table has it. */
 #include "unit/unit.h"
 
 #include "base/utf8.h"
@@ -67,7 +67,8 @@ static void the_first_three_bytes_obey_the_table(void **state)
 {
     (void)state;
     for (uint32_t bytes = 0; bytes < 1u << 24; bytes += bytes < 0xC20000 ? 0x10000 : 1) {
-        const uint8_t text[4] = {(uint8_t)(bytes >> 16), (uint8_t)(bytes >> 8), (uint8_t)bytes, 0x80};
+        const uint8_t text[4] = {(uint8_t)(bytes >> 16), (uint8_t)(bytes >> 8), (uint8_t)bytes,
+                                 0x80};
         if (utf8_length(text, 4) != expected_length(text, 4) ||
             utf8_length(text, 3) != expected_length(text, 3))
             fail_msg("%06x", bytes);
@@ -77,8 +78,17 @@ static void the_first_three_bytes_obey_the_table(void **state)
 static void ill_formed_bytes_decode_one_by_one(void **state)
 {
     (void)state;
-    static const char *const bad[] = {"\x80", "\xBF", "\xC0\x80", "\xC1\xBF", "\xE0\x9F\xBF", "\xED\xA0\x80",
-                                      "\xF0\x8F\xBF\xBF", "\xF4\x90\x80\x80", "\xF5\x80\x80\x80", "\xFF", "\xC2"};
+    static const char *const bad[] = {"\x80",
+                                      "\xBF",
+                                      "\xC0\x80",
+                                      "\xC1\xBF",
+                                      "\xE0\x9F\xBF",
+                                      "\xED\xA0\x80",
+                                      "\xF0\x8F\xBF\xBF",
+                                      "\xF4\x90\x80\x80",
+                                      "\xF5\x80\x80\x80",
+                                      "\xFF",
+                                      "\xC2"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         uint32_t code;
         assert_int_equal(utf8_decode((const uint8_t *)bad[i], strlen(bad[i]), &code), 1);
@@ -98,13 +108,23 @@ static void streams_hold_back_only_a_character_that_may_still_come(void **state)
         const char *text;
         size_t complete;
     } cases[] = {
-        {"", 0}, {"abc", 3}, {"a\xC3", 1}, {"a\xE2\x82", 1}, {"a\xF0\x9F\x98", 1}, {"a\xF0\x9F\x98\x80", 5},
-        {"a\xE2\x82\xAC", 4}, {"a\x80", 2}, {"a\x80\x80\x80", 4}, {"a\xED\xA0", 3} /* never a character */,
-        {"a\xFF", 2}, {"\xC3\xC3", 1},
+        {"", 0},
+        {"abc", 3},
+        {"a\xC3", 1},
+        {"a\xE2\x82", 1},
+        {"a\xF0\x9F\x98", 1},
+        {"a\xF0\x9F\x98\x80", 5},
+        {"a\xE2\x82\xAC", 4},
+        {"a\x80", 2},
+        {"a\x80\x80\x80", 4},
+        {"a\xED\xA0", 3} /* never a character */,
+        {"a\xFF", 2},
+        {"\xC3\xC3", 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        assert_int_equal(utf8_complete_prefix((const uint8_t *)cases[i].text, strlen(cases[i].text)),
-                         cases[i].complete);
+        assert_int_equal(
+            utf8_complete_prefix((const uint8_t *)cases[i].text, strlen(cases[i].text)),
+            cases[i].complete);
 }
 
 int main(void)

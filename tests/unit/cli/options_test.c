@@ -1,4 +1,5 @@
-/* tests/unit/cli/options_test.c: cli/options.h: what is understood, what is refused and how it is said. */
+/* tests/unit/cli/options_test.c: cli/options.h: what is understood, what is refused and how it is
+ * said. */
 #include "unit/unit.h"
 
 #include <unistd.h>
@@ -37,11 +38,27 @@ static void capture(parsed *p, void (*fn)(parsed *, int, char **), int argc, cha
 static void parse(parsed *p, int argc, char **argv)
 {
     const option options[] = {
-        {.name = "model", .letter = 'm', .kind = OPTION_TEXT, .out = &p->model, .value = "FILE",
-         .required = 1, .help = "the model"},
-        {.name = "max-tokens", .letter = 'n', .kind = OPTION_INT, .out = &p->count, .value = "N", .min = 1,
-         .max = 100000, .help = "stop after N tokens"},
-        {.name = "temperature", .kind = OPTION_REAL, .out = &p->heat, .value = "T", .min = 0, .max = 10,
+        {.name = "model",
+         .letter = 'm',
+         .kind = OPTION_TEXT,
+         .out = &p->model,
+         .value = "FILE",
+         .required = 1,
+         .help = "the model"},
+        {.name = "max-tokens",
+         .letter = 'n',
+         .kind = OPTION_INT,
+         .out = &p->count,
+         .value = "N",
+         .min = 1,
+         .max = 100000,
+         .help = "stop after N tokens"},
+        {.name = "temperature",
+         .kind = OPTION_REAL,
+         .out = &p->heat,
+         .value = "T",
+         .min = 0,
+         .max = 10,
          .help = "how much is left to chance"},
         {.name = "json", .kind = OPTION_FLAG, .out = &p->json, .help = "print JSON"},
         {0}};
@@ -49,8 +66,11 @@ static void parse(parsed *p, int argc, char **argv)
         {.name = "FILE", .out = &p->file, .help = "the first"},
         {.name = "TEXT", .rest = &p->rest, .rest_count = &p->rest_count, .help = "all others"},
         {0}};
-    const options_command command = {.name = "test", .summary = "a command", .options = options,
-                                     .positionals = positionals, .notes = "The end."};
+    const options_command command = {.name = "test",
+                                     .summary = "a command",
+                                     .options = options,
+                                     .positionals = positionals,
+                                     .notes = "The end."};
     p->code = options_parse(&command, argc, argv);
 }
 
@@ -116,7 +136,8 @@ static void wrong_arguments_are_refused_in_one_sentence(void **state)
     REFUSED("there is no option -x", "-x");
     REFUSED("there is no option -mn", "-mn");
     REFUSED("--model needs a value (FILE)", "--model");
-    REFUSED("--model needs a value (FILE); if it is '--json', write --model=--json", "--model", "--json");
+    REFUSED("--model needs a value (FILE); if it is '--json', write --model=--json", "--model",
+            "--json");
     REFUSED("--json takes no value", "--json=1", "--model=x");
     REFUSED("--max-tokens wants a whole number from 1 to 100000, not '0'", "-n", "0");
     REFUSED("--max-tokens wants a whole number from 1 to 100000, not '5x'", "-n", "5x");
@@ -134,9 +155,10 @@ static void one_argument_too_many_is_refused(void **state)
     (void)state;
     const char *file = NULL;
     const option options[] = {{0}};
-    const options_positional positionals[] = {{.name = "FILE", .out = &file, .required = 1, .help = "it"}, {0}};
-    const options_command command = {.name = "test", .summary = "x", .options = options,
-                                     .positionals = positionals};
+    const options_positional positionals[] = {
+        {.name = "FILE", .out = &file, .required = 1, .help = "it"}, {0}};
+    const options_command command = {
+        .name = "test", .summary = "x", .options = options, .positionals = positionals};
     char *two[] = {"test", "a", "b", NULL}, *none[] = {"test", NULL};
     assert_int_equal(options_parse(&command, 3, two), EXIT_USAGE);
     assert_int_equal(options_parse(&command, 1, none), EXIT_USAGE);
@@ -153,7 +175,8 @@ static void help_is_made_of_the_table(void **state)
     assert_holds(p.said, "  realm test --model FILE [options] [FILE] [TEXT...]\n");
     assert_holds(p.said, "  -m, --model FILE          the model (required)\n");
     assert_holds(p.said, "  -n, --max-tokens N        stop after N tokens (default 64)\n");
-    assert_holds(p.said, "      --temperature T       how much is left to chance\n"); /* -1 is no default */
+    assert_holds(p.said,
+                 "      --temperature T       how much is left to chance\n"); /* -1 is no default */
     assert_holds(p.said, "      --json                print JSON\n");
     assert_holds(p.said, "\nThe end.\n");
     assert_null(strchr(p.said, '\033')); /* no terminal, no colours */
@@ -168,10 +191,12 @@ static void lists_of_numbers_are_read(void **state)
     assert_status(options_int_list("1,8,2k", 1, 4096, numbers, 3, &count, &error), REALM_OK, error);
     assert_int_equal(count, 3);
     assert_true(numbers[0] == 1 && numbers[1] == 8 && numbers[2] == 2048);
-    static const char *const wrong[] = {"", ",", "1,", "1,,2", "0", "1,2,3,4", "a", "1, 2 ", "5000",
-                                        "1111111111111111111111111111111111111111"};
+    static const char *const wrong[] = {
+        "",        ",", "1,",    "1,,2", "0",
+        "1,2,3,4", "a", "1, 2 ", "5000", "1111111111111111111111111111111111111111"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
-        assert_int_equal(options_int_list(wrong[i], 1, 4096, numbers, 3, &count, &error), REALM_INVALID);
+        assert_int_equal(options_int_list(wrong[i], 1, 4096, numbers, 3, &count, &error),
+                         REALM_INVALID);
 }
 
 static void the_nearest_name_is_near(void **state)
@@ -185,7 +210,8 @@ static void the_nearest_name_is_near(void **state)
     assert_string_equal(options_nearest("intit", names, 6), "init");
     assert_null(options_nearest("serve", names, 6));
     assert_null(options_nearest("", names, 6));
-    assert_null(options_nearest("a-very-long-word-that-is-longer-than-any-name-there-is", names, 6));
+    assert_null(
+        options_nearest("a-very-long-word-that-is-longer-than-any-name-there-is", names, 6));
 }
 
 int main(void)

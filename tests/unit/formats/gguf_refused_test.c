@@ -1,7 +1,8 @@
-/* tests/unit/formats/gguf_refused_test.c: every lie a file can tell is refused, with its field and its offset.
+/* tests/unit/formats/gguf_refused_test.c: every lie a file can tell is refused, with its field and
+ * its offset.
  *
- * One good file is written and one place in it changed at a time. The bytes are copied to memory of exactly
- * their size, so that AddressSanitizer sees one byte too far. */
+ * One good file is written and one place in it changed at a time. The bytes are copied to memory of
+ * exactly their size, so that AddressSanitizer sees one byte too far. */
 #include "unit/unit.h"
 
 #include "unit/formats/gguf_writer.h"
@@ -19,9 +20,9 @@ static int write_good(void **state)
     gguf_writer_array(&w, "ints", GGUF_I32, 3, (int32_t[]){1, 2, 3}, 12);
     gguf_writer_array(&w, "bools", GGUF_BOOL, 2, (uint8_t[]){0, 1}, 2);
     gguf_writer_pair(&w, "flag", GGUF_BOOL, &(uint8_t){1}, 1);
-    gguf_writer_tensor(&w, "tensor.a", DTYPE_F32, (uint64_t[4]){8, 2}, NULL);  /* bytes 0 to 64 */
+    gguf_writer_tensor(&w, "tensor.a", DTYPE_F32, (uint64_t[4]){8, 2}, NULL);   /* bytes 0 to 64 */
     gguf_writer_tensor(&w, "tensor.b", DTYPE_Q4_0, (uint64_t[4]){32, 2}, NULL); /* 64 to 100 */
-    gguf_writer_tensor(&w, "tensor.c", DTYPE_F16, (uint64_t[4]){16, 1}, NULL); /* 128 to 160 */
+    gguf_writer_tensor(&w, "tensor.c", DTYPE_F16, (uint64_t[4]){16, 1}, NULL);  /* 128 to 160 */
     gguf_writer_finish(&w, &g_good);
     gguf_writer_release(&w);
     return 0;
@@ -47,7 +48,8 @@ static realm_status open_copy(const void *bytes, size_t size, realm_error *error
 }
 
 typedef struct lie {
-    const char *name;   /* what is changed stands at `at` bytes after it; NULL: from the file's start */
+    const char
+        *name; /* what is changed stands at `at` bytes after it; NULL: from the file's start */
     int at;
     int width;
     uint64_t value;
@@ -69,11 +71,15 @@ static const lie lies[] = {
     {NULL, 24, 8, (uint64_t)1 << 60, REALM_CORRUPT, "offset 24, metadata 0: key: claims"},
     {NULL, 24, 8, UINT64_MAX - 31, REALM_CORRUPT, "metadata 0: key: claims"},
     {NULL, 24, 8, 0, REALM_CORRUPT, "metadata 0: key: has 0 bytes"},
-    {"general.architecture", 0, 4, 13, REALM_CORRUPT, "'general.architecture': type of the value: there is no type 13"},
+    {"general.architecture", 0, 4, 13, REALM_CORRUPT,
+     "'general.architecture': type of the value: there is no type 13"},
     {"general.architecture", 0, 4, UINT32_MAX, REALM_CORRUPT, "there is no type"},
-    {"general.architecture", 4, 8, UINT64_MAX, REALM_CORRUPT, "'general.architecture': value: claims"},
-    {"general.architecture", 4, 8, (uint64_t)1 << 60, REALM_CORRUPT, "value: claims 1152921504606846976 bytes"},
-    {"general.alignment", 4, 4, 0, REALM_CORRUPT, "'general.alignment': value: 0 is not a power of two"},
+    {"general.architecture", 4, 8, UINT64_MAX, REALM_CORRUPT,
+     "'general.architecture': value: claims"},
+    {"general.architecture", 4, 8, (uint64_t)1 << 60, REALM_CORRUPT,
+     "value: claims 1152921504606846976 bytes"},
+    {"general.alignment", 4, 4, 0, REALM_CORRUPT,
+     "'general.alignment': value: 0 is not a power of two"},
     {"general.alignment", 4, 4, 4, REALM_CORRUPT, "4 is not a power of two from 8 on"},
     {"general.alignment", 4, 4, 48, REALM_CORRUPT, "48 is not a power of two"},
     {"general.alignment", 4, 4, UINT32_MAX, REALM_CORRUPT, "is not a power of two"},
@@ -103,16 +109,20 @@ static const lie lies[] = {
     {"tensor.a", 12, 8, (uint64_t)1 << 61, REALM_CORRUPT, "dims[1]: with"}, /* 8 x 2^61 is 0 */
     {"tensor.a", 4, 8, (uint64_t)1 << 61, REALM_CORRUPT, "bytes pass 2^64"},
     {"tensor.a", 4, 8, (uint64_t)1 << 40, REALM_CORRUPT, "pass the file's end"},
-    {"tensor.a", 4, 8, 16, REALM_CORRUPT, "tensor 1 'tensor.b': offset: its data overlap those of tensor 0 'tensor.a'"},
+    {"tensor.a", 4, 8, 16, REALM_CORRUPT,
+     "tensor 1 'tensor.b': offset: its data overlap those of tensor 0 'tensor.a'"},
     {"tensor.a", 20, 4, 4, REALM_UNSUPPORTED, "type: 4 is none that Realm reads"},
     {"tensor.a", 20, 4, 16, REALM_UNSUPPORTED, "type: 16"},
     {"tensor.a", 20, 4, UINT32_MAX, REALM_UNSUPPORTED, "type: 4294967295"},
-    {"tensor.a", 20, 4, DTYPE_Q4_0, REALM_CORRUPT, "dims[0]: a row of 8 is no whole number of Q4_0's blocks of 32"},
+    {"tensor.a", 20, 4, DTYPE_Q4_0, REALM_CORRUPT,
+     "dims[0]: a row of 8 is no whole number of Q4_0's blocks of 32"},
     {"tensor.b", 4, 8, 33, REALM_CORRUPT, "'tensor.b': dims[0]: a row of 33"},
-    {"tensor.b", 24, 8, 65, REALM_CORRUPT, "'tensor.b': offset: 65 is not a multiple of the alignment 32"},
+    {"tensor.b", 24, 8, 65, REALM_CORRUPT,
+     "'tensor.b': offset: 65 is not a multiple of the alignment 32"},
     {"tensor.b", 24, 8, 0, REALM_CORRUPT, "'tensor.b': offset: its data overlap"},
     {"tensor.b", 24, 8, 32, REALM_CORRUPT, "overlap"},
-    {"tensor.c", 24, 8, 96, REALM_CORRUPT, "'tensor.c': offset: its data overlap those of tensor 1"},
+    {"tensor.c", 24, 8, 96, REALM_CORRUPT,
+     "'tensor.c': offset: its data overlap those of tensor 1"},
     {"tensor.c", 24, 8, 160, REALM_CORRUPT, "pass the file's end"},
     {"tensor.c", 24, 8, (uint64_t)1 << 40, REALM_CORRUPT, "pass the file's end"},
     {"tensor.c", 24, 8, UINT64_MAX - 31, REALM_CORRUPT, "pass the file's end"},
@@ -129,7 +139,8 @@ static void every_lie_is_refused_by_name(void **state)
     for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
         const lie *l = &lies[i];
         memcpy(bytes, g_good.data, g_good.size);
-        const uint8_t *place = l->name ? gguf_writer_find(&g_good, l->name) : (uint8_t *)g_good.data;
+        const uint8_t *place = l->name ? gguf_writer_find(&g_good, l->name)
+                                       : (uint8_t *)g_good.data;
         memcpy(bytes + (place - (uint8_t *)g_good.data) + l->at, &l->value, (size_t)l->width);
         realm_status status = open_copy(bytes, g_good.size, &error);
         if (status != l->status)
@@ -151,7 +162,8 @@ static void every_truncation_is_refused(void **state)
     }
 }
 
-/* A claim of 65,536 pairs or a million tensors costs memory only if the bytes for them are there. */
+/* A claim of 65,536 pairs or a million tensors costs memory only if the bytes for them are
+ * there. */
 static void a_claim_takes_no_memory_before_it_is_believed(void **state)
 {
     (void)state;
@@ -189,7 +201,8 @@ static void what_is_on_disk_is_named_in_the_sentence(void **state)
     assert_holds(error.message, "/no/such/model.gguf");
     assert_null(g);
     assert_status(gguf_open(&g, "/tmp", &error), REALM_INVALID, error);
-    assert_status(gguf_open(&g, REALM_SOURCE_DIR "/tests/unit/unit.h", &error), REALM_CORRUPT, error);
+    assert_status(gguf_open(&g, REALM_SOURCE_DIR "/tests/unit/unit.h", &error), REALM_CORRUPT,
+                  error);
     assert_holds(error.message, "tests/unit/unit.h', offset 0, header: magic");
 }
 

@@ -1,5 +1,5 @@
-/* tests/unit/formats/gguf_shards_test.c: a model in three files is one model; files that do not belong together
- * are refused. */
+/* tests/unit/formats/gguf_shards_test.c: a model in three files is one model; files that do not
+ * belong together are refused. */
 #include "unit/unit.h"
 
 #include <dirent.h>
@@ -40,7 +40,8 @@ static void write_file(const gguf_writer *w, const char *path)
 }
 
 /* A shard that says of itself what it is told to; its two tensors are named after name. */
-static void write_shard(const char *path, const char *name, uint32_t no, uint32_t count, uint32_t tensors)
+static void write_shard(const char *path, const char *name, uint32_t no, uint32_t count,
+                        uint32_t tensors)
 {
     gguf_writer w;
     char leaf[64];

@@ -1,5 +1,5 @@
-/* tests/unit/formats/gguf_test.c: what a good file says comes out: every type of value, tensors, lookups. That
- * outside writers are understood too is tests/golden/test_gguf.py's part. */
+/* tests/unit/formats/gguf_test.c: what a good file says comes out: every type of value, tensors,
+ * lookups. That outside writers are understood too is tests/golden/test_gguf.py's part. */
 #include "unit/unit.h"
 
 #include <math.h>
@@ -134,7 +134,8 @@ static void typed_reading_converts_what_fits_and_refuses_the_rest(void **state)
 #define NUMBERS(name, type, c_type, ...)                                                           \
     do {                                                                                           \
         const c_type numbers[] = {__VA_ARGS__};                                                    \
-        gguf_writer_array(&w, name, type, sizeof numbers / sizeof *numbers, numbers, sizeof numbers); \
+        gguf_writer_array(&w, name, type, sizeof numbers / sizeof *numbers, numbers,               \
+                          sizeof numbers);                                                         \
     } while (0)
 
 static void arrays_of_every_type_come_out(void **state)
@@ -214,7 +215,8 @@ static void tensors_lie_where_the_file_says(void **state)
         assert_ptr_equal(two, gguf_tensor_at(g, 1));
         assert_int_equal(two->type, DTYPE_F32);
         assert_int_equal(two->n_dims, 2);
-        assert_true(two->dims[0] == 3 && two->dims[1] == 2 && two->dims[2] == 1 && two->dims[3] == 1);
+        assert_true(two->dims[0] == 3 && two->dims[1] == 2 && two->dims[2] == 1 &&
+                    two->dims[3] == 1);
         assert_int_equal(two->size, sizeof numbers);
         assert_memory_equal(two->data, numbers, sizeof numbers);
         assert_ptr_equal(two->data, file.data + two->file_offset);
@@ -265,8 +267,9 @@ static void a_file_may_have_nothing_in_it(void **state)
     gguf_writer_release(&w);
 }
 
-/* Gemma's vocabulary. A millisecond or two where nothing watches; the limit is what a sanitizer on a
- * busy machine needs, and a reader that looked for each string from the front would need hours. */
+/* Gemma's vocabulary. A millisecond or two where nothing watches; the limit is what a sanitizer on
+ * a busy machine needs, and a reader that looked for each string from the front would need
+ * hours. */
 static void a_vocabulary_of_262144_opens_at_once(void **state)
 {
     (void)state;

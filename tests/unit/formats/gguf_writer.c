@@ -49,7 +49,8 @@ void gguf_writer_release(gguf_writer *w)
     buffer_release(&w->data);
 }
 
-void gguf_writer_pair(gguf_writer *w, const char *key, gguf_type type, const void *bytes, size_t size)
+void gguf_writer_pair(gguf_writer *w, const char *key, gguf_type type, const void *bytes,
+                      size_t size)
 {
     add_string(&w->pairs, key);
     add_u32(&w->pairs, type);
@@ -130,7 +131,8 @@ uint8_t *gguf_writer_find(const buffer *file, const char *name)
 {
     uint64_t length = strlen(name);
     for (size_t i = 0; i + 8 + length <= file->size; i++)
-        if (memcmp(file->data + i, &length, 8) == 0 && memcmp(file->data + i + 8, name, length) == 0)
+        if (memcmp(file->data + i, &length, 8) == 0 &&
+            memcmp(file->data + i + 8, name, length) == 0)
             return (uint8_t *)file->data + i + 8 + length;
     abort();
 }

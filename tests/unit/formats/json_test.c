@@ -26,7 +26,8 @@ static void what_is_not_json_is_refused_with_its_place(void **state)
         {"[1,2] 3", REALM_INVALID, "end of file expected"},
         {"\"\xFF\"", REALM_INVALID, "decode byte 0xff"},
         {"[1e999]", REALM_INVALID, "overflow"},
-        {"[[[[[[1]]]]]]", REALM_TOO_LARGE, "line 1, column 6: lists and objects nest deeper than 5"},
+        {"[[[[[[1]]]]]]", REALM_TOO_LARGE,
+         "line 1, column 6: lists and objects nest deeper than 5"},
         {"[\n[[[[\n{\"\":1}]]]]]", REALM_TOO_LARGE, "line 3, column 1"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -42,8 +43,11 @@ static void what_is_json_is_taken(void **state)
 {
     (void)state;
     static const char *const texts[] = {
-        "null", "1", "\"x\"", "[[[[[]]]]]", "[\"[[[[[[[\"]", "[\"\\\"[[[[[[\"]", "\"\\u0000\"",
-        "{\"a\":{\"a\":{\"a\":{\"a\":{}}}}}", " [ ] ", "[[],[],[],[],[],[],[]]",
+        "null",          "1",
+        "\"x\"",         "[[[[[]]]]]",
+        "[\"[[[[[[[\"]", "[\"\\\"[[[[[[\"]",
+        "\"\\u0000\"",   "{\"a\":{\"a\":{\"a\":{\"a\":{}}}}}",
+        " [ ] ",         "[[],[],[],[],[],[],[]]",
     };
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         json_t *value;
@@ -60,9 +64,11 @@ static void size_and_depth_have_limits(void **state)
     realm_error error;
     char *deep = malloc(2000000);
     memset(deep, '[', 2000000);
-    assert_status(json_parse(&value, deep, 2000000, 2000000, JSON_USUAL_DEPTH, &error), REALM_TOO_LARGE, error);
+    assert_status(json_parse(&value, deep, 2000000, 2000000, JSON_USUAL_DEPTH, &error),
+                  REALM_TOO_LARGE, error);
     assert_holds(error.message, "column 129");
-    assert_status(json_parse(&value, deep, 2000000, 1999999, JSON_USUAL_DEPTH, &error), REALM_TOO_LARGE, error);
+    assert_status(json_parse(&value, deep, 2000000, 1999999, JSON_USUAL_DEPTH, &error),
+                  REALM_TOO_LARGE, error);
     assert_holds(error.message, "2000000 bytes");
     free(deep);
 }
@@ -78,10 +84,11 @@ static void fields_are_read_by_kind_and_range(void **state)
     double real = -1;
     int flag = -1;
     const json_t *part;
-    assert_status(parse("{\"t\":\"x\",\"z\":\"a\\u0000b\",\"i\":7,\"whole\":3.0,\"r\":0.5,\"huge\":1e300,"
-                        "\"f\":true,\"l\":[1],\"o\":{},\"n\":null}",
-                        &o, &error),
-                  REALM_OK, error);
+    assert_status(
+        parse("{\"t\":\"x\",\"z\":\"a\\u0000b\",\"i\":7,\"whole\":3.0,\"r\":0.5,\"huge\":1e300,"
+              "\"f\":true,\"l\":[1],\"o\":{},\"n\":null}",
+              &o, &error),
+        REALM_OK, error);
     assert_status(json_get_text(o, "t", &text, NULL, &error), REALM_OK, error);
     assert_string_equal(text, "x");
     assert_status(json_get_text(o, "z", &text, &size, &error), REALM_OK, error);
@@ -101,7 +108,8 @@ static void fields_are_read_by_kind_and_range(void **state)
     assert_status(json_get_int(o, "i", 1, 6, &number, &error), REALM_INVALID, error);
     assert_string_equal(error.message, "'i' must be from 1 to 6, not 7");
     assert_status(json_get_int(o, "r", 0, 6, &number, &error), REALM_INVALID, error);
-    assert_status(json_get_int(o, "huge", INT64_MIN, INT64_MAX, &number, &error), REALM_INVALID, error);
+    assert_status(json_get_int(o, "huge", INT64_MIN, INT64_MAX, &number, &error), REALM_INVALID,
+                  error);
     assert_int_equal(number, 3);
     assert_status(json_get_real(o, "i", 0, 10, &real, &error), REALM_OK, error);
     assert_true(real == 7);
@@ -114,7 +122,8 @@ static void fields_are_read_by_kind_and_range(void **state)
     assert_status(json_get_list(o, "o", &part, &error), REALM_INVALID, error);
     assert_status(json_get_object(o, "o", &part, &error), REALM_OK, error);
     assert_status(json_get_int(part, "i", 1, 7, &number, &error), REALM_NOT_FOUND, error);
-    assert_status(json_get_int(json_object_get(o, "l"), "i", 1, 7, &number, &error), REALM_INVALID, error);
+    assert_status(json_get_int(json_object_get(o, "l"), "i", 1, 7, &number, &error), REALM_INVALID,
+                  error);
     assert_holds(error.message, "not a list");
     json_decref(o);
 }
