@@ -28,8 +28,8 @@ get_property(libraries GLOBAL PROPERTY REALM_LIBRARIES)
 list(REMOVE_ITEM rooms cli)
 list(REMOVE_DUPLICATES libraries)
 
-# A sanitizer's run time belongs to the program: such builds have no shared library.
-if(rooms AND NOT REALM_SANITIZE)
+# A sanitizer's run time and libFuzzer's belong to the program: such builds have no shared library.
+if(rooms AND NOT REALM_SANITIZE AND NOT REALM_LIBFUZZER)
     set(objects)
     foreach(room IN LISTS rooms)
         list(APPEND objects $<TARGET_OBJECTS:realm_${room}>)
