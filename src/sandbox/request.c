@@ -1,0 +1,505 @@
+/* sandbox/request.c: the life of a request, a turn at a time; see request.h for the states.
+ *
+ * A turn is short: it looks at what happened since (text to stream, cancelling, deadlines), polls
+ * the guest once, and notes what the guest now waits for. Wasmtime's futures have no waker, so a
+ * request is polled only when its own wait is over. A guest that must end while it is suspended is
+ * ended by deleting its future: Wasmtime unwinds the stack. */
+#include "sandbox/request.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "sandbox/runtime.h"
+
+#define EPOCHS_A_LOOK 1 /* at every tick a running guest is looked at */
+
+/* ---- references and waking ------------------------------------------------------------------------ */
+
+void request_retain(sandbox_request *r)
+{
+    atomic_fetch_add_explicit(&r->references, 1, memory_order_relaxed);
+}
+
+void request_unretain(sandbox_request *r)
+{
+    if (atomic_fetch_sub_explicit(&r->references, 1, memory_order_acq_rel) != 1)
+        return;
+    sandbox_tenant_release(r->tenant);
+    program_release(r->program);
+    arena_release(&r->arena);
+    free(r);
+}
+
+void request_wake_give(sandbox_request *r)
+{
+    if (atomic_exchange(&r->scheduled, 1) == 0)
+        queue_put(&r->thread->ready, &r->node); /* the reference goes along */
+    else
+        request_unretain(r);
+}
+
+void request_wake(sandbox_request *r)
+{
+    request_retain(r);
+    request_wake_give(r);
+}
+
+/* ---- failing -------------------------------------------------------------------------------------- */
+
+void request_fail(sandbox_request *r, realm_status status, const char *format, ...)
+{
+    if (r->failure.status != REALM_OK)
+        return;
+    va_list arguments;
+    va_start(arguments, format);
+    realm_fail_v(&r->failure, status, format, arguments);
+    va_end(arguments);
+    r->failure.status = status;
+}
+
+static const char *trap_sentence(wasmtime_trap_code_t code)
+{
+    switch (code) {
+    case WASMTIME_TRAP_CODE_STACK_OVERFLOW: return "its call stack is exhausted (512 KiB)";
+    case WASMTIME_TRAP_CODE_MEMORY_OUT_OF_BOUNDS: return "it accessed memory out of bounds";
+    case WASMTIME_TRAP_CODE_TABLE_OUT_OF_BOUNDS: return "it accessed a table out of bounds";
+    case WASMTIME_TRAP_CODE_INDIRECT_CALL_TO_NULL: return "it called a null function pointer";
+    case WASMTIME_TRAP_CODE_BAD_SIGNATURE: return "it called a function pointer of another type";
+    case WASMTIME_TRAP_CODE_INTEGER_OVERFLOW: return "an integer overflowed";
+    case WASMTIME_TRAP_CODE_INTEGER_DIVISION_BY_ZERO: return "it divided by zero";
+    case WASMTIME_TRAP_CODE_BAD_CONVERSION_TO_INTEGER: return "a float does not fit an integer";
+    case WASMTIME_TRAP_CODE_UNREACHABLE_CODE_REACHED: return "it reached 'unreachable' (a panic or abort)";
+    default: return NULL;
+    }
+}
+
+/* The innermost function that has a name, in quotes, or "". */
+static void frame_name(const wasm_frame_vec_t *frames, char *text, size_t size)
+{
+    text[0] = '\0';
+    for (size_t i = 0; i < frames->size; i++) {
+        const wasm_name_t *name = wasmtime_frame_func_name(frames->data[i]);
+        if (name && name->size) {
+            snprintf(text, size, " in function '%.*s'", (int)(name->size < 80 ? name->size : 80),
+                     name->data);
+            return;
+        }
+    }
+}
+
+static void fail_with_trap(sandbox_request *r, wasm_trap_t *trap)
+{
+    wasm_frame_vec_t frames;
+    wasm_trap_trace(trap, &frames);
+    char where[112];
+    frame_name(&frames, where, sizeof where);
+    wasm_frame_vec_delete(&frames);
+    wasmtime_trap_code_t code;
+    const char *sentence = wasmtime_trap_code(trap, &code) ? trap_sentence(code) : NULL;
+    if (sentence) {
+        request_fail(r, REALM_TRAPPED, "the program trapped%s: %s", where, sentence);
+    } else {
+        wasm_message_t message;
+        wasm_trap_message(trap, &message);
+        request_fail(r, REALM_TRAPPED, "the program trapped%s: %.*s", where, (int)message.size,
+                     message.data);
+        wasm_byte_vec_delete(&message);
+    }
+}
+
+/* Deletes the future and what it left; 1 if the guest got through. */
+static int close_future(sandbox_request *r)
+{
+    wasmtime_call_future_delete(r->future);
+    r->future = NULL;
+    int ok = !r->trap && !r->error;
+    if (r->trap) {
+        fail_with_trap(r, r->trap);
+        wasm_trap_delete(r->trap);
+        r->trap = NULL;
+    }
+    if (r->error) {
+        realm_error sentence;
+        wasm_engines_fail(&sentence, REALM_TRAPPED, r->error, "the program was stopped");
+        request_fail(r, REALM_TRAPPED, "%s", sentence.message);
+        r->error = NULL;
+    }
+    return ok;
+}
+
+/* ---- limits --------------------------------------------------------------------------------------- */
+
+/* Whoever waits takes the thread; a guest alone only comes up to be looked at. Runs on the guest's
+ * stack, inside a poll. Nothing is ended here: a guest that must end yields, and its turn ends it. */
+static wasmtime_error_t *on_epoch(wasmtime_context_t *context, void *data, uint64_t *delta,
+                                  wasmtime_update_deadline_kind_t *kind)
+{
+    (void)context;
+    sandbox_request *r = data;
+    const sandbox_limits *limits = &r->tenant->grants.limits;
+    uint64_t now = clock_ns(), slice = now - r->slice_started_ns;
+    *delta = EPOCHS_A_LOOK;
+    *kind = WASMTIME_UPDATE_DEADLINE_CONTINUE;
+    if (slice >= limits->slice_ns || r->usage.cpu_ns + slice > limits->cpu_ns ||
+        now >= r->deadline_ns || atomic_load_explicit(&r->cancelled, memory_order_relaxed)) {
+        atomic_fetch_add_explicit(&r->host->preemptions, 1, memory_order_relaxed);
+        *kind = WASMTIME_UPDATE_DEADLINE_YIELD;
+    }
+    return NULL;
+}
+
+static void check_limits(sandbox_request *r)
+{
+    const sandbox_limits *limits = &r->tenant->grants.limits;
+    if (atomic_load_explicit(&r->cancelled, memory_order_relaxed))
+        request_fail(r, REALM_CANCELLED, "the request was cancelled");
+    else if (r->usage.cpu_ns > limits->cpu_ns)
+        request_fail(r, REALM_QUOTA, "the program used its %" PRIu64 " ms of CPU time",
+                     limits->cpu_ns / 1000000);
+    else if (clock_ns() >= r->deadline_ns)
+        request_fail(r, REALM_DEADLINE, "the request took longer than its %" PRIu64 " ms",
+                     (r->deadline_ns - r->submitted_ns) / 1000000);
+}
+
+uint64_t request_next_time(const sandbox_request *r)
+{
+    int timed = r->state == REQUEST_RUNNING && r->wait.kind == WAIT_ANY;
+    return timed && r->wait.until_ns < r->deadline_ns ? r->wait.until_ns : r->deadline_ns;
+}
+
+int request_take_output(sandbox_request *r, uint64_t bytes)
+{
+    uint64_t limit = r->tenant->grants.limits.output_bytes;
+    if (bytes > limit - r->usage.output_bytes)
+        return 0;
+    r->usage.output_bytes += bytes;
+    return 1;
+}
+
+void request_emit_text(sandbox_request *r, const char *text, size_t size)
+{
+    if (size && r->input.on_text)
+        r->input.on_text(r->input.context, text, size);
+}
+
+static void write_log(sandbox_request *r, int level, const char *text, size_t size)
+{
+    if (r->input.on_log)
+        r->input.on_log(r->input.context, level, text, size);
+    else
+        log_write((log_level)level, r->program->name, r->input.id, "%.*s",
+                  (int)(size < 4096 ? size : 4096), text);
+}
+
+int request_log(sandbox_request *r, int level, const char *text, size_t size)
+{
+    static const char cut[] = "the request's log is full; what follows is dropped";
+    if (!r->log_cut && size <= r->tenant->grants.limits.log_bytes - r->log_bytes) {
+        r->log_bytes += size;
+        write_log(r, level, text, size);
+        return 1;
+    }
+    if (!r->log_cut)
+        write_log(r, LOG_WARN, cut, sizeof cut - 1);
+    r->log_cut = 1;
+    return 0;
+}
+
+/* ---- stages --------------------------------------------------------------------------------------- */
+
+static void call_guest(sandbox_request *r, const wasmtime_func_t *function)
+{
+    r->future = wasmtime_func_call_async(r->context, function, NULL, 0, &r->returned, 1, &r->trap,
+                                         &r->error);
+}
+
+static int fits(sandbox_request *r)
+{
+    const program *p = r->program;
+    const sandbox_limits *limits = &r->tenant->grants.limits;
+    uint64_t limit = p->info.memory64 ? limits->memory64_bytes : limits->memory_bytes;
+    if (p->memory_bytes <= limit)
+        return 1;
+    request_fail(r, REALM_QUOTA,
+                 "the program's memory begins with %" PRIu64 " KiB, its tenant's limit is %" PRIu64
+                 " KiB", p->memory_bytes >> 10, limit >> 10);
+    return 0;
+}
+
+static void start_instance(sandbox_request *r)
+{
+    const sandbox_limits *limits = &r->tenant->grants.limits;
+    int memory64 = r->program->info.memory64;
+    r->store = wasmtime_store_new(r->host->engines[memory64], r, NULL);
+    r->context = wasmtime_store_context(r->store);
+    uint64_t memory = memory64 ? limits->memory64_bytes : limits->memory_bytes;
+    wasmtime_store_limiter(r->store, memory > INT64_MAX ? INT64_MAX : (int64_t)memory,
+                           limits->table_elements, 1, -1, 1);
+    wasmtime_store_epoch_deadline_callback(r->store, on_epoch, r, NULL);
+    wasmtime_context_set_epoch_deadline(r->context, EPOCHS_A_LOOK);
+    r->state = REQUEST_STARTING;
+    r->future = wasmtime_instance_pre_instantiate_async(r->program->pre, r->context, &r->instance,
+                                                        &r->trap, &r->error);
+}
+
+/* From the line to an instance. 0: still waiting, or ended. */
+static int begin(sandbox_request *r)
+{
+    if (atomic_load(&r->admitted))
+        r->has_instance = 1;
+    if (!r->has_instance && !r->in_line_since) {
+        int admitted = sandbox_host_admit(r->host, r);
+        r->has_instance = admitted > 0;
+        r->in_line_since = 1;
+        if (admitted < 0)
+            request_fail(r, REALM_QUOTA, "all instances for called programs are in use");
+    }
+    if (!r->has_instance || !fits(r))
+        return 0;
+    start_instance(r);
+    return 1;
+}
+
+static wasmtime_func_t find_function(sandbox_request *r, const char *name)
+{
+    wasmtime_extern_t item;
+    wasmtime_instance_export_get(r->context, &r->instance, name, strlen(name), &item);
+    return item.of.func; /* program.c has seen that it is there */
+}
+
+static void run_handle(sandbox_request *r)
+{
+    wasmtime_func_t handle = find_function(r, "realm_handle");
+    r->handle_function = handle;
+    r->state = REQUEST_RUNNING;
+    r->usage.start_ns = clock_ns() - r->submitted_ns;
+    call_guest(r, &r->handle_function);
+}
+
+static void instance_is_made(sandbox_request *r)
+{
+    wasmtime_extern_t item;
+    wasmtime_instance_export_get(r->context, &r->instance, "memory", 6, &item);
+    r->memory = item.of.memory;
+    r->memory_base = wasmtime_memory_data(r->context, &r->memory);
+    r->memory_size = wasmtime_memory_data_size(r->context, &r->memory);
+    if (atomic_load_explicit(&r->program->abi_checked, memory_order_relaxed)) {
+        run_handle(r);
+        return;
+    }
+    r->handle_function = find_function(r, "realm_abi");
+    r->state = REQUEST_CHECKING;
+    call_guest(r, &r->handle_function);
+}
+
+static void abi_is_known(sandbox_request *r)
+{
+    if (r->returned.of.i32 != 1) {
+        request_fail(r, REALM_UNSUPPORTED,
+                     "the program speaks version %" PRId32 " of the host functions; this host speaks 1",
+                     r->returned.of.i32);
+        return;
+    }
+    atomic_store(&r->program->abi_checked, 1);
+    run_handle(r);
+}
+
+static void guest_has_returned(sandbox_request *r)
+{
+    int32_t status = r->returned.of.i32;
+    if (r->responded.status != REALM_OK)
+        request_fail(r, r->responded.status, "%s", r->responded.message);
+    else if (status < 0)
+        request_fail(r, status < REALM_INTERNAL ? REALM_INVALID : (realm_status)status,
+                     "the program returned %s (%" PRId32 ")", realm_status_name(status), status);
+    r->state = REQUEST_ENDING;
+}
+
+/* ---- running the guest ----------------------------------------------------------------------------- */
+
+static int any_step_is_over(sandbox_request *r)
+{
+    int over = 0;
+    for (int32_t i = 0; i < r->wait.n_sessions; i++) {
+        session_entry *s = r->wait.sessions[i];
+        over |= s->stepping && engine_op_collect(r, &s->op);
+    }
+    return over || clock_ns() >= r->wait.until_ns;
+}
+
+int request_wait_is_over(sandbox_request *r)
+{
+    switch (r->wait.kind) {
+    case WAIT_OP: return engine_op_collect(r, r->wait.op);
+    case WAIT_ANY: return any_step_is_over(r);
+    case WAIT_CHILD: return r->child_done;
+    default: return 1;
+    }
+}
+
+/* Runs the guest until it waits, yields or is through with this stage; 1 if it is through. */
+static int poll_guest(sandbox_request *r)
+{
+    uint64_t began = clock_ns();
+    r->slice_started_ns = began;
+    r->wait.fresh = 0;
+    ticker_enter(&r->host->ticker);
+    int through = wasmtime_call_future_poll(r->future);
+    ticker_leave(&r->host->ticker);
+    r->usage.cpu_ns += sandbox_thread_cpu(r->thread, clock_ns() - began);
+    return through;
+}
+
+static void next_stage(sandbox_request *r)
+{
+    if (!close_future(r) || r->failure.status != REALM_OK)
+        return;
+    if (r->state == REQUEST_STARTING)
+        instance_is_made(r);
+    else if (r->state == REQUEST_CHECKING)
+        abi_is_known(r);
+    else
+        guest_has_returned(r);
+}
+
+static void run_guest(sandbox_request *r)
+{
+    while (r->future && r->failure.status == REALM_OK) {
+        if (!request_wait_is_over(r))
+            return;
+        if (poll_guest(r)) {
+            next_stage(r);
+            continue;
+        }
+        check_limits(r);
+        if (r->wait.kind == WAIT_NONE)
+            request_wake(r); /* it yielded: to the end of the queue */
+        else if (request_wait_is_over(r))
+            request_wake(r); /* what it waits for came before it waited */
+        else
+            sandbox_thread_mind(r->thread, request_next_time(r));
+        return;
+    }
+}
+
+/* ---- the end --------------------------------------------------------------------------------------- */
+
+static void drop_instance(sandbox_request *r)
+{
+    if (r->future)
+        close_future(r);
+    if (r->store) {
+        if (r->memory_base)
+            r->usage.memory_bytes = wasmtime_memory_data_size(r->context, &r->memory);
+        host_map_release_all(r);
+        wasmtime_store_delete(r->store);
+        r->store = NULL;
+    }
+    if (!r->has_instance)
+        sandbox_host_leave_line(r->host, r);
+    if (r->has_instance || atomic_load(&r->admitted))
+        sandbox_host_give_back(r->host, r);
+    r->has_instance = 0;
+    atomic_store(&r->admitted, 0);
+}
+
+static void collect_all(sandbox_request *r)
+{
+    for (session_entry *s = r->sessions; s; s = s->next)
+        engine_op_collect(r, &s->op);
+    engine_op_collect(r, &r->tensors.op);
+    engine_op_collect(r, &r->embed_op);
+}
+
+static void tell(sandbox_request *r)
+{
+    r->usage.wall_ns = clock_ns() - r->submitted_ns;
+    sandbox_result result = {.status = r->failure.status,
+                             .message = r->failure.message,
+                             .json = r->json,
+                             .json_size = r->json_size,
+                             .usage = r->usage};
+    atomic_fetch_add(&r->host->finished, 1);
+    if (result.status != REALM_OK)
+        atomic_fetch_add(&r->host->failed, 1);
+    if (r->input.on_done)
+        r->input.on_done(r->input.context, &result);
+}
+
+static void release_all(sandbox_request *r)
+{
+    host_session_close_all(r);
+    handles_release(&r->handles);
+    buffer_release(&r->child_output);
+    buffer_release(&r->kept);
+    buffer_release(&r->piece);
+    free(r->child_json);
+    free(r->wait.sessions);
+    free(r->json);
+    r->json = NULL;
+}
+
+/* A step at a time, since each may wait for the engine: the guest goes, what is in flight is
+ * cancelled, device memory is given back, sessions are closed, the caller is told. */
+static void end(sandbox_request *r)
+{
+    if (r->state != REQUEST_ENDING || !r->ending) {
+        r->state = REQUEST_ENDING;
+        r->ending = 1;
+        drop_instance(r);
+        host_session_cancel_all(r);
+        host_tenant_cancel_child(r);
+    }
+    collect_all(r);
+    if (r->n_in_flight > 0 || (r->child && !r->child_done))
+        return;
+    host_tensor_release_all(r);
+    if (r->n_in_flight > 0)
+        return;
+    host_generate_drain(r);
+    sandbox_tenant *tenant = r->tenant;
+    if (r->depth == 0)
+        atomic_fetch_sub(&tenant->requests, 1);
+    r->state = REQUEST_DONE;
+    atomic_store(&r->finished, 1);
+    host_session_close_all(r);
+    tell(r);
+    release_all(r);
+    sandbox_host_leave(r->host, r);
+}
+
+void request_turn(sandbox_request *r)
+{
+    request_assert(r);
+    if (r->state != REQUEST_ENDING) {
+        host_generate_drain(r);
+        check_limits(r);
+        if (r->state == REQUEST_QUEUED && r->failure.status == REALM_OK)
+            begin(r);
+        run_guest(r);
+    }
+    if (r->state == REQUEST_ENDING || r->failure.status != REALM_OK)
+        end(r);
+    request_assert(r);
+}
+
+void request_assert(const sandbox_request *r)
+{
+#ifndef NDEBUG
+    int guest = r->state == REQUEST_STARTING || r->state == REQUEST_CHECKING ||
+                r->state == REQUEST_RUNNING;
+    assert(!r->future || guest);                                   /* 1 */
+    assert(!guest || r->store);
+    assert(r->wait.kind == WAIT_NONE || r->state == REQUEST_RUNNING || r->state >= REQUEST_ENDING ||
+           r->state == REQUEST_STARTING);
+    assert(r->n_in_flight >= 0 && r->n_sessions >= 0);
+    assert(r->state != REQUEST_DONE || (r->n_in_flight == 0 && !r->store && !r->mapped)); /* 4, 7 */
+    assert(r->state == REQUEST_QUEUED || r->state >= REQUEST_ENDING || r->has_instance);
+#else
+    (void)r;
+#endif
+}

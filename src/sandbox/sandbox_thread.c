@@ -1,0 +1,155 @@
+/* sandbox/sandbox_thread.c: one thread that runs guests, a turn at a time, in the order in which
+ * they became ready.
+ *
+ * Owns its ready queue and the list of its requests. A request stays on the thread it was given
+ * to, so nothing of it needs a lock. Waking takes a kernel call and some microseconds, so the thread
+ * looks a little longer before it sleeps, but only where waits have been that short lately: a
+ * model's step takes milliseconds, and spinning through it would take a core from the model. */
+#include "sandbox/runtime.h"
+
+#include "base/clock.h"
+
+#define SPIN_NS       50000u
+#define SPIN_IF_NS    100000u /* usual waits up to this */
+#define SHORT_TURN_NS 200000u /* turns so short are timed by the wall clock alone */
+#define SHORT_SUM_NS  1000000u
+
+/* CLOCK_THREAD_CPUTIME_ID costs a system call, four times a whole suspending host call. A short
+ * turn's wall time is its CPU time unless the kernel took the core away in just that moment, and
+ * then it is no longer short. A longer turn is held against the CPU clock since it was last read. */
+uint64_t sandbox_thread_cpu(sandbox_thread *t, uint64_t wall_ns)
+{
+    if (wall_ns < SHORT_TURN_NS && t->cpu_short_ns < SHORT_SUM_NS) {
+        t->cpu_short_ns += wall_ns;
+        return wall_ns;
+    }
+    uint64_t now = clock_thread_cpu_ns(), since = now - t->cpu_read_ns;
+    uint64_t mine = since > t->cpu_short_ns ? since - t->cpu_short_ns : 0;
+    t->cpu_read_ns = now;
+    t->cpu_short_ns = 0;
+    return mine < wall_ns ? mine : wall_ns;
+}
+
+void sandbox_thread_mind(sandbox_thread *t, uint64_t time_ns)
+{
+    if (time_ns < t->next_time_ns)
+        t->next_time_ns = time_ns;
+}
+
+/* Wakes what has waited long enough and finds out when to look again. */
+static void look_at_clock(sandbox_thread *t)
+{
+    if (t->next_time_ns == UINT64_MAX)
+        return;
+    uint64_t now = clock_ns();
+    if (now < t->next_time_ns)
+        return;
+    t->next_time_ns = UINT64_MAX;
+    for (sandbox_request *r = t->live; r; r = r->next_live) {
+        uint64_t time = request_next_time(r);
+        if (time <= now)
+            request_wake(r);
+        else
+            sandbox_thread_mind(t, time);
+    }
+}
+
+static queue_node *wait_for_work(sandbox_thread *t)
+{
+    uint64_t began = clock_ns();
+    uint64_t wait = t->next_time_ns == UINT64_MAX  ? UINT64_MAX
+                    : t->next_time_ns > began ? t->next_time_ns - began
+                                              : 0;
+    int spin = t->live && t->usual_wait_ns < SPIN_IF_NS;
+    queue_node *node = queue_take(&t->ready, spin ? SPIN_NS : 0, wait);
+    if (t->live) {
+        uint64_t waited = clock_ns() - began;
+        if (waited > SPIN_IF_NS * 8)
+            waited = SPIN_IF_NS * 8; /* one long pause is soon forgotten */
+        t->usual_wait_ns = (t->usual_wait_ns * 7 + waited) / 8;
+    }
+    return node;
+}
+
+static void take_in(sandbox_thread *t, sandbox_request *r)
+{
+    r->next_live = t->live;
+    if (t->live)
+        t->live->previous_live = r;
+    t->live = r;
+    request_retain(r);
+    sandbox_thread_mind(t, request_next_time(r));
+}
+
+static void let_go(sandbox_thread *t, sandbox_request *r)
+{
+    if (r->previous_live)
+        r->previous_live->next_live = r->next_live;
+    else
+        t->live = r->next_live;
+    if (r->next_live)
+        r->next_live->previous_live = r->previous_live;
+    r->previous_live = r->next_live = NULL;
+    atomic_fetch_sub(&t->n_requests, 1);
+    request_unretain(r);
+}
+
+static int is_live(const sandbox_thread *t, const sandbox_request *r)
+{
+    return r == t->live || r->previous_live;
+}
+
+static void turn(sandbox_thread *t, sandbox_request *r)
+{
+    /* Before anything of the request is looked at (invariant 2). */
+    atomic_store(&r->scheduled, 0);
+    if (r->state != REQUEST_DONE) {
+        if (!is_live(t, r))
+            take_in(t, r);
+        request_turn(r);
+        if (r->state == REQUEST_DONE)
+            let_go(t, r);
+    }
+    request_unretain(r); /* the queue's */
+}
+
+static void *run(void *argument)
+{
+    sandbox_thread *t = argument;
+    t->cpu_read_ns = clock_thread_cpu_ns();
+    for (;;) {
+        look_at_clock(t);
+        queue_node *node = queue_try_take(&t->ready);
+        if (!node)
+            node = wait_for_work(t);
+        if (node)
+            turn(t, QUEUE_OWNER(node, sandbox_request, node));
+        else if (atomic_load(&t->n_requests) < 0)
+            return NULL;
+    }
+}
+
+realm_status sandbox_thread_open(sandbox_thread *t, sandbox_host *h, realm_error *error)
+{
+    *t = (sandbox_thread){.host = h, .next_time_ns = UINT64_MAX};
+    queue_init(&t->ready);
+    if (pthread_create(&t->thread, NULL, run, t) == 0)
+        return REALM_OK;
+    queue_release(&t->ready);
+    return realm_fail(error, REALM_NO_MEMORY, "a sandbox thread cannot be started");
+}
+
+void sandbox_thread_close(sandbox_thread *t)
+{
+    atomic_store(&t->n_requests, -1);
+    queue_close(&t->ready);
+    pthread_join(t->thread, NULL);
+    queue_release(&t->ready);
+}
+
+void sandbox_thread_add(sandbox_thread *t, sandbox_request *r)
+{
+    atomic_fetch_add(&t->n_requests, 1);
+    r->thread = t;
+    request_wake(r);
+}
