@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "base/log.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
@@ -80,6 +82,8 @@ static void detect_and_lower(void)
         g_features = (cpu_features){0};
     else if (strcmp(wish, "avx2") == 0)
         g_features.avx512_vnni = g_features.avx512_bf16 = 0;
+    else if (*wish && strcmp(wish, "avx512") != 0 && strcmp(wish, "neon") != 0)
+        LOG_W("cpu", "REALM_CPU=%.40s means nothing: reference, avx2, avx512 or neon", wish);
 }
 
 const cpu_features *cpu_features_get(void)

@@ -50,8 +50,8 @@ static size_t distance(const char *a, const char *b)
 const char *options_nearest(const char *word, const char *const *names, size_t count)
 {
     const char *nearest = NULL;
-    size_t size = strlen(word),
-           best = size / 3 + 2; /* a third of the letters and one may be wrong */
+    size_t size = strlen(word);
+    size_t best = size / 3 + 2; /* a third of the letters and one may be wrong */
     for (size_t i = 0; i < count; i++) {
         size_t far = distance(word, names[i]);
         if (far < best && far < strlen(names[i])) {

@@ -5,26 +5,26 @@
  * exactly their size, so that AddressSanitizer sees one byte too far. */
 #include "unit/unit.h"
 
-#include "unit/formats/gguf_writer.h"
+#include "unit/formats/gguf_forge.h"
 
 static buffer g_good;
 
 static int write_good(void **state)
 {
     (void)state;
-    gguf_writer w;
-    gguf_writer_init(&w);
-    gguf_writer_string(&w, "general.architecture", "llama");
-    gguf_writer_u32(&w, "general.alignment", 32);
-    gguf_writer_strings(&w, "words", 3, (const char *const[]){"one", "", "three"});
-    gguf_writer_array(&w, "ints", GGUF_I32, 3, (int32_t[]){1, 2, 3}, 12);
-    gguf_writer_array(&w, "bools", GGUF_BOOL, 2, (uint8_t[]){0, 1}, 2);
-    gguf_writer_pair(&w, "flag", GGUF_BOOL, &(uint8_t){1}, 1);
-    gguf_writer_tensor(&w, "tensor.a", DTYPE_F32, (uint64_t[4]){8, 2}, NULL);   /* bytes 0 to 64 */
-    gguf_writer_tensor(&w, "tensor.b", DTYPE_Q4_0, (uint64_t[4]){32, 2}, NULL); /* 64 to 100 */
-    gguf_writer_tensor(&w, "tensor.c", DTYPE_F16, (uint64_t[4]){16, 1}, NULL);  /* 128 to 160 */
-    gguf_writer_finish(&w, &g_good);
-    gguf_writer_release(&w);
+    gguf_forge w;
+    gguf_forge_init(&w);
+    gguf_forge_string(&w, "general.architecture", "llama");
+    gguf_forge_u32(&w, "general.alignment", 32);
+    gguf_forge_strings(&w, "words", 3, (const char *const[]){"one", "", "three"});
+    gguf_forge_array(&w, "ints", GGUF_I32, 3, (int32_t[]){1, 2, 3}, 12);
+    gguf_forge_array(&w, "bools", GGUF_BOOL, 2, (uint8_t[]){0, 1}, 2);
+    gguf_forge_pair(&w, "flag", GGUF_BOOL, &(uint8_t){1}, 1);
+    gguf_forge_tensor(&w, "tensor.a", DTYPE_F32, (uint64_t[4]){8, 2}, NULL);   /* bytes 0 to 64 */
+    gguf_forge_tensor(&w, "tensor.b", DTYPE_Q4_0, (uint64_t[4]){32, 2}, NULL); /* 64 to 100 */
+    gguf_forge_tensor(&w, "tensor.c", DTYPE_F16, (uint64_t[4]){16, 1}, NULL);  /* 128 to 160 */
+    gguf_forge_finish(&w, &g_good);
+    gguf_forge_release(&w);
     return 0;
 }
 
@@ -139,8 +139,7 @@ static void every_lie_is_refused_by_name(void **state)
     for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
         const lie *l = &lies[i];
         memcpy(bytes, g_good.data, g_good.size);
-        const uint8_t *place = l->name ? gguf_writer_find(&g_good, l->name)
-                                       : (uint8_t *)g_good.data;
+        const uint8_t *place = l->name ? gguf_forge_find(&g_good, l->name) : (uint8_t *)g_good.data;
         memcpy(bytes + (place - (uint8_t *)g_good.data) + l->at, &l->value, (size_t)l->width);
         realm_status status = open_copy(bytes, g_good.size, &error);
         if (status != l->status)
@@ -181,15 +180,15 @@ static void a_shard_in_memory_is_refused(void **state)
 {
     (void)state;
     realm_error error;
-    gguf_writer w;
+    gguf_forge w;
     buffer file;
-    gguf_writer_init(&w);
-    gguf_writer_u32(&w, "split.count", 2);
-    gguf_writer_u32(&w, "split.no", 0);
-    gguf_writer_finish(&w, &file);
+    gguf_forge_init(&w);
+    gguf_forge_u32(&w, "split.count", 2);
+    gguf_forge_u32(&w, "split.no", 0);
+    gguf_forge_finish(&w, &file);
     assert_status(open_copy(file.data, file.size, &error), REALM_UNSUPPORTED, error);
     buffer_release(&file);
-    gguf_writer_release(&w);
+    gguf_forge_release(&w);
 }
 
 static void what_is_on_disk_is_named_in_the_sentence(void **state)

@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "base/file.h"
-#include "unit/formats/gguf_writer.h"
+#include "unit/formats/gguf_forge.h"
 
 static char g_folder[64];
 
@@ -29,11 +29,11 @@ static int open_descriptors(void)
     return count;
 }
 
-static void write_file(const gguf_writer *w, const char *path)
+static void write_file(const gguf_forge *w, const char *path)
 {
     realm_error error;
     buffer file;
-    gguf_writer_finish(w, &file);
+    gguf_forge_finish(w, &file);
     unlink(path);
     assert_status(file_write(path, file.data, file.size, &error), REALM_OK, error);
     buffer_release(&file);
@@ -43,21 +43,21 @@ static void write_file(const gguf_writer *w, const char *path)
 static void write_shard(const char *path, const char *name, uint32_t no, uint32_t count,
                         uint32_t tensors)
 {
-    gguf_writer w;
+    gguf_forge w;
     char leaf[64];
-    gguf_writer_init(&w);
+    gguf_forge_init(&w);
     if (no == 0)
-        gguf_writer_string(&w, "general.architecture", "llama");
-    gguf_writer_pair(&w, "split.no", GGUF_U16, &(uint16_t){(uint16_t)no}, 2);
-    gguf_writer_pair(&w, "split.count", GGUF_U16, &(uint16_t){(uint16_t)count}, 2);
-    gguf_writer_pair(&w, "split.tensors.count", GGUF_I32, &tensors, 4);
+        gguf_forge_string(&w, "general.architecture", "llama");
+    gguf_forge_pair(&w, "split.no", GGUF_U16, &(uint16_t){(uint16_t)no}, 2);
+    gguf_forge_pair(&w, "split.count", GGUF_U16, &(uint16_t){(uint16_t)count}, 2);
+    gguf_forge_pair(&w, "split.tensors.count", GGUF_I32, &tensors, 4);
     for (int i = 0; i < 2; i++) {
         float numbers[8] = {(float)no, (float)i};
         snprintf(leaf, sizeof leaf, "%s.%d", name, i);
-        gguf_writer_tensor(&w, leaf, DTYPE_F32, (uint64_t[4]){8}, numbers);
+        gguf_forge_tensor(&w, leaf, DTYPE_F32, (uint64_t[4]){8}, numbers);
     }
     write_file(&w, path);
-    gguf_writer_release(&w);
+    gguf_forge_release(&w);
 }
 
 static int make_folder(void **state)
@@ -190,15 +190,15 @@ static void a_first_shard_must_be_named_as_one(void **state)
 static void a_shard_without_a_number_is_refused(void **state)
 {
     (void)state;
-    gguf_writer w;
-    gguf_writer_init(&w);
-    gguf_writer_u32(&w, "split.count", 3);
+    gguf_forge w;
+    gguf_forge_init(&w);
+    gguf_forge_u32(&w, "split.count", 3);
     write_file(&w, shard_path(0, 3));
     refused(shard_path(0, 3), REALM_CORRUPT, "'split.no': is missing");
-    gguf_writer_string(&w, "split.no", "zero");
+    gguf_forge_string(&w, "split.no", "zero");
     write_file(&w, shard_path(0, 3));
     refused(shard_path(0, 3), REALM_CORRUPT, "'split.no'");
-    gguf_writer_release(&w);
+    gguf_forge_release(&w);
 }
 
 static void a_split_of_one_is_a_plain_file(void **state)

@@ -5,24 +5,24 @@
 #include <math.h>
 
 #include "base/clock.h"
-#include "unit/formats/gguf_writer.h"
+#include "unit/formats/gguf_forge.h"
 
 /* Opens what w holds. The bytes are in *file and must outlive the result. */
-static gguf *open_written(const gguf_writer *w, buffer *file)
+static gguf *open_written(const gguf_forge *w, buffer *file)
 {
     gguf *g;
     realm_error error;
-    gguf_writer_finish(w, file);
+    gguf_forge_finish(w, file);
     assert_status(gguf_open_memory(&g, file->data, file->size, &error), REALM_OK, error);
     return g;
 }
 
 #define PAIR(key, type, c_type, number)                                                            \
-    gguf_writer_pair(&w, key, type, &(c_type){number}, sizeof(c_type))
+    gguf_forge_pair(&w, key, type, &(c_type){number}, sizeof(c_type))
 
-static void write_numbers(gguf_writer *out)
+static void write_numbers(gguf_forge *out)
 {
-    gguf_writer w = *out;
+    gguf_forge w = *out;
     PAIR("u8", GGUF_U8, uint8_t, 200);
     PAIR("i8", GGUF_I8, int8_t, -100);
     PAIR("u16", GGUF_U16, uint16_t, 60000);
@@ -43,11 +43,11 @@ static void write_numbers(gguf_writer *out)
 static void every_scalar_comes_out(void **state)
 {
     (void)state;
-    gguf_writer w;
+    gguf_forge w;
     buffer file;
-    gguf_writer_init(&w);
+    gguf_forge_init(&w);
     write_numbers(&w);
-    gguf_writer_string(&w, "string", "text");
+    gguf_forge_string(&w, "string", "text");
     gguf *g = open_written(&w, &file);
     assert_int_equal(gguf_pair_count(g), 15);
     assert_true(gguf_find(g, "u8")->u == 200);
@@ -72,13 +72,13 @@ static void every_scalar_comes_out(void **state)
     }
     gguf_close(g);
     buffer_release(&file);
-    gguf_writer_release(&w);
+    gguf_forge_release(&w);
 }
 
 static void typed_reading_converts_what_fits_and_refuses_the_rest(void **state)
 {
     (void)state;
-    gguf_writer w;
+    gguf_forge w;
     buffer file;
     realm_error error;
     uint32_t u32 = 5;
@@ -87,9 +87,9 @@ static void typed_reading_converts_what_fits_and_refuses_the_rest(void **state)
     float f32;
     int flag;
     gguf_string text;
-    gguf_writer_init(&w);
+    gguf_forge_init(&w);
     write_numbers(&w);
-    gguf_writer_string(&w, "string", "text");
+    gguf_forge_string(&w, "string", "text");
     gguf *g = open_written(&w, &file);
 
     assert_status(gguf_get_u32(g, "u8", &u32, &error), REALM_OK, error);
@@ -128,25 +128,25 @@ static void typed_reading_converts_what_fits_and_refuses_the_rest(void **state)
     assert_status(gguf_get_string(g, "u8", &text, &error), REALM_CORRUPT, error);
     gguf_close(g);
     buffer_release(&file);
-    gguf_writer_release(&w);
+    gguf_forge_release(&w);
 }
 
 #define NUMBERS(name, type, c_type, ...)                                                           \
     do {                                                                                           \
         const c_type numbers[] = {__VA_ARGS__};                                                    \
-        gguf_writer_array(&w, name, type, sizeof numbers / sizeof *numbers, numbers,               \
-                          sizeof numbers);                                                         \
+        gguf_forge_array(&w, name, type, sizeof numbers / sizeof *numbers, numbers,                \
+                         sizeof numbers);                                                          \
     } while (0)
 
 static void arrays_of_every_type_come_out(void **state)
 {
     (void)state;
     static const char *const words[] = {"", "a", "\xFF\xFE", "a longer one"};
-    gguf_writer w;
+    gguf_forge w;
     buffer file;
     realm_error error;
     const gguf_value *a;
-    gguf_writer_init(&w);
+    gguf_forge_init(&w);
     NUMBERS("u8", GGUF_U8, uint8_t, 0, 1, 255);
     NUMBERS("i8", GGUF_I8, int8_t, -128, 127);
     NUMBERS("u16", GGUF_U16, uint16_t, 65535);
@@ -158,9 +158,9 @@ static void arrays_of_every_type_come_out(void **state)
     NUMBERS("f32", GGUF_F32, float, 0.5f, -2);
     NUMBERS("f64", GGUF_F64, double, 1e300);
     NUMBERS("bool", GGUF_BOOL, uint8_t, 1, 0, 1);
-    gguf_writer_strings(&w, "words", 4, words);
-    gguf_writer_array(&w, "empty", GGUF_I32, 0, NULL, 0);
-    gguf_writer_array(&w, "no words", GGUF_STRING, 0, NULL, 0);
+    gguf_forge_strings(&w, "words", 4, words);
+    gguf_forge_array(&w, "empty", GGUF_I32, 0, NULL, 0);
+    gguf_forge_array(&w, "no words", GGUF_STRING, 0, NULL, 0);
     gguf *g = open_written(&w, &file);
     assert_int_equal(gguf_array_int(gguf_find(g, "u8"), 2), 255);
     assert_int_equal(gguf_array_int(gguf_find(g, "i8"), 0), -128);
@@ -187,7 +187,7 @@ static void arrays_of_every_type_come_out(void **state)
     assert_holds(error.message, "array of i32");
     gguf_close(g);
     buffer_release(&file);
-    gguf_writer_release(&w);
+    gguf_forge_release(&w);
 }
 
 static void tensors_lie_where_the_file_says(void **state)
@@ -195,15 +195,15 @@ static void tensors_lie_where_the_file_says(void **state)
     (void)state;
     float numbers[6] = {1, 2, 3, 4, 5, 6};
     for (uint32_t version = 2; version <= 3; version++) {
-        gguf_writer w;
+        gguf_forge w;
         buffer file;
-        gguf_writer_init(&w);
+        gguf_forge_init(&w);
         w.version = version;
         w.alignment = 64;
-        gguf_writer_u32(&w, "general.alignment", 64);
-        gguf_writer_tensor(&w, "one", DTYPE_Q8_0, (uint64_t[4]){64, 3}, NULL);
-        gguf_writer_tensor(&w, "two", DTYPE_F32, (uint64_t[4]){3, 2}, numbers);
-        gguf_writer_tensor(&w, "four dims", DTYPE_I8, (uint64_t[4]){2, 3, 4, 5}, NULL);
+        gguf_forge_u32(&w, "general.alignment", 64);
+        gguf_forge_tensor(&w, "one", DTYPE_Q8_0, (uint64_t[4]){64, 3}, NULL);
+        gguf_forge_tensor(&w, "two", DTYPE_F32, (uint64_t[4]){3, 2}, numbers);
+        gguf_forge_tensor(&w, "four dims", DTYPE_I8, (uint64_t[4]){2, 3, 4, 5}, NULL);
         gguf *g = open_written(&w, &file);
         assert_int_equal(gguf_version(g), version);
         assert_int_equal(gguf_alignment(g), 64);
@@ -227,36 +227,36 @@ static void tensors_lie_where_the_file_says(void **state)
         assert_null(gguf_find_tensor(g, "three"));
         gguf_close(g);
         buffer_release(&file);
-        gguf_writer_release(&w);
+        gguf_forge_release(&w);
     }
 }
 
 static void tensors_may_stand_in_any_order(void **state)
 {
     (void)state;
-    gguf_writer w;
+    gguf_forge w;
     buffer file;
     gguf *g;
     realm_error error;
     uint64_t first = 0, second = 32;
-    gguf_writer_init(&w);
-    gguf_writer_tensor(&w, "tensor a", DTYPE_F32, (uint64_t[4]){8}, NULL);
-    gguf_writer_tensor(&w, "tensor b", DTYPE_F32, (uint64_t[4]){8}, NULL);
-    gguf_writer_finish(&w, &file);
-    memcpy(gguf_writer_find(&file, "tensor a") + 16, &second, 8);
-    memcpy(gguf_writer_find(&file, "tensor b") + 16, &first, 8);
+    gguf_forge_init(&w);
+    gguf_forge_tensor(&w, "tensor a", DTYPE_F32, (uint64_t[4]){8}, NULL);
+    gguf_forge_tensor(&w, "tensor b", DTYPE_F32, (uint64_t[4]){8}, NULL);
+    gguf_forge_finish(&w, &file);
+    memcpy(gguf_forge_find(&file, "tensor a") + 16, &second, 8);
+    memcpy(gguf_forge_find(&file, "tensor b") + 16, &first, 8);
     assert_status(gguf_open_memory(&g, file.data, file.size, &error), REALM_OK, error);
     gguf_close(g);
     buffer_release(&file);
-    gguf_writer_release(&w);
+    gguf_forge_release(&w);
 }
 
 static void a_file_may_have_nothing_in_it(void **state)
 {
     (void)state;
-    gguf_writer w;
+    gguf_forge w;
     buffer file;
-    gguf_writer_init(&w);
+    gguf_forge_init(&w);
     gguf *g = open_written(&w, &file);
     assert_int_equal(gguf_pair_count(g), 0);
     assert_int_equal(gguf_tensor_count(g), 0);
@@ -264,7 +264,7 @@ static void a_file_may_have_nothing_in_it(void **state)
     assert_null(gguf_find_tensor(g, "x"));
     gguf_close(g);
     buffer_release(&file);
-    gguf_writer_release(&w);
+    gguf_forge_release(&w);
 }
 
 /* Gemma's vocabulary. A millisecond or two where nothing watches; the limit is what a sanitizer on
@@ -274,7 +274,7 @@ static void a_vocabulary_of_262144_opens_at_once(void **state)
 {
     (void)state;
     enum { COUNT = 262144 };
-    gguf_writer w;
+    gguf_forge w;
     buffer file;
     char *letters = malloc(COUNT * 8);
     const char **words = malloc(COUNT * sizeof *words);
@@ -282,8 +282,8 @@ static void a_vocabulary_of_262144_opens_at_once(void **state)
         snprintf(letters + i * 8, 8, "t%06x", i);
         words[i] = letters + i * 8;
     }
-    gguf_writer_init(&w);
-    gguf_writer_strings(&w, "tokenizer.ggml.tokens", COUNT, words);
+    gguf_forge_init(&w);
+    gguf_forge_strings(&w, "tokenizer.ggml.tokens", COUNT, words);
     uint64_t start = clock_ns();
     gguf *g = open_written(&w, &file);
     const gguf_value *a = gguf_find(g, "tokenizer.ggml.tokens");
@@ -293,7 +293,7 @@ static void a_vocabulary_of_262144_opens_at_once(void **state)
     assert_true(clock_ns() - start < 2000000000u);
     gguf_close(g);
     buffer_release(&file);
-    gguf_writer_release(&w);
+    gguf_forge_release(&w);
     free(letters);
     free(words);
 }

@@ -1,5 +1,5 @@
-/* tests/unit/formats/gguf_writer.c: see gguf_writer.h. */
-#include "unit/formats/gguf_writer.h"
+/* tests/unit/formats/gguf_forge.c: see gguf_forge.h. */
+#include "unit/formats/gguf_forge.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -34,23 +34,22 @@ static void pad(buffer *b, size_t alignment)
         add(b, "", 1);
 }
 
-void gguf_writer_init(gguf_writer *w)
+void gguf_forge_init(gguf_forge *w)
 {
-    *w = (gguf_writer){.version = 3, .alignment = 32};
+    *w = (gguf_forge){.version = 3, .alignment = 32};
     buffer_init(&w->pairs, LARGEST_FILE_BYTES);
     buffer_init(&w->tensors, LARGEST_FILE_BYTES);
     buffer_init(&w->data, LARGEST_FILE_BYTES);
 }
 
-void gguf_writer_release(gguf_writer *w)
+void gguf_forge_release(gguf_forge *w)
 {
     buffer_release(&w->pairs);
     buffer_release(&w->tensors);
     buffer_release(&w->data);
 }
 
-void gguf_writer_pair(gguf_writer *w, const char *key, gguf_type type, const void *bytes,
-                      size_t size)
+void gguf_forge_pair(gguf_forge *w, const char *key, gguf_type type, const void *bytes, size_t size)
 {
     add_string(&w->pairs, key);
     add_u32(&w->pairs, type);
@@ -58,40 +57,40 @@ void gguf_writer_pair(gguf_writer *w, const char *key, gguf_type type, const voi
     w->pair_count++;
 }
 
-void gguf_writer_u32(gguf_writer *w, const char *key, uint32_t value)
+void gguf_forge_u32(gguf_forge *w, const char *key, uint32_t value)
 {
-    gguf_writer_pair(w, key, GGUF_U32, &value, sizeof value);
+    gguf_forge_pair(w, key, GGUF_U32, &value, sizeof value);
 }
 
-void gguf_writer_f32(gguf_writer *w, const char *key, float value)
+void gguf_forge_f32(gguf_forge *w, const char *key, float value)
 {
-    gguf_writer_pair(w, key, GGUF_F32, &value, sizeof value);
+    gguf_forge_pair(w, key, GGUF_F32, &value, sizeof value);
 }
 
-void gguf_writer_string(gguf_writer *w, const char *key, const char *value)
+void gguf_forge_string(gguf_forge *w, const char *key, const char *value)
 {
-    gguf_writer_pair(w, key, GGUF_STRING, NULL, 0);
+    gguf_forge_pair(w, key, GGUF_STRING, NULL, 0);
     add_string(&w->pairs, value);
 }
 
-void gguf_writer_array(gguf_writer *w, const char *key, gguf_type element, uint64_t count,
-                       const void *bytes, size_t size)
+void gguf_forge_array(gguf_forge *w, const char *key, gguf_type element, uint64_t count,
+                      const void *bytes, size_t size)
 {
-    gguf_writer_pair(w, key, GGUF_ARRAY, NULL, 0);
+    gguf_forge_pair(w, key, GGUF_ARRAY, NULL, 0);
     add_u32(&w->pairs, element);
     add_u64(&w->pairs, count);
     add(&w->pairs, bytes, size);
 }
 
-void gguf_writer_strings(gguf_writer *w, const char *key, uint64_t count, const char *const *values)
+void gguf_forge_strings(gguf_forge *w, const char *key, uint64_t count, const char *const *values)
 {
-    gguf_writer_array(w, key, GGUF_STRING, count, NULL, 0);
+    gguf_forge_array(w, key, GGUF_STRING, count, NULL, 0);
     for (uint64_t i = 0; i < count; i++)
         add_string(&w->pairs, values[i]);
 }
 
-void gguf_writer_tensor(gguf_writer *w, const char *name, dtype type, const uint64_t dims[4],
-                        const void *bytes)
+void gguf_forge_tensor(gguf_forge *w, const char *name, dtype type, const uint64_t dims[4],
+                       const void *bytes)
 {
     uint32_t n_dims = 0;
     size_t size = dtype_row_bytes(type, dims[0]);
@@ -113,7 +112,7 @@ void gguf_writer_tensor(gguf_writer *w, const char *name, dtype type, const uint
     w->tensor_count++;
 }
 
-void gguf_writer_finish(const gguf_writer *w, buffer *out)
+void gguf_forge_finish(const gguf_forge *w, buffer *out)
 {
     buffer_init(out, LARGEST_FILE_BYTES);
     add(out, "GGUF", 4);
@@ -127,7 +126,7 @@ void gguf_writer_finish(const gguf_writer *w, buffer *out)
     add(out, w->data.data, w->data.size);
 }
 
-uint8_t *gguf_writer_find(const buffer *file, const char *name)
+uint8_t *gguf_forge_find(const buffer *file, const char *name)
 {
     uint64_t length = strlen(name);
     for (size_t i = 0; i + 8 + length <= file->size; i++)
