@@ -21,7 +21,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /* Mutations grow an input no further than this; corpus files may be larger. */
 #define MAX_GROWN_BYTES ((size_t)1 << 20)
-#define MAX_SEEDS 4096
+#define MAX_SEEDS       4096
 
 typedef struct input {
     uint8_t *bytes;
@@ -40,7 +40,9 @@ static uint64_t next_random(void) {
     return random_state * 0x2545f4914f6cdd1du;
 }
 
-static size_t below(size_t bound) { return bound ? (size_t)(next_random() % bound) : 0; }
+static size_t below(size_t bound) {
+    return bound ? (size_t)(next_random() % bound) : 0;
+}
 
 static double seconds_now(void) {
     struct timespec t;
@@ -97,9 +99,22 @@ static void add_folder(const char *path) {
 /* One change in place; returns the new size. The numbers are the ones parsers get wrong: around
  * zero, around the ends of 8, 16, 32 and 64 bits. */
 static size_t mutate(uint8_t *bytes, size_t size, size_t capacity) {
-    static const uint64_t edges[] = {
-        0, 1, 2, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fffffff, 0x80000000u, 0xffffffffu,
-        0x7fffffffffffffffu, 0x8000000000000000u, 0xffffffffffffffffu, 0x0000000100000000u};
+    static const uint64_t edges[] = {0,
+                                     1,
+                                     2,
+                                     0x7f,
+                                     0x80,
+                                     0xff,
+                                     0x7fff,
+                                     0x8000,
+                                     0xffff,
+                                     0x7fffffff,
+                                     0x80000000u,
+                                     0xffffffffu,
+                                     0x7fffffffffffffffu,
+                                     0x8000000000000000u,
+                                     0xffffffffffffffffu,
+                                     0x0000000100000000u};
     if (size == 0) {
         bytes[0] = (uint8_t)next_random();
         return 1;

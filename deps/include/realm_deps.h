@@ -87,7 +87,7 @@ void realm_deps_grammar_env_close(realm_deps_grammar_env *env);
 typedef enum realm_deps_grammar_kind {
     REALM_DEPS_JSON_SCHEMA = 0, /* text is a JSON schema */
     REALM_DEPS_REGEX = 1,       /* text is a regular expression (Rust's syntax), matched whole */
-    REALM_DEPS_LARK = 2,        /* text is a grammar in llguidance's dialect of Lark, from `start` */
+    REALM_DEPS_LARK = 2, /* text is a grammar in llguidance's dialect of Lark, from `start` */
     REALM_DEPS_JSON_OBJECT = 3, /* any JSON object; text is ignored */
 } realm_deps_grammar_kind;
 

@@ -76,8 +76,8 @@ static void a_module_suspends_in_a_host_function_and_goes_on(void **state) {
     wasmtime_instance_t instance;
     wasm_trap_t *trap = NULL;
     wasmtime_error_t *error = NULL;
-    wasmtime_call_future_t *future =
-        wasmtime_linker_instantiate_async(linker, context, module, &instance, &trap, &error);
+    wasmtime_call_future_t *future = wasmtime_linker_instantiate_async(linker, context, module,
+                                                                       &instance, &trap, &error);
     while (!wasmtime_call_future_poll(future)) {
     }
     wasmtime_call_future_delete(future);
@@ -106,7 +106,8 @@ static void a_module_suspends_in_a_host_function_and_goes_on(void **state) {
 
 static void a_template_renders(void **state) {
     (void)state;
-    static const char text[] = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}\n{% endfor %}";
+    static const char text[] =
+        "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}\n{% endfor %}";
     static const char context[] = "{\"messages\":[{\"role\":\"user\",\"content\":\" Hi \"}]}";
     char *out = NULL, *error = NULL;
     size_t size = 0;
@@ -124,9 +125,8 @@ static void a_template_that_fails_says_why(void **state) {
     static const char text[] = "{{ raise_exception('roles must alternate') }}";
     char *out = NULL, *error = NULL;
     size_t size = 0;
-    assert_int_equal(
-        realm_deps_template_render(text, strlen(text), "{}", 2, &out, &size, &error),
-        REALM_DEPS_INVALID);
+    assert_int_equal(realm_deps_template_render(text, strlen(text), "{}", 2, &out, &size, &error),
+                     REALM_DEPS_INVALID);
     assert_null(out);
     assert_string_equal(error, "roles must alternate");
     realm_deps_string_free(error);
@@ -146,15 +146,16 @@ static realm_deps_grammar_env *byte_env(void) {
     sizes[256] = 3;
     special[256] = 1;
     realm_deps_grammar_env *env = NULL;
-    assert_int_equal(
-        realm_deps_grammar_env_open(&env, bytes, sizes, special, 257, &eos, 1, NULL), 0);
+    assert_int_equal(realm_deps_grammar_env_open(&env, bytes, sizes, special, 257, &eos, 1, NULL),
+                     0);
     return env;
 }
 
 static void a_matcher_follows_a_schema_to_its_end(void **state) {
     (void)state;
-    static const char schema[] = "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"}},"
-                                 "\"required\":[\"a\"],\"additionalProperties\":false}";
+    static const char schema[] =
+        "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"}},"
+        "\"required\":[\"a\"],\"additionalProperties\":false}";
     realm_deps_grammar_env *env = byte_env();
     realm_deps_matcher *matcher = NULL, *fork = NULL;
     char *error = NULL;
@@ -208,9 +209,8 @@ static void a_grammar_that_is_wrong_says_so(void **state) {
     realm_deps_grammar_env *env = byte_env();
     realm_deps_matcher *matcher = NULL;
     char *error = NULL;
-    assert_int_equal(
-        realm_deps_matcher_open(&matcher, env, REALM_DEPS_JSON_SCHEMA, "{", 1, &error),
-        REALM_DEPS_INVALID);
+    assert_int_equal(realm_deps_matcher_open(&matcher, env, REALM_DEPS_JSON_SCHEMA, "{", 1, &error),
+                     REALM_DEPS_INVALID);
     assert_non_null(strstr(error, "not JSON"));
     realm_deps_string_free(error);
     assert_int_equal(realm_deps_matcher_open(&matcher, env, REALM_DEPS_REGEX, "(", 1, &error),
