@@ -1,0 +1,77 @@
+/* engine/device.c: the device that runs a real model. See device.h. */
+#include "engine/device.h"
+
+#include "model/model_internal.h"
+
+static realm_status model_kv_open(device *d, int32_t n_pages, dtype type, realm_error *error) {
+    backend *b = model_backend(d->model);
+    kv_shape shape = {0};
+    model_kv_shape(d->model, &shape);
+    shape.n_pages = n_pages;
+    shape.type = type;
+    return b->table->kv_open(b, &d->kv, &shape, error);
+}
+
+static void model_kv_close(device *d) {
+    backend *b = model_backend(d->model);
+    b->table->kv_close(b, d->kv);
+    d->kv = NULL;
+}
+
+static void model_copy_page(device *d, int32_t to, int32_t from) {
+    backend *b = model_backend(d->model);
+    b->table->kv_copy_page(b, d->kv, to, from);
+}
+
+static void model_run(device *d, forward_input *input, float *const *results) {
+    input->kv = d->kv;
+    model_forward(d->model, input, results);
+}
+
+static void decoder_init(device *d, token_decoder *decoder) {
+    token_decoder_init(decoder, model_tokenizer(d->model), 0);
+    decoder->at_start = 0; /* what is generated goes on from the prompt: its first space is text */
+}
+
+static realm_status decoder_add(device *d, token_decoder *decoder, token_id id, buffer *out) {
+    (void)d;
+    return token_decoder_add(decoder, id, out);
+}
+
+static realm_status decoder_finish(device *d, token_decoder *decoder, buffer *out) {
+    (void)d;
+    return token_decoder_finish(decoder, out);
+}
+
+static int ends_generation(device *d, token_id id) {
+    return tokenizer_ends_generation(model_tokenizer(d->model), id);
+}
+
+static const device_table model_table = {
+    .kv_open = model_kv_open,
+    .kv_close = model_kv_close,
+    .copy_page = model_copy_page,
+    .forward = model_run,
+    .decoder_init = decoder_init,
+    .decoder_add = decoder_add,
+    .decoder_finish = decoder_finish,
+    .ends_generation = ends_generation,
+};
+
+void device_init_model(device *d, model *m) {
+    const hyperparameters *h = model_hyperparameters(m);
+    backend *b = model_backend(m);
+    backend_memory memory = {0};
+    b->table->memory(b, &memory);
+    *d = (device){
+        .table = &model_table,
+        .n_vocab = h->n_vocab,
+        .n_embd = h->n_embd,
+        .n_context = h->n_context,
+        .max_rows = m->max_tokens,
+        .max_outputs = m->max_outputs,
+        .free_bytes = memory.free_bytes,
+        .page_bytes = {model_kv_page_bytes(m, DTYPE_F16), model_kv_page_bytes(m, DTYPE_Q8_0)},
+        .model = m,
+    };
+}

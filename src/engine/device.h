@@ -1,0 +1,41 @@
+/* engine/device.h: the model and its backend as the engine uses them, behind one small table.
+ *
+ * The real one calls model_forward, the backend's pages and the tokenizer. Tests bring another
+ * whose "model" is arithmetic on token ids, so that scheduling, sharing and stopping are tested
+ * without weights, in microseconds. Engine thread, but for what engine_open calls. */
+#ifndef REALM_ENGINE_DEVICE_H
+#define REALM_ENGINE_DEVICE_H
+
+#include "model/model.h"
+
+typedef struct device device;
+
+typedef struct device_table {
+    /* Pages 0 .. n_pages-1. Called once, by engine_open, before the thread starts. */
+    realm_status (*kv_open)(device *d, int32_t n_pages, dtype type, realm_error *error);
+    void (*kv_close)(device *d);
+    void (*copy_page)(device *d, int32_t to, int32_t from);
+    /* As model_forward; input->kv is filled in here. */
+    void (*forward)(device *d, forward_input *input, float *const *results);
+
+    /* As token_decoder_*, tokenizer_ends_generation. */
+    void (*decoder_init)(device *d, token_decoder *decoder);
+    realm_status (*decoder_add)(device *d, token_decoder *decoder, token_id id, buffer *out);
+    realm_status (*decoder_finish)(device *d, token_decoder *decoder, buffer *out);
+    int (*ends_generation)(device *d, token_id id);
+} device_table;
+
+struct device {
+    const device_table *table;
+    int32_t n_vocab, n_embd, n_context;
+    int32_t max_rows, max_outputs; /* of one forward; hidden states count only as rows */
+    uint64_t free_bytes;           /* for pages, as of device_init_model */
+    uint64_t page_bytes[2];        /* F16, Q8_0 */
+    model *model;                  /* NULL in tests: no guest walks the network then */
+    kv_store *kv;                  /* of the model's backend */
+};
+
+/* Borrows m. */
+void device_init_model(device *d, model *m);
+
+#endif

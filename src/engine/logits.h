@@ -1,0 +1,26 @@
+/* engine/logits.h: the passes over a whole row of logits that sampling is made of.
+ *
+ * A vocabulary may have 262 144 entries and a token milliseconds, so a pass must run at the speed
+ * of memory: blocks with sixteen sums side by side, compiled for the instruction set at hand. The
+ * order of every sum is fixed by the blocks alone and exp is our own, so the bits are the same on
+ * every machine. Pure functions, any thread; logits_top, logits_argmax and logits_log_sum_exp are
+ * declared in sampler.h. */
+#ifndef REALM_ENGINE_LOGITS_H
+#define REALM_ENGINE_LOGITS_H
+
+#include "engine/sampler.h"
+
+#define LOGITS_BLOCK 256
+
+static inline int32_t logits_blocks(int32_t n) {
+    return (n + LOGITS_BLOCK - 1) / LOGITS_BLOCK;
+}
+
+/* The largest value, -INFINITY if n is 0; *has_nan is set to 1 where any is NaN. */
+float logits_max(const float *x, int32_t n, int *has_nan);
+/* exp(x[i] * scale + shift), which must not be over 0, to out [n], n <= LOGITS_BLOCK. */
+void logits_exp(const float *x, int32_t n, float scale, float shift, float *out);
+/* The same summed by blocks into sums [logits_blocks(n)], NULL: not wanted; returns their total. */
+double logits_exp_sums(const float *x, int32_t n, float scale, float shift, double *sums);
+
+#endif

@@ -1,0 +1,631 @@
+/* engine/sampler.c: see sampler.h.
+ *
+ * A row is read, never written. Bias, mask and penalties need a changed row and work on a copy,
+ * which is made only when one of them is in use. From there on a choice is either "dense", over the
+ * whole row, or over a short list of candidates; the first stage that is on turns the one into the
+ * other by selecting, never by sorting the vocabulary:
+ *
+ *   top-k    heap or counting           typical  windows of growing distance from the entropy
+ *   top-p    thresholds of falling value  min-p    one threshold
+ *
+ * Each stage looks at the probabilities of what the stage before left, normalized anew and before
+ * temperature, as llama.cpp and Hugging Face do. exp is taken of candidates alone where there is a
+ * list. */
+#include "engine/sampler.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/logits.h"
+
+#define MAX_PENALTY_TOKENS (1 << 20)
+#define LISTED             0x80000000u
+
+struct sampler {
+    int32_t n_vocab;
+    sampler_options options;
+    rng random;
+    grammar *grammar;
+
+    token_logit *bias; /* [n_bias] */
+    int32_t n_bias;
+
+    /* what penalties look at */
+    token_id *recent; /* ring of the last capacity tokens; none where all count */
+    int32_t n_recent, recent_next, recent_capacity;
+    uint32_t *counts; /* [n_vocab] how often within the window; LISTED: is in seen. NULL: off */
+    token_id *seen;   /* [n_seen] ids that have or had a count */
+    int32_t n_seen;
+
+    /* scratch, made when first needed */
+    float *row;              /* [n_vocab] */
+    uint32_t *mask;          /* a bit a token */
+    token_logit *candidates; /* [n_vocab] */
+    double *sums;            /* [logits_blocks(n_vocab)] */
+};
+
+/* ---- settings ---------------------------------------------------------------------------------- */
+
+static realm_status refuse(realm_error *error, const char *name, double value, const char *range) {
+    return realm_fail(error, REALM_INVALID, "%s is %g, it must be %s", name, value, range);
+}
+
+/* Comparisons are written so that NaN fails them. */
+realm_status sampler_options_check(const sampler_options *o, realm_error *error) {
+    if (!(o->temperature >= 0 && o->temperature <= 100))
+        return refuse(error, "temperature", (double)o->temperature, "between 0 and 100");
+    if (o->top_k < 0)
+        return refuse(error, "top_k", o->top_k, "0 (all) or more");
+    if (!(o->top_p > 0 && o->top_p <= 1))
+        return refuse(error, "top_p", (double)o->top_p, "above 0 and at most 1");
+    if (!(o->min_p >= 0 && o->min_p <= 1))
+        return refuse(error, "min_p", (double)o->min_p, "between 0 and 1");
+    if (!(o->typical_p > 0 && o->typical_p <= 1))
+        return refuse(error, "typical_p", (double)o->typical_p, "above 0 and at most 1");
+    if (!(o->repetition_penalty > 0 && o->repetition_penalty <= 100))
+        return refuse(error, "repetition_penalty", (double)o->repetition_penalty,
+                      "above 0 and at most 100");
+    if (!(fabsf(o->frequency_penalty) <= 100))
+        return refuse(error, "frequency_penalty", (double)o->frequency_penalty,
+                      "between -100 and 100");
+    if (!(fabsf(o->presence_penalty) <= 100))
+        return refuse(error, "presence_penalty", (double)o->presence_penalty,
+                      "between -100 and 100");
+    if (o->penalty_tokens < -1 || o->penalty_tokens > MAX_PENALTY_TOKENS)
+        return refuse(error, "penalty_tokens", o->penalty_tokens, "-1 (all) to 1048576");
+    return REALM_OK;
+}
+
+static int has_penalties(const sampler_options *o) {
+    return o->penalty_tokens != 0 &&
+           (o->repetition_penalty != 1 || o->frequency_penalty != 0 || o->presence_penalty != 0);
+}
+
+/* ---- history ----------------------------------------------------------------------------------- */
+
+static void count_in(sampler *s, token_id id) {
+    if (!(s->counts[id] & LISTED))
+        s->seen[s->n_seen++] = id;
+    s->counts[id] = (s->counts[id] + 1) | LISTED;
+}
+
+static void remember(sampler *s, token_id id) {
+    if (id < 0 || id >= s->n_vocab)
+        return;
+    if (s->counts)
+        count_in(s, id);
+    if (s->recent_capacity == 0)
+        return;
+    if (s->n_recent == s->recent_capacity) {
+        if (s->counts)
+            s->counts[s->recent[s->recent_next]]--;
+    } else {
+        s->n_recent++;
+    }
+    s->recent[s->recent_next] = id;
+    s->recent_next = (s->recent_next + 1) % s->recent_capacity;
+}
+
+static token_id recent_at(const sampler *s, int32_t i) {
+    return s->recent[(s->recent_next - s->n_recent + i + s->recent_capacity) % s->recent_capacity];
+}
+
+/* Counts are kept while penalties are on, or where all tokens count: then nothing else remembers. */
+static realm_status open_counts(uint32_t **counts, token_id **seen, const sampler *s,
+                                const sampler_options *o, realm_error *error) {
+    size_t n = (size_t)s->n_vocab;
+    if (!has_penalties(o) && o->penalty_tokens != -1)
+        return REALM_OK;
+    *counts = calloc(n, sizeof **counts);
+    *seen = calloc(n, sizeof **seen);
+    return *counts && *seen ? REALM_OK
+                            : realm_fail_memory(error, n * sizeof **counts, "counts of tokens");
+}
+
+static void move_history(sampler *to, const sampler *from) {
+    if (from->counts && from->recent_capacity == 0) {
+        for (int32_t i = 0; i < from->n_seen; i++)
+            for (uint32_t n = from->counts[from->seen[i]] & ~LISTED; n > 0; n--)
+                remember(to, from->seen[i]);
+        return;
+    }
+    for (int32_t i = 0; i < from->n_recent; i++)
+        remember(to, recent_at(from, i));
+}
+
+/* Makes the history that o asks for and fills it with what is known. */
+static realm_status set_history(sampler *s, const sampler_options *o, realm_error *error) {
+    sampler fresh = {.n_vocab = s->n_vocab};
+    fresh.recent_capacity = o->penalty_tokens > 0 ? o->penalty_tokens : 0;
+    size_t bytes = (size_t)fresh.recent_capacity * sizeof *fresh.recent;
+    realm_status status = open_counts(&fresh.counts, &fresh.seen, s, o, error);
+    if (status == REALM_OK && bytes && !(fresh.recent = malloc(bytes)))
+        status = realm_fail_memory(error, bytes, "recent tokens");
+    if (status != REALM_OK) {
+        free(fresh.counts);
+        free(fresh.seen);
+        return status;
+    }
+    move_history(&fresh, s);
+    free(s->recent);
+    free(s->counts);
+    free(s->seen);
+    s->recent = fresh.recent;
+    s->n_recent = fresh.n_recent;
+    s->recent_next = fresh.recent_next;
+    s->recent_capacity = fresh.recent_capacity;
+    s->counts = fresh.counts;
+    s->seen = fresh.seen;
+    s->n_seen = fresh.n_seen;
+    return REALM_OK;
+}
+
+/* ---- opening and closing ----------------------------------------------------------------------- */
+
+realm_status sampler_open(sampler **out, int32_t n_vocab, const sampler_options *o,
+                          realm_error *error) {
+    realm_status status = sampler_options_check(o, error);
+    if (status != REALM_OK)
+        return status;
+    sampler *s = calloc(1, sizeof *s);
+    if (!s)
+        return realm_fail_memory(error, sizeof *s, "a sampler");
+    s->n_vocab = n_vocab;
+    status = sampler_set(s, o, error);
+    if (status != REALM_OK) {
+        sampler_close(s);
+        return status;
+    }
+    *out = s;
+    return REALM_OK;
+}
+
+void sampler_close(sampler *s) {
+    if (!s)
+        return;
+    grammar_close(s->grammar);
+    free(s->bias);
+    free(s->recent);
+    free(s->counts);
+    free(s->seen);
+    free(s->row);
+    free(s->mask);
+    free(s->candidates);
+    free(s->sums);
+    free(s);
+}
+
+realm_status sampler_set(sampler *s, const sampler_options *o, realm_error *error) {
+    realm_status status = sampler_options_check(o, error);
+    if (status == REALM_OK)
+        status = set_history(s, o, error);
+    if (status != REALM_OK)
+        return status;
+    s->options = *o;
+    rng_init(&s->random, o->seed);
+    return REALM_OK;
+}
+
+realm_status sampler_clone(sampler **out, const sampler *s, realm_error *error) {
+    sampler *copy = NULL;
+    realm_status status = sampler_open(&copy, s->n_vocab, &s->options, error);
+    if (status != REALM_OK)
+        return status;
+    copy->random = s->random;
+    move_history(copy, s);
+    size_t bytes = (size_t)s->n_bias * sizeof *s->bias;
+    if (s->n_bias > 0 && !(copy->bias = malloc(bytes)))
+        status = realm_fail_memory(error, bytes, "biases");
+    if (status == REALM_OK && s->n_bias > 0) {
+        memcpy(copy->bias, s->bias, bytes);
+        copy->n_bias = s->n_bias;
+    }
+    if (status == REALM_OK && s->grammar)
+        status = grammar_clone(&copy->grammar, s->grammar, error);
+    if (status == REALM_OK)
+        *out = copy;
+    else
+        sampler_close(copy);
+    return status;
+}
+
+realm_status sampler_bias(sampler *s, const token_id *ids, const float *values, int32_t count,
+                          realm_error *error) {
+    token_logit *bias = NULL;
+    if (count < 0 || count > s->n_vocab)
+        return realm_fail(error, REALM_INVALID, "%" PRId32 " biases for a vocabulary of %" PRId32,
+                          count, s->n_vocab);
+    for (int32_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= s->n_vocab || isnan(values[i]) || values[i] == INFINITY)
+            return realm_fail(error, REALM_INVALID, "bias %" PRId32 ": token %" PRId32 ", value %g",
+                              i, ids[i], (double)values[i]);
+    size_t bytes = (size_t)count * sizeof *bias;
+    if (count > 0 && !(bias = malloc(bytes)))
+        return realm_fail_memory(error, bytes, "biases");
+    for (int32_t i = 0; i < count; i++)
+        bias[i] = (token_logit){ids[i], values[i]};
+    free(s->bias);
+    s->bias = bias;
+    s->n_bias = count;
+    return REALM_OK;
+}
+
+void sampler_constrain(sampler *s, grammar *g) {
+    grammar_close(s->grammar);
+    s->grammar = g;
+}
+
+const grammar *sampler_grammar(const sampler *s) {
+    return s->grammar;
+}
+
+realm_status sampler_accept(sampler *s, token_id token, realm_error *error) {
+    realm_status status = s->grammar ? grammar_accept(s->grammar, token, error) : REALM_OK;
+    if (status == REALM_OK)
+        remember(s, token);
+    return status;
+}
+
+void sampler_see(sampler *s, const token_id *tokens, int32_t count) {
+    for (int32_t i = 0; i < count; i++)
+        remember(s, tokens[i]);
+}
+
+/* ---- stages that change the row ---------------------------------------------------------------- */
+
+static realm_status reserve(void **scratch, size_t bytes, realm_error *error) {
+    if (*scratch)
+        return REALM_OK;
+    *scratch = calloc(1, bytes);
+    return *scratch ? REALM_OK : realm_fail_memory(error, bytes, "sampling");
+}
+
+static void apply_mask(float *row, const uint32_t *mask, int32_t n) {
+    for (int32_t i = 0; i < n; i++)
+        row[i] = mask[i / 32] >> (i % 32) & 1 ? row[i] : -INFINITY;
+}
+
+static float penalize(const sampler_options *o, float logit, uint32_t count) {
+    if (logit > 0)
+        logit /= o->repetition_penalty;
+    else
+        logit *= o->repetition_penalty;
+    return logit - (float)count * o->frequency_penalty - o->presence_penalty;
+}
+
+/* Ids whose count fell to zero leave the list on the way. */
+static void apply_penalties(sampler *s, float *row) {
+    for (int32_t i = 0; i < s->n_seen;) {
+        token_id id = s->seen[i];
+        uint32_t count = s->counts[id] & ~LISTED;
+        if (count == 0) {
+            s->counts[id] = 0;
+            s->seen[i] = s->seen[--s->n_seen];
+            continue;
+        }
+        row[id] = penalize(&s->options, row[id], count);
+        i++;
+    }
+}
+
+/* The row that is chosen from: logits themselves where nothing changes them. */
+static realm_status change_row(sampler *s, const float *logits, int masked, const float **row,
+                               realm_error *error) {
+    size_t n = (size_t)s->n_vocab;
+    int penalized = has_penalties(&s->options) && s->n_seen > 0;
+    *row = logits;
+    if (s->n_bias == 0 && !masked && !penalized)
+        return REALM_OK;
+    realm_status status = reserve((void **)&s->row, n * sizeof *s->row, error);
+    if (status == REALM_OK && masked)
+        status = reserve((void **)&s->mask, (n + 31) / 32 * sizeof *s->mask, error);
+    if (status == REALM_OK && masked)
+        status = grammar_mask(s->grammar, s->mask, error);
+    if (status != REALM_OK)
+        return status;
+    memcpy(s->row, logits, n * sizeof *s->row);
+    for (int32_t i = 0; i < s->n_bias; i++)
+        s->row[s->bias[i].id] += s->bias[i].value;
+    if (masked)
+        apply_mask(s->row, s->mask, s->n_vocab);
+    if (penalized)
+        apply_penalties(s, s->row);
+    *row = s->row;
+    return REALM_OK;
+}
+
+/* ---- stages that select candidates ------------------------------------------------------------- */
+
+/* What is left to choose from. */
+typedef struct choice {
+    const float *row; /* [n] */
+    int32_t n;
+    float max;         /* of what is left */
+    double total;      /* of exp(row - max) over the row; 0: not known yet. Dense only */
+    token_logit *list; /* [count] scratch for candidates */
+    int32_t count;     /* -1: dense */
+} choice;
+
+static double weight_of(const choice *c, float logit) {
+    float shifted = logit - c->max, result;
+    logits_exp(&shifted, 1, 1, 0, &result);
+    return (double)result;
+}
+
+static void know_total(choice *c) {
+    if (c->total == 0)
+        c->total = logits_exp_sums(c->row, c->n, 1, -c->max, NULL);
+}
+
+static void collect_above(choice *c, float threshold) {
+    c->count = 0;
+    for (int32_t i = 0; i < c->n; i++)
+        if (c->row[i] >= threshold && c->row[i] > -INFINITY)
+            c->list[c->count++] = (token_logit){i, c->row[i]};
+}
+
+static double list_mass(const choice *c) {
+    double sum = 0;
+    for (int32_t i = 0; i < c->count; i++)
+        sum += weight_of(c, c->list[i].value);
+    return sum;
+}
+
+static int by_value(const void *a, const void *b) {
+    const token_logit *x = a, *y = b;
+    if (x->value != y->value)
+        return x->value > y->value ? -1 : 1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+/* Keeps the shortest beginning of the list whose mass reaches wanted; at least one. */
+static void cut_at_mass(choice *c, double wanted) {
+    double mass = 0;
+    int32_t kept = 0;
+    while (kept < c->count && (kept == 0 || mass < wanted))
+        mass += weight_of(c, c->list[kept++].value);
+    c->count = kept;
+}
+
+static void keep_top_k(choice *c, int32_t k) {
+    c->count = logits_top(c->row, c->n, k, c->list);
+    while (c->list[c->count - 1].value == -INFINITY)
+        c->count--;
+}
+
+/* Nucleus sampling, arXiv 1904.09751. */
+static void keep_top_p(choice *c, double p) {
+    if (c->count < 0) {
+        know_total(c);
+        /* The nucleus lies above some threshold; most rows need only the first. */
+        for (float depth = 4; c->count < 0 || list_mass(c) < p * c->total; depth *= 2) {
+            collect_above(c, c->max - depth);
+            if (depth > 200) /* all that has any weight is in: rounding alone is missing */
+                break;
+        }
+        qsort(c->list, (size_t)c->count, sizeof *c->list, by_value);
+        cut_at_mass(c, p * c->total);
+        return;
+    }
+    qsort(c->list, (size_t)c->count, sizeof *c->list, by_value);
+    cut_at_mass(c, p * list_mass(c));
+}
+
+static void keep_min_p(choice *c, float p) {
+    float threshold = c->max + logf(p);
+    int32_t kept = 0;
+    if (c->count < 0) {
+        collect_above(c, threshold);
+        return;
+    }
+    for (int32_t i = 0; i < c->count; i++)
+        if (c->list[i].value >= threshold)
+            c->list[kept++] = c->list[i];
+    c->count = kept;
+}
+
+/* ---- typical ----------------------------------------------------------------------------------- */
+
+/* Sorting by |-log p - H| is sorting by distance of the logit from one value. */
+typedef struct typical_order {
+    float centre; /* the logit whose surprise is the entropy: log(total) + max - H */
+} typical_order;
+
+static int by_distance(const void *a, const void *b, void *context) {
+    const token_logit *x = a, *y = b;
+    float centre = ((const typical_order *)context)->centre;
+    float dx = fabsf(x->value - centre), dy = fabsf(y->value - centre);
+    if (dx != dy)
+        return dx < dy ? -1 : 1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+/* The mean logit under the distribution: log(total) + max - H is exactly that. */
+static float mean_logit(const choice *c, double total) {
+    double sum = 0;
+    float block[LOGITS_BLOCK];
+    for (int32_t i = 0; c->count < 0 && i < c->n; i += LOGITS_BLOCK) {
+        int32_t count = c->n - i < LOGITS_BLOCK ? c->n - i : LOGITS_BLOCK;
+        logits_exp(c->row + i, count, 1, -c->max, block);
+        for (int32_t j = 0; j < count; j++)
+            if (block[j] > 0)
+                sum += (double)block[j] * (double)c->row[i + j];
+    }
+    for (int32_t i = 0; i < c->count; i++)
+        sum += weight_of(c, c->list[i].value) * (double)c->list[i].value;
+    return (float)(sum / total);
+}
+
+static void collect_near(choice *c, float centre, float distance) {
+    c->count = 0;
+    for (int32_t i = 0; i < c->n; i++)
+        if (fabsf(c->row[i] - centre) <= distance && c->row[i] > -INFINITY)
+            c->list[c->count++] = (token_logit){i, c->row[i]};
+}
+
+static void find_max(choice *c) {
+    c->max = -INFINITY;
+    for (int32_t i = 0; i < c->count; i++)
+        c->max = c->list[i].value > c->max ? c->list[i].value : c->max;
+}
+
+/* Locally typical sampling, arXiv 2202.00666: what is about as surprising as expected. */
+static void keep_typical(choice *c, double p) {
+    double total;
+    typical_order order;
+    if (c->count < 0) {
+        know_total(c);
+        total = c->total;
+        order.centre = mean_logit(c, total);
+        for (float distance = 0.5f; c->count < 0 || list_mass(c) < p * total; distance *= 2) {
+            collect_near(c, order.centre, distance);
+            if (distance > 200)
+                break;
+        }
+    } else {
+        total = list_mass(c);
+        order.centre = mean_logit(c, total);
+    }
+    qsort_r(c->list, (size_t)c->count, sizeof *c->list, by_distance, &order);
+    cut_at_mass(c, p * total);
+    find_max(c);
+}
+
+/* ---- the choice -------------------------------------------------------------------------------- */
+
+/* Where the running sum passes u * total. The last one with any weight catches rounding. */
+static token_id draw_from_list(sampler *s, const choice *c) {
+    float scale = 1 / s->options.temperature;
+    double total = 0, sum = 0;
+    token_id last = c->list[0].id;
+    for (int pass = 0; pass < 2; pass++) {
+        double wanted = pass ? rng_double(&s->random) * total : 0;
+        for (int32_t i = 0; i < c->count; i++) {
+            float shifted = (c->list[i].value - c->max) * scale, weight;
+            logits_exp(&shifted, 1, 1, 0, &weight);
+            if (!pass) {
+                total += (double)weight;
+                continue;
+            }
+            sum += (double)weight;
+            if (weight > 0)
+                last = c->list[i].id;
+            if (sum > wanted)
+                return last;
+        }
+    }
+    return last;
+}
+
+static token_id draw_in_block(const choice *c, int32_t first, float scale, double wanted) {
+    float weights[LOGITS_BLOCK];
+    int32_t count = c->n - first < LOGITS_BLOCK ? c->n - first : LOGITS_BLOCK, last = 0;
+    double sum = 0;
+    logits_exp(c->row + first, count, scale, -c->max * scale, weights);
+    for (int32_t i = 0; i < count; i++) {
+        if (weights[i] > 0)
+            last = i;
+        sum += (double)weights[i];
+        if (sum > wanted)
+            break;
+    }
+    return first + last;
+}
+
+/* Two passes: sums of blocks, then the block in which the sum passes u * total. */
+static token_id draw_dense(sampler *s, const choice *c) {
+    float scale = 1 / s->options.temperature;
+    double total = logits_exp_sums(c->row, c->n, scale, -c->max * scale, s->sums);
+    double wanted = rng_double(&s->random) * total;
+    int32_t last = 0, n_blocks = logits_blocks(c->n);
+    double before = 0, sum = 0;
+    for (int32_t i = 0; i < n_blocks; i++) {
+        if (s->sums[i] > 0) {
+            last = i;
+            before = sum;
+        }
+        sum += s->sums[i];
+        if (sum > wanted)
+            break;
+    }
+    return draw_in_block(c, last * LOGITS_BLOCK, scale, wanted - before);
+}
+
+static int is_top_k_on(const sampler *s) {
+    return s->options.top_k > 0 && s->options.top_k < s->n_vocab;
+}
+
+static int is_truncating(const sampler *s) {
+    const sampler_options *o = &s->options;
+    return is_top_k_on(s) || o->typical_p < 1 || o->top_p < 1 || o->min_p > 0;
+}
+
+static void truncate_choice(const sampler *s, choice *c) {
+    const sampler_options *o = &s->options;
+    if (is_top_k_on(s))
+        keep_top_k(c, o->top_k);
+    if (o->typical_p < 1)
+        keep_typical(c, (double)o->typical_p);
+    if (o->top_p < 1)
+        keep_top_p(c, (double)o->top_p);
+    if (o->min_p > 0)
+        keep_min_p(c, o->min_p);
+}
+
+static realm_status draw(sampler *s, const float *row, float max, token_id *out,
+                         realm_error *error) {
+    size_t n = (size_t)s->n_vocab;
+    choice c = {.row = row, .n = s->n_vocab, .max = max, .count = -1};
+    realm_status status;
+    if (is_truncating(s))
+        status = reserve((void **)&s->candidates, n * sizeof *s->candidates, error);
+    else
+        status = reserve((void **)&s->sums, (size_t)logits_blocks(s->n_vocab) * sizeof *s->sums,
+                         error);
+    if (status != REALM_OK)
+        return status;
+    c.list = s->candidates;
+    truncate_choice(s, &c);
+    *out = c.count < 0 ? draw_dense(s, &c) : draw_from_list(s, &c);
+    return REALM_OK;
+}
+
+static realm_status choose_from(sampler *s, const float *row, token_id *out, realm_error *error) {
+    int has_nan = 0;
+    float max = logits_max(row, s->n_vocab, &has_nan);
+    if (has_nan || max == INFINITY)
+        return realm_fail(error, REALM_INVALID, "logits hold a value that is %s",
+                          has_nan ? "no number" : "infinite");
+    if (max == -INFINITY)
+        return realm_fail(error, REALM_INVALID, "no token is left to choose: all are forbidden");
+    if (s->options.temperature > 0)
+        return draw(s, row, max, out, error);
+    *out = logits_argmax(row, s->n_vocab);
+    return REALM_OK;
+}
+
+/* A grammar's mask costs far more than asking it about one token. So where nothing truncates, the
+ * free choice is tried first: keeping it if the grammar allows it (probability a), or else choosing
+ * under the mask, gives an allowed token t the probability p(t) + (1 - a) p(t) / a = p(t) / a,
+ * which is what choosing under the mask gives. With truncation it would not. */
+static int is_allowed(sampler *s, token_id token) {
+    if (grammar_accept(s->grammar, token, NULL) != REALM_OK)
+        return 0;
+    return grammar_rollback(s->grammar, 1, NULL) == REALM_OK;
+}
+
+realm_status sampler_choose(sampler *s, const float *logits, token_id *out, realm_error *error) {
+    const float *row = NULL;
+    int masked = s->grammar != NULL;
+    int try_free = masked && (s->options.temperature == 0 || !is_truncating(s));
+    if (try_free) {
+        realm_status status = change_row(s, logits, 0, &row, error);
+        if (status == REALM_OK)
+            status = choose_from(s, row, out, error);
+        if (status != REALM_OK || is_allowed(s, *out))
+            return status;
+    }
+    realm_status status = change_row(s, logits, masked, &row, error);
+    return status == REALM_OK ? choose_from(s, row, out, error) : status;
+}

@@ -1,0 +1,534 @@
+/* engine/scheduler.c: see scheduler.h. Items are few (hundreds), so a round walks lists; what is
+ * done for each row is constant. */
+#include "engine/scheduler.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+
+#define COST_INPUT  1.0
+#define COST_OUTPUT 2.0
+
+/* One tenant's candidates in the current round, best first. */
+typedef struct lane {
+    sched_tenant *tenant;
+    double weight;
+    int32_t next, end; /* in scheduler.queue */
+} lane;
+
+struct scheduler {
+    kv_pool *pool;
+    kv_prefix *prefix;
+    sched_item *first, *last; /* all items by order */
+    int32_t n_items, max_items;
+    sched_tenant *present;
+    double left_counter; /* of the tenant that left last */
+    uint64_t round, next_order, preemptions;
+    sched_item **queue; /* [max_items] */
+    lane *lanes;        /* [max_items] */
+    sched_plan plan;    /* picks [max_items] */
+};
+
+realm_status scheduler_open(scheduler **out, int32_t n_pages, int32_t max_items,
+                            realm_error *error) {
+    size_t n = (size_t)max_items;
+    size_t each = sizeof(sched_item *) + sizeof(lane) + sizeof(sched_pick);
+    scheduler *s = calloc(1, sizeof *s);
+    if (!s)
+        return realm_fail_memory(error, sizeof *s, "the scheduler");
+    s->max_items = max_items;
+    s->queue = calloc(n, sizeof *s->queue);
+    s->lanes = calloc(n, sizeof *s->lanes);
+    s->plan.picks = calloc(n, sizeof *s->plan.picks);
+    realm_status status = REALM_OK;
+    if (!s->queue || !s->lanes || !s->plan.picks)
+        status = realm_fail_memory(error, n * each, "the scheduler's lists");
+    if (status == REALM_OK)
+        status = kv_pool_open(&s->pool, n_pages, error);
+    if (status == REALM_OK)
+        status = kv_prefix_open(&s->prefix, s->pool, error);
+    if (status != REALM_OK) {
+        scheduler_close(s);
+        return status;
+    }
+    *out = s;
+    return REALM_OK;
+}
+
+void scheduler_close(scheduler *s) {
+    if (!s)
+        return;
+    assert(!s->first);
+    kv_prefix_close(s->prefix);
+    kv_pool_close(s->pool);
+    free(s->plan.copies.items);
+    free(s->plan.picks);
+    free(s->lanes);
+    free(s->queue);
+    free(s);
+}
+
+void scheduler_tenant_init(sched_tenant *t, uint32_t number) {
+    *t = (sched_tenant){.number = number};
+    atomic_init(&t->weight, 1.0f);
+    atomic_init(&t->max_pages, 0);
+}
+
+/* ---- items ------------------------------------------------------------------------------------- */
+
+void scheduler_add(scheduler *s, sched_item *item, sched_tenant *tenant, int32_t class) {
+    assert(s->n_items < s->max_items);
+    item->tenant = tenant;
+    item->class = class;
+    item->first_unknown = INT32_MAX;
+    item->order = s->next_order++;
+    item->rested_round = s->round;
+    item->previous = s->last;
+    item->next = NULL;
+    *(s->last ? &s->last->next : &s->first) = item;
+    s->last = item;
+    s->n_items++;
+}
+
+void scheduler_remove(scheduler *s, sched_item *item) {
+    if (item->active)
+        scheduler_rest(s, item);
+    kv_table_release(s->pool, &item->table);
+    *(item->previous ? &item->previous->next : &s->first) = item->next;
+    *(item->next ? &item->next->previous : &s->last) = item->previous;
+    s->n_items--;
+}
+
+static int32_t least(int32_t a, int32_t b) {
+    return a < b ? a : b;
+}
+
+/* Forgets what lies behind n_tokens computed rows. */
+static void cut(scheduler *s, sched_item *item, int32_t n_tokens) {
+    item->computed = least(item->computed, n_tokens);
+    item->published = least(item->published, item->computed / KV_PAGE_TOKENS);
+    item->paid = least(item->paid, n_tokens);
+    item->reserved = 0;
+    if (item->first_unknown >= item->computed)
+        item->first_unknown = INT32_MAX;
+    kv_table_trim(s->pool, &item->table, item->computed);
+}
+
+void scheduler_truncate(scheduler *s, sched_item *item, int32_t n_tokens) {
+    cut(s, item, n_tokens);
+}
+
+void scheduler_fork(scheduler *s, sched_item *item, const sched_item *parent, int32_t n_tokens) {
+    assert(!item->active && item->tenant == parent->tenant);
+    int32_t computed = least(n_tokens, parent->computed);
+    kv_table_share(s->pool, &item->table, &parent->table, &item->tenant->account, computed);
+    item->computed = computed;
+    item->paid = least(parent->paid, computed);
+    item->published = least(parent->published, computed / KV_PAGE_TOKENS);
+    if (parent->first_unknown < computed)
+        item->first_unknown = parent->first_unknown;
+}
+
+/* ---- tenants come and go ----------------------------------------------------------------------- */
+
+static double weight_of(const sched_tenant *t) {
+    return (double)atomic_load_explicit(&t->weight, memory_order_relaxed);
+}
+
+static void charge(sched_tenant *t, double cost) {
+    t->counter += cost / weight_of(t);
+}
+
+/* Algorithm 2 of the paper, lines 7 to 13: who comes back starts level with the least served of
+ * those who stayed, or with who left last where nobody did. */
+static void enter(scheduler *s, sched_tenant *t) {
+    double level = s->left_counter;
+    if (s->present) {
+        level = INFINITY;
+        for (const sched_tenant *it = s->present; it; it = it->next_present)
+            level = it->counter < level ? it->counter : level;
+    }
+    t->counter = t->counter > level ? t->counter : level;
+    t->present = 1;
+    t->next_present = s->present;
+    s->present = t;
+}
+
+static void let_leave(scheduler *s) {
+    sched_tenant **link = &s->present;
+    while (*link) {
+        sched_tenant *t = *link;
+        if (t->n_active == 0 && s->round - t->left_round >= SCHED_GRACE_ROUNDS) {
+            *link = t->next_present;
+            t->present = 0;
+            s->left_counter = t->counter;
+        } else {
+            link = &t->next_present;
+        }
+    }
+}
+
+void scheduler_activate(scheduler *s, sched_item *item) {
+    assert(!item->active && item->computed < item->length);
+    if (item->reserved)
+        cut(s, item, item->computed);
+    item->active = 1;
+    item->spared = 0;
+    item->served_round = s->round;
+    if (!item->tenant->present)
+        enter(s, item->tenant);
+    item->tenant->n_active++;
+}
+
+void scheduler_rest(scheduler *s, sched_item *item) {
+    assert(item->active && item->tenant->n_active > 0);
+    item->active = 0;
+    if (item->planned) { /* its work ended between plan and step */
+        item->planned = 0;
+        kv_table_trim(s->pool, &item->table, item->computed);
+    }
+    item->rested_round = s->round;
+    if (--item->tenant->n_active == 0)
+        item->tenant->left_round = s->round;
+}
+
+/* ---- pages ------------------------------------------------------------------------------------- */
+
+int32_t scheduler_page_limit(const scheduler *s, const sched_tenant *t) {
+    int32_t own = atomic_load_explicit(&t->max_pages, memory_order_relaxed);
+    int32_t all = kv_pool_count(s->pool);
+    return own > 0 && own < all ? own : all;
+}
+
+static int can_give(const sched_item *item) {
+    return item->table.count > 0 && !item->planned && !item->reserved &&
+           item->first_unknown == INT32_MAX;
+}
+
+static int is_worse(const sched_item *a, const sched_item *b) {
+    return a->class != b->class ? a->class < b->class : a->order > b->order;
+}
+
+static int has_rested(const scheduler *s, const sched_item *item) {
+    return !item->active && s->round - item->rested_round >= SCHED_GRACE_ROUNDS;
+}
+
+/* Whose pages go next so that asker gets some; NULL: nobody's. */
+static sched_item *find_victim(const scheduler *s, const sched_item *asker, int same_tenant) {
+    sched_item *rested = NULL, *worst = NULL;
+    for (sched_item *it = s->first; it; it = it->next) {
+        if (it == asker || !can_give(it) || (same_tenant && it->tenant != asker->tenant))
+            continue;
+        if (has_rested(s, it) && (!rested || it->rested_round < rested->rested_round))
+            rested = it;
+        if (is_worse(it, asker) && (!worst || is_worse(it, worst)))
+            worst = it;
+    }
+    return rested ? rested : worst;
+}
+
+static void preempt(scheduler *s, sched_item *item) {
+    int32_t paid = item->paid;
+    cut(s, item, 0);
+    item->paid = paid;
+    s->preemptions++;
+}
+
+/* Sees to it that asker can take so many pages; 0 if that cannot be had now. */
+static int make_room(scheduler *s, const sched_item *asker, int32_t count) {
+    int32_t limit = scheduler_page_limit(s, asker->tenant);
+    for (;;) {
+        int of_tenant = asker->tenant->account.n_pages + count > limit;
+        if (!of_tenant && kv_pool_available(s->pool) >= count)
+            return 1;
+        sched_item *victim = find_victim(s, asker, of_tenant);
+        if (!victim)
+            return 0;
+        preempt(s, victim);
+    }
+}
+
+static int32_t count_running(const scheduler *s) {
+    int32_t count = 0;
+    for (const sched_item *it = s->first; it; it = it->next)
+        count += it->active && it->table.count > 0;
+    return count;
+}
+
+static void take_known_prefix(scheduler *s, sched_item *item) {
+    kv_root root = {item->tenant->number, item->adapter};
+    /* The last row is always computed: its logits are what the work is for. */
+    int32_t known = kv_prefix_match(s->prefix, &root, item->tokens, item->length - 1, &item->table,
+                                    &item->tenant->account);
+    item->computed = known;
+    item->published = item->table.count;
+    item->spared += known;
+    item->paid = item->paid > known ? item->paid : known;
+}
+
+/* An item without pages starts only if all of its prompt has room and each running item a page
+ * more: otherwise it would be among the first to lose what it had just computed. */
+static int can_start(scheduler *s, sched_item *item) {
+    int32_t running = count_running(s);
+    if (!item->uncached)
+        take_known_prefix(s, item);
+    int32_t needs = kv_table_needs(s->pool, &item->table, item->computed,
+                                   item->length - item->computed);
+    int32_t most = scheduler_page_limit(s, item->tenant) - item->table.count;
+    if (make_room(s, item, least(needs + running, most > needs ? most : needs)))
+        return 1;
+    item->spared -= item->computed;
+    cut(s, item, 0);
+    return 0;
+}
+
+/* ---- a round ----------------------------------------------------------------------------------- */
+
+static int by_lane(const sched_item *x, const sched_item *y) {
+    if (x->tenant != y->tenant)
+        return x->tenant->number < y->tenant->number ? -1 : 1;
+    return x->class != y->class ? (x->class > y->class ? -1 : 1) : 0;
+}
+
+static int by_order(const sched_item *x, const sched_item *y) {
+    return (x->order > y->order) - (x->order < y->order);
+}
+
+static int compare_decoding(const void *a, const void *b) {
+    const sched_item *x = *(sched_item *const *)a, *y = *(sched_item *const *)b;
+    int result = by_lane(x, y);
+    if (result == 0)
+        result = (x->served_round > y->served_round) - (x->served_round < y->served_round);
+    return result ? result : by_order(x, y);
+}
+
+static int compare_prompts(const void *a, const void *b) {
+    const sched_item *x = *(sched_item *const *)a, *y = *(sched_item *const *)b;
+    int result = by_lane(x, y);
+    return result ? result : by_order(x, y);
+}
+
+static int is_decoding(const sched_item *item) {
+    return item->length - item->computed == 1;
+}
+
+/* Sorts this round's candidates into lanes; returns how many lanes. */
+static int32_t make_lanes(scheduler *s, int decoding) {
+    int32_t count = 0, n_lanes = 0;
+    for (sched_item *it = s->first; it; it = it->next)
+        if (it->active && !it->planned && is_decoding(it) == decoding)
+            s->queue[count++] = it;
+    qsort(s->queue, (size_t)count, sizeof *s->queue, decoding ? compare_decoding : compare_prompts);
+    for (int32_t i = 0; i < count; i++) {
+        sched_tenant *tenant = s->queue[i]->tenant;
+        if (n_lanes == 0 || s->lanes[n_lanes - 1].tenant != tenant)
+            s->lanes[n_lanes++] = (lane){tenant, weight_of(tenant), i, i};
+        s->lanes[n_lanes - 1].end = i + 1;
+    }
+    return n_lanes;
+}
+
+static lane *least_served(scheduler *s, int32_t n_lanes) {
+    lane *best = NULL;
+    for (lane *it = s->lanes; it < s->lanes + n_lanes; it++)
+        if (it->next < it->end && (!best || it->tenant->counter < best->tenant->counter))
+            best = it;
+    return best;
+}
+
+static int wants_output(const sched_item *item, int32_t n_rows) {
+    return !item->no_logits && item->computed + item->planned + n_rows == item->length;
+}
+
+/* Adds rows of item to the plan; 0 if pages for them cannot be had now. */
+static int pick(scheduler *s, sched_item *item, int32_t n_rows, double cost) {
+    sched_plan *plan = &s->plan;
+    int32_t first = item->computed + item->planned;
+    if (!make_room(s, item, kv_table_needs(s->pool, &item->table, first, n_rows)))
+        return 0;
+    realm_status status = kv_table_prepare(s->pool, &item->table, &item->tenant->account, first,
+                                           n_rows, &plan->copies, NULL);
+    if (status != REALM_OK) {
+        kv_table_trim(s->pool, &item->table, first);
+        plan->starved = item;
+        return 0;
+    }
+    plan->n_outputs += wants_output(item, n_rows);
+    plan->n_rows += n_rows;
+    if (!item->planned)
+        plan->picks[plan->n_picks++] = (sched_pick){item, 0};
+    item->planned += n_rows;
+    item->served_round = s->round;
+    int32_t unpaid = least(n_rows, item->computed + item->planned - item->paid);
+    if (unpaid > 0) {
+        charge(item->tenant, unpaid * cost);
+        item->paid = item->computed + item->planned;
+    }
+    return 1;
+}
+
+static void plan_decoding(scheduler *s, const sched_limits *limits) {
+    int32_t n_lanes = make_lanes(s, 1);
+    while (s->plan.n_rows < limits->rows) {
+        lane *next = least_served(s, n_lanes);
+        if (!next)
+            return;
+        sched_item *item = s->queue[next->next++];
+        if (wants_output(item, 1) && s->plan.n_outputs == limits->outputs)
+            continue;
+        if (item->table.count > 0 || can_start(s, item))
+            pick(s, item, 1, COST_OUTPUT);
+    }
+}
+
+/* The next slice of a prompt: at most room rows; the last row waits where no output is left. */
+static int32_t slice_of(const scheduler *s, const sched_item *item, int32_t room, int32_t outputs) {
+    int32_t left = item->length - item->computed - item->planned;
+    int32_t n_rows = least(least(left, room), SCHED_SLICE_ROWS);
+    if (n_rows > 0 && wants_output(item, n_rows) && s->plan.n_outputs == outputs)
+        n_rows--;
+    return n_rows;
+}
+
+static void plan_prompts(scheduler *s, const sched_limits *limits) {
+    int32_t n_lanes = make_lanes(s, 0);
+    int32_t room = limits->rows - s->plan.n_rows;
+    if (s->plan.n_rows > 0)
+        room = least(room, limits->prompt_rows);
+    while (room > 0) {
+        lane *next = least_served(s, n_lanes);
+        if (!next)
+            break;
+        sched_item *item = s->queue[next->next];
+        int can_go = item->table.count > 0 || can_start(s, item);
+        int32_t n_rows = can_go ? slice_of(s, item, room, limits->outputs) : 0;
+        if (n_rows > 0 && pick(s, item, n_rows, COST_INPUT)) {
+            s->plan.n_prompt_rows += n_rows;
+            room -= n_rows;
+        } else {
+            next->next++;
+        }
+    }
+}
+
+const sched_plan *scheduler_plan(scheduler *s, const sched_limits *limits) {
+    sched_plan *plan = &s->plan;
+    s->round++;
+    let_leave(s);
+    plan->n_picks = plan->n_rows = plan->n_prompt_rows = plan->n_outputs = 0;
+    plan->copies.count = 0;
+    plan->starved = NULL;
+    plan_decoding(s, limits);
+    plan_prompts(s, limits);
+    for (int32_t i = 0; i < plan->n_picks; i++)
+        plan->picks[i].n_rows = plan->picks[i].item->planned;
+    return plan;
+}
+
+static void publish(scheduler *s, sched_item *item) {
+    int32_t known = least(item->computed, item->first_unknown);
+    kv_root root = {item->tenant->number, item->adapter};
+    for (; (item->published + 1) * KV_PAGE_TOKENS <= known; item->published++)
+        kv_prefix_publish(s->prefix, &root, item->tokens, &item->table, item->published,
+                          &item->tenant->account);
+}
+
+void scheduler_advance(scheduler *s, const sched_pick *done) {
+    sched_item *item = done->item;
+    item->computed += done->n_rows;
+    item->planned = 0;
+    assert(item->computed <= item->length);
+    publish(s, item);
+}
+
+/* ---- rows that guests write -------------------------------------------------------------------- */
+
+realm_status scheduler_reserve(scheduler *s, sched_item *item, int32_t first, int32_t count,
+                               kv_copies *copies, realm_error *error) {
+    assert(!item->active && first == item->computed);
+    int32_t needs = kv_table_needs(s->pool, &item->table, first, count);
+    item->reserved = 1;
+    if (!make_room(s, item, needs)) {
+        item->reserved = item->table.count > kv_pages_for(item->computed);
+        return realm_fail(error, REALM_QUOTA, "%" PRId32 " pages of keys and values are missing",
+                          needs);
+    }
+    return kv_table_prepare(s->pool, &item->table, &item->tenant->account, first, count, copies,
+                            error);
+}
+
+void scheduler_written(scheduler *s, sched_item *item, int32_t n_tokens) {
+    assert(item->reserved && kv_pages_for(n_tokens) <= item->table.count);
+    charge(item->tenant, COST_INPUT * (n_tokens - item->computed));
+    item->first_unknown = least(item->first_unknown, item->computed);
+    item->computed = n_tokens;
+    item->paid = n_tokens;
+    item->reserved = 0;
+    kv_table_trim(s->pool, &item->table, n_tokens);
+}
+
+void scheduler_forget_adapter(scheduler *s, const void *adapter) {
+    kv_prefix_forget_adapter(s->prefix, adapter);
+}
+
+int32_t scheduler_pages_held(const scheduler *s) {
+    return kv_pool_held(s->pool);
+}
+
+uint64_t scheduler_preemptions(const scheduler *s) {
+    return s->preemptions;
+}
+
+/* ---- invariants -------------------------------------------------------------------------------- */
+
+#ifndef NDEBUG
+static void assert_item(const scheduler *s, const sched_item *it) {
+    assert(it->computed >= 0);
+    assert(!it->active || it->computed < it->length); /* S1 */
+    int32_t covered = kv_pages_for(it->computed + it->planned);
+    assert(it->reserved ? it->table.count >= covered : it->table.count == covered); /* S2 */
+    assert(it->published * KV_PAGE_TOKENS <= it->computed);                         /* S3 */
+    for (int32_t i = 0; i < it->published; i++)
+        assert(kv_pool_is_published(s->pool, it->table.pages[i])); /* S3 */
+    assert(it->first_unknown == INT32_MAX || it->first_unknown < it->computed);
+}
+
+/* S4 to S6: every page of every table, counted once for its tenant. */
+static void assert_tenants(const scheduler *s) {
+    size_t n_pages = (size_t)kv_pool_count(s->pool);
+    int32_t *references = calloc(n_pages, sizeof *references);
+    const sched_tenant **owner = calloc(n_pages, sizeof *owner);
+    for (const sched_item *it = s->first; references && owner && it; it = it->next) {
+        int32_t active = 0, pages = 0;
+        for (int32_t i = 0; i < it->table.count; i++) {
+            int32_t page = it->table.pages[i];
+            assert(!owner[page] || owner[page] == it->tenant); /* S6 */
+            owner[page] = it->tenant;
+            references[page]++;
+        }
+        for (const sched_item *other = s->first; other; other = other->next)
+            active += other->tenant == it->tenant && other->active;
+        assert(active == it->tenant->n_active); /* S4 */
+        assert(active == 0 || it->tenant->present);
+        for (size_t page = 0; it->next == NULL && page < n_pages; page++)
+            pages += owner[page] == it->tenant;
+        assert(it->next || pages == it->tenant->account.n_pages); /* S5, of the last one's */
+    }
+    for (size_t page = 0; references && owner && page < n_pages; page++)
+        assert(references[page] == kv_pool_references(s->pool, (int32_t)page));
+    free(references);
+    free(owner);
+}
+
+void scheduler_assert(const scheduler *s) {
+    for (const sched_item *it = s->first; it; it = it->next)
+        assert_item(s, it);
+    assert_tenants(s);
+    kv_pool_assert(s->pool);
+    kv_prefix_assert(s->prefix);
+}
+#else
+void scheduler_assert(const scheduler *s) {
+    (void)s;
+}
+#endif
