@@ -3,7 +3,7 @@
 #ifndef REALM_TESTS_COMPUTE_CPU_FIXTURE_H
 #define REALM_TESTS_COMPUTE_CPU_FIXTURE_H
 
-#include "unit.h"
+#include "unit/unit.h"
 
 #include <math.h>
 
@@ -97,7 +97,7 @@ static inline uint8_t *random_weights(rng *r, uint32_t type, int32_t n_rows, int
         case DTYPE_Q3_K: memcpy(p + 108, &small, 2); break;
         case DTYPE_Q6_K: memcpy(p + 208, &tiny, 2); break;
         case DTYPE_Q8_K: f /= 100; memcpy(p, &f, 4); break;
-        case DTYPE_MXFP4: p[0] = (uint8_t)(120 + p[0] % 8); break;
+        case DTYPE_MXFP4: p[0] = (uint8_t)(116 + p[0] % 8); break;
         case DTYPE_IQ4_XS: memcpy(p, &tiny, 2); break;
         case DTYPE_Q4_K:
         case DTYPE_Q5_K:

@@ -5,7 +5,7 @@
 
 #include <math.h>
 
-#include "unit.h"
+#include "unit/unit.h"
 
 #include "compute/cpu/matmul_packed.h"
 #include "compute/cpu/quants.h"

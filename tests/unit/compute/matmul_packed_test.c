@@ -1,6 +1,6 @@
 /* tests/unit/compute/matmul_packed_test.c: the quantized products of every instruction set that
  * this processor has, against the scalar one bit for bit and against exact arithmetic. */
-#include "matmul_fixture.h"
+#include "unit/compute/matmul_fixture.h"
 
 static const cpu_matmul *kernels[4];
 static size_t n_kernels;

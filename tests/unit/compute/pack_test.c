@@ -1,5 +1,5 @@
 /* tests/unit/compute/pack_test.c: packed weights hold what the file's blocks hold. */
-#include "matmul_fixture.h"
+#include "unit/compute/matmul_fixture.h"
 
 #define assert_bits(a, b, n) assert_memory_equal(a, b, (size_t)(n) * sizeof *(a))
 

@@ -1,6 +1,6 @@
 /* tests/unit/compute/pool_test.c: every item once, whatever the threads; also under
  * ThreadSanitizer, and with more threads than cores. */
-#include "unit.h"
+#include "unit/unit.h"
 
 #include <stdatomic.h>
 #include <time.h>

@@ -1,6 +1,6 @@
 /* tests/unit/compute/quants_test.c: block formats against the PyPI package gguf (golden file, see
  * make_quants_golden.py), halves against the compiler's own. */
-#include "unit.h"
+#include "unit/unit.h"
 
 #include <math.h>
 
