@@ -1,0 +1,29 @@
+/* tests/unit/sandbox/fake_engine.h: an engine that needs no model, for testing the sandbox alone.
+ *
+ * It defines the functions of engine.h, model.h, tokenizer.h and the others that the sandbox calls,
+ * so a program that links it uses none of the real ones. Its vocabulary is the 256 bytes; the token
+ * after a sequence depends on nothing but the sequence. Works run on a thread of its own, in order,
+ * each session's in turn, and take as long as the test says. */
+#ifndef FAKE_ENGINE_H
+#define FAKE_ENGINE_H
+
+#include "engine/compute_list.h"
+
+typedef struct fake_options {
+    int inline_works;   /* engine_submit does the work at once, on the caller's thread */
+    uint64_t token_ns;  /* each token of a work takes so long */
+} fake_options;
+
+engine *fake_engine_open(const fake_options *options);
+void fake_engine_close(engine *e);
+
+/* Sessions open and device tensors alive now: both must be 0 when all requests are done. */
+int fake_engine_sessions(engine *e);
+int fake_engine_tensors(engine *e);
+/* Works submitted so far. */
+int fake_engine_works(engine *e);
+
+/* The token that follows a sequence. */
+token_id fake_next_token(const token_id *tokens, int32_t length);
+
+#endif
