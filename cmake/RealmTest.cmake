@@ -11,6 +11,14 @@
 #   With -DREALM_LIBFUZZER=ON and clang it is a libFuzzer target to leave running; otherwise a driver
 #   (fuzz_driver.c) replays the corpus and then mutates it for a bounded time with a fixed seed.
 
+#
+# Building the target realm_tests_unit, realm_tests_fuzz or realm_tests_tsan builds the tests of that
+# label and no more.
+
+foreach(label IN ITEMS unit fuzz tsan)
+    add_custom_target(realm_tests_${label})
+endforeach()
+
 set(REALM_TEST_ENVIRONMENT
     "ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=0"
     "UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1"
@@ -39,6 +47,10 @@ function(realm_test)
     target_compile_options(test_${test_NAME} PRIVATE -Wno-conversion)
     realm_link(test_${test_NAME} PRIVATE ${test_DEPENDS} realm::cmocka)
 
+    add_dependencies(realm_tests_unit test_${test_NAME})
+    if("tsan" IN_LIST test_LABELS)
+        add_dependencies(realm_tests_tsan test_${test_NAME})
+    endif()
     add_test(NAME unit/${test_NAME} COMMAND test_${test_NAME} ${test_ARGS})
     set_tests_properties(unit/${test_NAME} PROPERTIES
         LABELS "unit;${test_LABELS}" TIMEOUT ${test_TIMEOUT} ENVIRONMENT "${REALM_TEST_ENVIRONMENT}"
@@ -69,6 +81,7 @@ function(realm_fuzz)
     target_compile_options(fuzz_${fuzz_NAME} PRIVATE -Wno-missing-prototypes)
     realm_link(fuzz_${fuzz_NAME} PRIVATE ${fuzz_DEPENDS})
 
+    add_dependencies(realm_tests_fuzz fuzz_${fuzz_NAME})
     if(REALM_LIBFUZZER)
         if(NOT CMAKE_C_COMPILER_ID MATCHES Clang)
             message(FATAL_ERROR "REALM_LIBFUZZER needs clang: configure with -DCMAKE_C_COMPILER=clang")
