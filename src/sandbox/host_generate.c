@@ -12,7 +12,7 @@
 #include "sandbox/guest_memory.h"
 #include "sandbox/host_groups.h"
 #include "sandbox/host_tensor.h"
-#include "sandbox/options.h"
+#include "sandbox/guest_options.h"
 
 #define MAX_STOPS 64
 
@@ -199,7 +199,7 @@ static realm_status read_options(generate_run *run, const json_t *o, realm_error
         return realm_fail_in(error, REALM_INVALID, "options");
     run->options.max_tokens = (int32_t)max_tokens;
     run->options.wake_every = 0;
-    status = options_int(o, "wake_every", 0, INT32_MAX, &run->options.wake_every, error);
+    status = guest_options_int(o, "wake_every", 0, INT32_MAX, &run->options.wake_every, error);
     if (status == REALM_OK)
         status = read_stops(run, json_object_get(o, "stop"), error);
     if (status == REALM_OK)
@@ -330,7 +330,7 @@ static int64_t start(guest_call *c, session_entry *s, const char *text, size_t s
         return REALM_NO_MEMORY;
     json_t *parsed;
     realm_error error;
-    if (options_parse(&parsed, text, size, keys, 1, &error) != REALM_OK)
+    if (guest_options_parse(&parsed, text, size, keys, 1, &error) != REALM_OK)
         return guest_trap_error(c, &error);
     json_decref(run->parsed);
     run->parsed = parsed;

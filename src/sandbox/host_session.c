@@ -10,7 +10,7 @@
 #include "sandbox/guest_memory.h"
 #include "sandbox/host_groups.h"
 #include "sandbox/host_tensor.h"
-#include "sandbox/options.h"
+#include "sandbox/guest_options.h"
 
 /* The session of argument 0 if it is idle; else NULL, and *result says what to return. */
 static session_entry *idle_session(guest_call *c, int64_t *result)
@@ -61,14 +61,14 @@ static realm_status read_open_options(guest_call *c, const char *text, session_o
 {
     json_t *options;
     realm_status status =
-        options_parse(&options, text, c->arguments[2].u64, open_keys, 1, error);
+        guest_options_parse(&options, text, c->arguments[2].u64, open_keys, 1, error);
     if (status != REALM_OK)
         return status;
     o->sampler = SAMPLER_OPTIONS_DEFAULT;
     int has_seed = 0;
-    status = options_sampler(options, &o->sampler, &has_seed, error);
+    status = guest_options_sampler(options, &o->sampler, &has_seed, error);
     if (status == REALM_OK)
-        status = options_int(options, "context", 0, INT32_MAX, &o->n_context, error);
+        status = guest_options_int(options, "context", 0, INT32_MAX, &o->n_context, error);
     if (status == REALM_OK)
         status = read_priority(options, &o->priority, error);
     if (status == REALM_OK && !has_seed)
@@ -445,7 +445,7 @@ realm_status host_session_set_sampler(guest_call *c, session_entry *s, const jso
 {
     sampler_options o = s->sampler;
     int has_seed;
-    realm_status status = options_sampler(options, &o, &has_seed, error);
+    realm_status status = guest_options_sampler(options, &o, &has_seed, error);
     /* Setting restarts the random numbers: not where nothing changes, and never from a number that
      * was used before, or a guest that sets the temperature at each token would draw the same. */
     if (status != REALM_OK || (memcmp(&o, &s->sampler, sizeof o) == 0))
@@ -468,7 +468,7 @@ int64_t host_session_sample(guest_call *c)
     realm_error error;
     if (c->arguments[2].u64 > 0) {
         json_t *options;
-        realm_status status = options_parse(&options, text, c->arguments[2].u64, NULL, 1, &error);
+        realm_status status = guest_options_parse(&options, text, c->arguments[2].u64, NULL, 1, &error);
         if (status == REALM_OK) {
             status = host_session_set_sampler(c, s, options, &error);
             json_decref(options);
@@ -539,7 +539,7 @@ static realm_status read_embed_options(guest_call *c, const char *text, work *w,
     static const char *const names[] = {"mean", "last", "first"};
     json_t *options;
     realm_status status =
-        options_parse(&options, text, c->arguments[4].u64, embed_keys, 0, error);
+        guest_options_parse(&options, text, c->arguments[4].u64, embed_keys, 0, error);
     if (status != REALM_OK)
         return status;
     const char *name = "mean";

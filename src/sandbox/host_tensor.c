@@ -746,7 +746,7 @@ static int free_device_memory(tensor_state *t)
     t->engine = NULL;
     t->session = NULL;
     for (tensor_entry *x = t->tensors; x; x = x->next) {
-        if (!x->tensor.device.data || (t->engine && t->engine != x->engine) || !grow_ops(t))
+        if ((t->engine && t->engine != x->engine) || !grow_ops(t))
             continue;
         t->ops[t->n_ops++] = (compute_op){.kind = COMPUTE_FREE, .out = &x->tensor};
         t->engine = x->engine;
@@ -769,14 +769,17 @@ void host_tensor_release_all(sandbox_request *r)
     arena_release(&t->inputs);
     free(t->result);
     t->result = NULL;
+    if (!t->closing) {
+        /* What was recorded and has not run will not: tensors freed there still have memory. */
+        t->closing = 1;
+        for (tensor_entry *x = t->tensors; x; x = x->next)
+            x->freed = !x->tensor.device.data;
+    }
     free_tensors(t);
     if (free_device_memory(t)) {
         submit(r);
         return; /* called again when that is over */
     }
-    for (tensor_entry *x = t->tensors; x; x = x->next)
-        x->freed = 1;
-    free_tensors(t);
     free(t->ops);
     free_parts(&t->parts);
     *t = (tensor_state){0};

@@ -156,6 +156,7 @@ typedef struct tensor_state {
     engine_op op;
     float *result;             /* of a read, copied to the guest afterwards */
     int64_t kv_whole;          /* floats that kv_cache_get would give with room for all */
+    int closing;               /* only memory is still given back */
     map parts;                 /* layers and weights by engine and name -> part_entry */
 } tensor_state;
 

@@ -1,5 +1,5 @@
-/* sandbox/options.c: see options.h. */
-#include "sandbox/options.h"
+/* sandbox/guest_options.c: see options.h. */
+#include "sandbox/guest_options.h"
 
 #include <string.h>
 
@@ -18,7 +18,7 @@ static int is_in(const char *key, const char *const *keys)
     return 0;
 }
 
-realm_status options_parse(json_t **out, const char *text, size_t size, const char *const *keys,
+realm_status guest_options_parse(json_t **out, const char *text, size_t size, const char *const *keys,
                            int with_sampler, realm_error *error)
 {
     if (size == 0) {
@@ -47,7 +47,7 @@ realm_status options_parse(json_t **out, const char *text, size_t size, const ch
     return REALM_OK;
 }
 
-realm_status options_int(const json_t *object, const char *key, int64_t min, int64_t max,
+realm_status guest_options_int(const json_t *object, const char *key, int64_t min, int64_t max,
                          int32_t *out, realm_error *error)
 {
     int64_t value = *out;
@@ -66,7 +66,7 @@ static realm_status read_float(const json_t *object, const char *key, float *out
     return status;
 }
 
-realm_status options_sampler(const json_t *object, sampler_options *o, int *has_seed,
+realm_status guest_options_sampler(const json_t *object, sampler_options *o, int *has_seed,
                              realm_error *error)
 {
     struct {
@@ -85,9 +85,9 @@ realm_status options_sampler(const json_t *object, sampler_options *o, int *has_
     for (size_t i = 0; status == REALM_OK && i < sizeof floats / sizeof *floats; i++)
         status = read_float(object, floats[i].key, floats[i].out, error);
     if (status == REALM_OK)
-        status = options_int(object, "top_k", 0, INT32_MAX, &o->top_k, error);
+        status = guest_options_int(object, "top_k", 0, INT32_MAX, &o->top_k, error);
     if (status == REALM_OK)
-        status = options_int(object, "penalty_tokens", -1, INT32_MAX, &o->penalty_tokens, error);
+        status = guest_options_int(object, "penalty_tokens", -1, INT32_MAX, &o->penalty_tokens, error);
     int64_t seed = (int64_t)o->seed;
     realm_status found = REALM_NOT_FOUND;
     if (status == REALM_OK) {
