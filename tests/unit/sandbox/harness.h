@@ -101,8 +101,21 @@ void harness_assert_clean(harness *h);
     "(func $say (param i32) (i32.store8 (i32.const 8) (local.get 0))"                               \
     "  (drop (call $respond_text (i32.const 8) (i32.const 1))))"
 
+#define STRINGS                                                                                     \
+    "(func $len (param $at i32) (result i32) (local $n i32)"                                        \
+    "  (block $end (loop $l (br_if $end (i32.eqz (i32.load8_u (i32.add (local.get $at) (local.get $n)))))" \
+    "    (local.set $n (i32.add (local.get $n) (i32.const 1))) (br $l)))"                           \
+    "  (local.get $n))"                                                                             \
+    "(func $puts (param i32) (drop (call $respond_text (local.get 0) (call $len (local.get 0)))))"  \
+    /* generate with the options at $at; the result, as text from 1024 on */                        \
+    "(func $gen (param $s i32) (param $at i32) (result i32) (local $n i32)"                         \
+    "  (local.set $n (call $generate (local.get $s) (local.get $at) (call $len (local.get $at))"    \
+    "                                (i32.const 1024) (i32.const 2000)))"                           \
+    "  (if (i32.gt_s (local.get $n) (i32.const 0)) (then (i32.store8 (i32.add (i32.const 1024) (local.get $n)) (i32.const 0))))" \
+    "  (local.get $n))"
+
 #define WAT(body)                                                                                   \
-    "(module " REALM_IMPORTS("realm", "i32") "(memory (export \"memory\") 1) " ABI HELPERS body     \
+    "(module " REALM_IMPORTS("realm", "i32") "(memory (export \"memory\") 1) " ABI HELPERS STRINGS body     \
     "(export \"realm_handle\" (func $handle)))"
 
 #define WAT64(body)                                                                                 \
