@@ -19,7 +19,7 @@ files=$(git ls-files --cached --others --exclude-standard '*.c' '*.h' '*.cu' '*.
 [ -n "$files" ] || exit 0
 
 if [ "${1:-}" = --check ]; then
-    wrong=$({ xargs -P 2 -n 40 "$formatter" --style=file --dry-run --Werror <<<"$files" 2>&1 || true; } |
+    wrong=$({ xargs "$formatter" --style=file --dry-run --Werror <<<"$files" 2>&1 || true; } |
         sed -nE 's/^([^:]+):[0-9]+:[0-9]+: error: .*/\1/p' | sort -u)
     [ -z "$wrong" ] && { echo "$(wc -l <<<"$files") files are formatted"; exit 0; }
     echo "not as .clang-format says (run scripts/format.sh):"

@@ -73,7 +73,8 @@ typedef struct realm_deps_matcher realm_deps_matcher;
  *   token_special [token_count]         not 0 for control tokens, which only a grammar that names them
  *                                       (Lark's <name>) lets through; NULL if there are none
  *   eos_tokens    [eos_count]           those that may end a sequence, at least one
- * Takes about 100 ms for 150 000 tokens and as many times 60 bytes.
+ * Takes 1.3 s of one core for Gemma 3's 262 144 tokens (and 120 MB at its peak), so make it when the
+ * first grammar asks for it, on a thread without deadlines.
  *   REALM_DEPS_INVALID    no tokens, or an end-of-sequence token that is not one of them
  *   REALM_DEPS_TOO_LARGE  more than 2^21 tokens or a token of more than 1000 bytes */
 int realm_deps_grammar_env_open(realm_deps_grammar_env **out, const uint8_t *token_bytes,
@@ -111,7 +112,8 @@ int realm_deps_matcher_reset(realm_deps_matcher *matcher, char **error);
 
 /* Sets bit t % 32 of mask[t / 32] for every token t that may come next and clears all other bits.
  * mask has mask_count words, at least (token_count + 31) / 32. End-of-sequence tokens are set where the
- * grammar may end, and alone once it has. Typically 20 to 100 microseconds.
+ * grammar may end, and alone once it has. With Gemma 3's
+ * vocabulary 10 microseconds on average and 60 at most, in a JSON schema of three members.
  *   REALM_DEPS_INVALID    mask_count is too small
  *   REALM_DEPS_TOO_LARGE  the grammar is too ambiguous to be followed any further; the matcher is lost */
 int realm_deps_matcher_mask(realm_deps_matcher *matcher, uint32_t *mask, size_t mask_count,
