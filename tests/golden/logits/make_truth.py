@@ -9,6 +9,7 @@ that it has from the truth (a mean and a largest over the five most probable ids
 and on the same weights written out as F32, which shows that the truth is one.
 """
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -120,8 +121,8 @@ def main(name, path):
         as_f32(path, exact_path)
         exact = distances(Llama(exact_path, type_k=0, type_v=0, flash_attn=False), cases)
     print("llama.cpp", plain, "on F32", exact)
-    head = {"model": name, "llama_cpp": {"version": llama_cpp.__version__, "distance": plain,
-                                         "distance_f32": exact}}
+    head = {"model": name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+            "llama_cpp": {"version": llama_cpp.__version__, "distance": plain, "distance_f32": exact}}
     lines = ",\n".join(json.dumps(case, separators=(",", ":")) for case in cases)
     text = json.dumps(head)[:-1] + ',\n"cases": [\n' + lines + "\n]}\n"
     Path(__file__).with_name(f"truth_{name}.json").write_text(text)
