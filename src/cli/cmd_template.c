@@ -41,7 +41,8 @@ static realm_status find_template(work *w, const request *r, realm_error *error)
         return chat_template_find(w->g, r->name, &w->template, error);
     char *text;
     size_t size;
-    realm_status status = file_read(&w->memory, r->template, MAX_TEMPLATE_BYTES, &text, &size, error);
+    realm_status status = file_read(&w->memory, r->template, MAX_TEMPLATE_BYTES, &text, &size,
+                                    error);
     if (status == REALM_OK)
         w->template = (gguf_string){text, size};
     return status;
@@ -91,29 +92,44 @@ int cmd_template(int argc, char **argv)
 {
     request r = {0};
     const option options[] = {
-        {.name = "model", .letter = 'm', .kind = OPTION_TEXT, .out = &r.model, .value = "FILE",
+        {.name = "model",
+         .letter = 'm',
+         .kind = OPTION_TEXT,
+         .out = &r.model,
+         .value = "FILE",
          .help = "the GGUF file whose template, BOS and EOS are used"},
-        {.name = "template", .letter = 't', .kind = OPTION_TEXT, .out = &r.template,
-         .value = "T.jinja", .help = "a template to use instead of the model's own"},
-        {.name = "name", .kind = OPTION_TEXT, .out = &r.name, .value = "NAME",
+        {.name = "template",
+         .letter = 't',
+         .kind = OPTION_TEXT,
+         .out = &r.template,
+         .value = "T.jinja",
+         .help = "a template to use instead of the model's own"},
+        {.name = "name",
+         .kind = OPTION_TEXT,
+         .out = &r.name,
+         .value = "NAME",
          .help = "one of the model's other templates, by name (tool_use, rag)"},
         {0}};
     const options_positional positionals[] = {
-        {.name = "MESSAGES", .out = &r.messages, .required = 1,
-         .help = "a JSON file, or - for standard input: a list of messages, or an object with "
-                 "messages, tools, add_generation_prompt, bos_token, eos_token and whatever else the "
-                 "template reads"},
+        {.name = "MESSAGES",
+         .out = &r.messages,
+         .required = 1,
+         .help =
+             "a JSON file, or - for standard input: a list of messages, or an object with "
+             "messages, tools, add_generation_prompt, bos_token, eos_token and whatever else the "
+             "template reads"},
         {0}};
     const options_command command = {
         .name = "template",
         .summary = "render chat messages with a model's template",
         .options = options,
         .positionals = positionals,
-        .notes = "Renders as Hugging Face's apply_chat_template does: add_generation_prompt is false\n"
-                 "unless the JSON says true. Prints nothing after what the template rendered.\n"
-                 "\n"
-                 "  realm template --model model.gguf messages.json\n"
-                 "  echo '[{\"role\":\"user\",\"content\":\"Hi\"}]' | realm template -t chat.jinja -\n",
+        .notes =
+            "Renders as Hugging Face's apply_chat_template does: add_generation_prompt is false\n"
+            "unless the JSON says true. Prints nothing after what the template rendered.\n"
+            "\n"
+            "  realm template --model model.gguf messages.json\n"
+            "  echo '[{\"role\":\"user\",\"content\":\"Hi\"}]' | realm template -t chat.jinja -\n",
     };
     int code = options_parse(&command, argc, argv);
     if (code != OPTIONS_GO_ON)

@@ -231,20 +231,37 @@ int cmd_tokenize(int argc, char **argv)
 {
     request r = {0};
     const option options[] = {
-        {.name = "model", .letter = 'm', .kind = OPTION_TEXT, .out = &r.model, .value = "FILE",
-         .required = 1, .help = "the GGUF file; one that holds a vocabulary alone will do"},
-        {.name = "json", .kind = OPTION_FLAG, .out = &r.json,
-         .help = "print {\"tokens\":[...],\"pieces\":[...],\"count\":N}; \"bytes\" has, by place, the "
-                 "pieces that are not UTF-8"},
-        {.name = "no-special", .kind = OPTION_FLAG, .out = &r.no_special,
+        {.name = "model",
+         .letter = 'm',
+         .kind = OPTION_TEXT,
+         .out = &r.model,
+         .value = "FILE",
+         .required = 1,
+         .help = "the GGUF file; one that holds a vocabulary alone will do"},
+        {.name = "json",
+         .kind = OPTION_FLAG,
+         .out = &r.json,
+         .help =
+             "print {\"tokens\":[...],\"pieces\":[...],\"count\":N}; \"bytes\" has, by place, the "
+             "pieces that are not UTF-8"},
+        {.name = "no-special",
+         .kind = OPTION_FLAG,
+         .out = &r.no_special,
          .help = "add no BOS or EOS, and read the text of special tokens as plain text"},
-        {.name = "decode", .kind = OPTION_FLAG, .out = &r.decode,
+        {.name = "decode",
+         .kind = OPTION_FLAG,
+         .out = &r.decode,
          .help = "TEXT is token ids; print the text they stand for, and nothing after it"},
-        {.name = "null", .letter = '0', .kind = OPTION_FLAG, .out = &r.null_separated,
+        {.name = "null",
+         .letter = '0',
+         .kind = OPTION_FLAG,
+         .out = &r.null_separated,
          .help = "TEXT is many texts, each ended by a zero byte (of standard input)"},
         {0}};
     const options_positional positionals[] = {
-        {.name = "TEXT", .out = &r.text, .required = 1,
+        {.name = "TEXT",
+         .out = &r.text,
+         .required = 1,
          .help = "the text, or - to read standard input to its last byte"},
         {0}};
     const options_command command = {

@@ -21,8 +21,8 @@ typedef struct merge_slot {
 typedef struct bpe {
     splitter *splitter;
     merge_slot *slots;
-    size_t slot_count;      /* a power of two, at least twice the merges */
-    int32_t byte_ids[256];  /* of the string that stands for a byte; -1: none */
+    size_t slot_count;        /* a power of two, at least twice the merges */
+    int32_t byte_ids[256];    /* of the string that stands for a byte; -1: none */
     token_id byte_texts[256]; /* the token whose text is this one byte, or -1 */
 } bpe;
 
@@ -323,7 +323,8 @@ static realm_status normal_piece(const tokenizer *t, const string_entry *token, 
     .unk = -1, .sep = -1, .pad = -1, .open = open_bpe, .close = close_bpe,                         \
     .normal_piece = normal_piece
 
-const text_family bpe_family = {.model = "gpt2", .bos = 11, .eos = 11, .encode = encode, BPE_COMMON};
+const text_family bpe_family = {
+    .model = "gpt2", .bos = 11, .eos = 11, .encode = encode, BPE_COMMON};
 const text_family bpe_gemma4_family = {
     .model = "gemma4", .bos = -1, .eos = -1, .encode = encode, BPE_COMMON};
 const text_family bpe_whitespace_family = {

@@ -76,8 +76,7 @@ static realm_status check_shape(const json_t *request, realm_error *error)
                : realm_fail(error, REALM_INVALID, "'messages' must be a list of messages");
 }
 
-static realm_status render(gguf_string text, const char *variables, buffer *out,
-                           realm_error *error)
+static realm_status render(gguf_string text, const char *variables, buffer *out, realm_error *error)
 {
     char *rendered = NULL, *reason = NULL;
     size_t size = 0;

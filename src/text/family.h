@@ -80,7 +80,7 @@ struct tokenizer {
     size_t count;
     float *scores;        /* [count] */
     uint16_t *attributes; /* [count] */
-    piece_span *pieces;     /* [count] */
+    piece_span *pieces;   /* [count] */
     char *pieces_text;    /* malloc'ed */
     uint32_t longest;     /* token, in bytes */
     token_id bos, eos, eot, eom, unk, sep, pad;

@@ -29,9 +29,9 @@ static realm_status fail_with(realm_error *error, int result, char *reason)
 
 typedef struct listing {
     uint8_t *bytes;
-    uint32_t *sizes;    /* [count] */
-    uint8_t *special;   /* [count] */
-    uint32_t *ends;     /* [end_count] */
+    uint32_t *sizes;  /* [count] */
+    uint8_t *special; /* [count] */
+    uint32_t *ends;   /* [end_count] */
     size_t end_count;
 } listing;
 
@@ -177,8 +177,7 @@ realm_status grammar_clone(grammar **out, const grammar *g, realm_error *error)
     realm_deps_matcher *matcher = NULL;
     char *reason = NULL;
     int result = realm_deps_matcher_clone(&matcher, g->matcher, &reason);
-    return result ? fail_with(error, result, reason)
-                  : wrap(out, matcher, g->mask_words, error);
+    return result ? fail_with(error, result, reason) : wrap(out, matcher, g->mask_words, error);
 }
 
 size_t grammar_mask_words(const tokenizer *t)

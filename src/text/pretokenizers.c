@@ -35,17 +35,16 @@
     CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}(?:[\\p{L}\\p{M}]++| (?=\\p{L}))*+|\\p{N}"          \
                  "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]?|\\s*[\\r\\n]|" SPACES
 
-/* Upper case then lower case. One byte stands for every letter that is not ASCII, so those count as
- * both; published as ((?=[\p{L}])([^a-z]))* and the like, which the classes say without a group. */
-#define UPPER "[\xD2" "A-Z]"
-#define LOWER "[\xD2" "a-z]"
-#define CASED(lead, tail)                                                                          \
-    lead "?" UPPER "*" LOWER "+" tail "|" lead "?" UPPER "+" LOWER "*" tail
-#define LEAD "[^\\r\\n\\p{L}\\p{N}]"
-#define TEKKEN CASED(LEAD, "") "|\\p{N}|" MARKS_SLASH "|" BREAKS_OR_SPACES
-#define GPT4O  CASED(LEAD, CONTRACTIONS "?") "|\\p{N}{1,3}|" MARKS_SLASH "|" BREAKS_OR_SPACES
-#define UPPER_M "[\xD2\xD4" "A-Z]"
-#define LOWER_M "[\xD2\xD4" "a-z]"
+/* Upper case then lower case, where letters that are not ASCII count as both. Published as
+ * ((?=[\p{L}])([^a-z]))* and the like, which classes say without a group. */
+#define UPPER             "[\\p{WideL}A-Z]"
+#define LOWER             "[\\p{WideL}a-z]"
+#define CASED(lead, tail) lead "?" UPPER "*" LOWER "+" tail "|" lead "?" UPPER "+" LOWER "*" tail
+#define LEAD              "[^\\r\\n\\p{L}\\p{N}]"
+#define TEKKEN            CASED(LEAD, "") "|\\p{N}|" MARKS_SLASH "|" BREAKS_OR_SPACES
+#define GPT4O             CASED(LEAD, CONTRACTIONS "?") "|\\p{N}{1,3}|" MARKS_SLASH "|" BREAKS_OR_SPACES
+#define UPPER_M           "[\\p{WideL}\\p{M}A-Z]"
+#define LOWER_M           "[\\p{WideL}\\p{M}a-z]"
 #define GRANITE_EMB                                                                                \
     LEAD "?" UPPER_M "*" LOWER_M "+" CONTRACTIONS "?|" LEAD "?" UPPER_M "+" LOWER_M                \
          "*" CONTRACTIONS "?|\\p{N}{1,3}|" MARKS_SLASH "|" BREAKS_OR_SPACES
@@ -60,12 +59,12 @@
     "| ?[^\\s\\p{L}\\p{N}\\p{HanLetter}]+[\\r\\n]*|" BREAKS_OR_SPACES
 
 /* DeepSeek's. */
-#define CJK_KANA "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
-#define CJK_HANGUL "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+#define CJK_KANA        "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+#define CJK_HANGUL      "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 #define ASCII_MARK_WORD "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+"
-#define MARK_OR_WORD ASCII_MARK_WORD "|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
-#define DEEPSEEK3 MARK_OR_WORD "| ?[\\p{P}\\p{S}]+[\\r\\n]*|" BREAKS_OR_SPACES
-#define SPARK2_5  MARK_OR_WORD "| ?[\\p{P}\\p{S}]+|[\\r\\n]|" SPACES
+#define MARK_OR_WORD    ASCII_MARK_WORD "|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+#define DEEPSEEK3       MARK_OR_WORD "| ?[\\p{P}\\p{S}]+[\\r\\n]*|" BREAKS_OR_SPACES
+#define SPARK2_5        MARK_OR_WORD "| ?[\\p{P}\\p{S}]+|[\\r\\n]|" SPACES
 /* The letters of alphabets that have case. */
 #define DEEPSEEK_LETTERS                                                                           \
     "\\s?[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293"           \
@@ -86,14 +85,14 @@
 #define TRAILING_SPACES "(?<!\\s)\\s++$"
 
 /* Others'. */
-#define FALCON_MARKS    "[\\p{P}\\$\\+<=>\\^~\\|`]+"
-#define DEFAULT_MARKS   "[\\p{P}\\$\\+<=>\\^~\\|]+"
-#define THREE_DIGITS    "[0-9][0-9][0-9]"
-#define BLOOM           " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
-#define LINES           "[^\\n]+|[\\n]+"
+#define FALCON_MARKS  "[\\p{P}\\$\\+<=>\\^~\\|`]+"
+#define DEFAULT_MARKS "[\\p{P}\\$\\+<=>\\^~\\|]+"
+#define THREE_DIGITS  "[0-9][0-9][0-9]"
+#define BLOOM         " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
+#define LINES         "[^\\n]+|[\\n]+"
 #define YOUTU_CJK                                                                                  \
     "[\uac00-\ud7a3\u3131-\u318e]+"                                                                \
-    "|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+"                                                                  \
+    "|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+"   \
     "|[\u3105-\u312f]+|" CJK_KANA
 /* U+8C48 is what the published U+F900 became when someone normalized it; the ids depend on it. */
 #define AFMOE_SCRIPTS                                                                              \
@@ -101,12 +100,8 @@
     "\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff"               \
     "\uac00-\ud7af\u1100-\u11ff]+"
 
-#define STEPS_DEFAULT  {{DEFAULT_MARKS}, {GPT2}, {"\\p{N}+"}, {THREE_DIGITS}}
-#define STEPS_DIGITS   {{"\\p{N}"}, {GPT2}}
-#define STEPS_DEEPSEEK3 {{"\\p{N}{1,3}"}, {CJK_KANA}, {DEEPSEEK3}}
-
 static const pretokenizer rows[] = {
-    {"default", 0, STEPS_DEFAULT},
+    {"default", 0, {{DEFAULT_MARKS}, {GPT2}, {"\\p{N}+"}, {THREE_DIGITS}}},
 
     {"llama3", PRE_ADDS_BOS | PRE_WHOLE_WORDS, {{LLAMA3}}},
     {"llama-v3", PRE_ADDS_BOS | PRE_WHOLE_WORDS, {{LLAMA3}}},
@@ -163,14 +158,14 @@ static const pretokenizer rows[] = {
     {"trillion", 0, {{GPT2}}},
     {"granite-docling", 0, {{GPT2}}},
 
-    {"starcoder", 0, STEPS_DIGITS},
-    {"refact", 0, STEPS_DIGITS},
-    {"command-r", 0, STEPS_DIGITS},
-    {"smollm", 0, STEPS_DIGITS},
-    {"codeshell", 0, STEPS_DIGITS},
-    {"exaone", 0, STEPS_DIGITS},
-    {"minerva-7b", 0, STEPS_DIGITS},
-    {"mellum2", 0, STEPS_DIGITS},
+    {"starcoder", 0, {{"\\p{N}"}, {GPT2}}},
+    {"refact", 0, {{"\\p{N}"}, {GPT2}}},
+    {"command-r", 0, {{"\\p{N}"}, {GPT2}}},
+    {"smollm", 0, {{"\\p{N}"}, {GPT2}}},
+    {"codeshell", 0, {{"\\p{N}"}, {GPT2}}},
+    {"exaone", 0, {{"\\p{N}"}, {GPT2}}},
+    {"minerva-7b", 0, {{"\\p{N}"}, {GPT2}}},
+    {"mellum2", 0, {{"\\p{N}"}, {GPT2}}},
 
     {"falcon", 0, {{FALCON_MARKS}, {GPT2}, {THREE_DIGITS}}},
     {"chameleon",
@@ -193,10 +188,10 @@ static const pretokenizer rows[] = {
     {"deepseek-coder",
      0,
      {{"[\\r\\n]"}, {"\\s?\\p{L}+"}, {"\\s?\\p{P}+"}, {CJK_HANGUL}, {"\\p{N}"}}},
-    {"deepseek-v3", 0, STEPS_DEEPSEEK3},
-    {"hunyuan-dense", 0, STEPS_DEEPSEEK3},
-    {"joyai-llm", 0, STEPS_DEEPSEEK3},
-    {"hy_v4", 0, STEPS_DEEPSEEK3},
+    {"deepseek-v3", 0, {{"\\p{N}{1,3}"}, {CJK_KANA}, {DEEPSEEK3}}},
+    {"hunyuan-dense", 0, {{"\\p{N}{1,3}"}, {CJK_KANA}, {DEEPSEEK3}}},
+    {"joyai-llm", 0, {{"\\p{N}{1,3}"}, {CJK_KANA}, {DEEPSEEK3}}},
+    {"hy_v4", 0, {{"\\p{N}{1,3}"}, {CJK_KANA}, {DEEPSEEK3}}},
     {"spark2_5", 0, {{"\\p{N}{1,3}"}, {CJK_KANA}, {SPARK2_5}, {"\\p{N}"}}},
     {"afmoe", 0, {{.by_hand = splitter_threes_from_right}, {AFMOE_SCRIPTS}, {DEEPSEEK3}}},
 

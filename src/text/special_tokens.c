@@ -85,7 +85,7 @@ realm_status special_tokens_build(special_tokens *s, arena *a, special_token *to
 
 /* ---- cutting ---- */
 
-#define FREE  (-1) /* what stands in taken[] where no token was matched */
+#define FREE   (-1) /* what stands in taken[] where no token was matched */
 #define INSIDE (-2) /* and inside one, or in the white space it swallowed */
 
 typedef struct cutter {
@@ -219,8 +219,7 @@ static size_t list_fragments(const cutter *c, special_fragment *out)
     return count;
 }
 
-static realm_status one_fragment(arena *a, size_t size, special_fragment **fragments,
-                                 size_t *count)
+static realm_status one_fragment(arena *a, size_t size, special_fragment **fragments, size_t *count)
 {
     *fragments = arena_take(a, sizeof **fragments);
     if (!*fragments)

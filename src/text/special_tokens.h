@@ -29,10 +29,10 @@ typedef struct special_edge { /* of the trie; node 0 is the root, 0 as target: f
 typedef struct special_tokens {
     special_token *tokens; /* [count] longest first */
     size_t count;
-    uint32_t *token_of;    /* [node_count] index in tokens + 1, or 0 */
-    special_edge *edges;   /* hash table of [edge_slots] */
+    uint32_t *token_of;  /* [node_count] index in tokens + 1, or 0 */
+    special_edge *edges; /* hash table of [edge_slots] */
     size_t node_count, edge_slots;
-    uint32_t first[256];   /* the root's children, 0: none */
+    uint32_t first[256]; /* the root's children, 0: none */
 } special_tokens;
 
 /* Takes tokens[0..count) (the arena's) in any order and sorts them. REALM_NO_MEMORY. */

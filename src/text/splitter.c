@@ -23,28 +23,23 @@ enum {
     CLASS_SPACE = 0x0B, /* the vertical tab */
 };
 
-/* What a category is called in an expression, and the members of a character class it becomes. */
+/* What a category is called in an expression, and the members of a character class it becomes: classes
+ * and ASCII characters. */
 typedef struct category {
     const char *name;
-    const char *members;
+    uint8_t classes[3];
+    const char *ascii;
 } category;
 
-#define ASCII_LETTERS "A-Za-z"
-#define LETTERS       "\xD2" ASCII_LETTERS
-
 static const category categories[] = {
-    {"\\p{N}", "\xD1" "0-9"},
-    {"\\p{L}", LETTERS},
-    {"\\p{Lu}", LETTERS},
-    {"\\p{Ll}", LETTERS},
-    {"\\p{Lt}", LETTERS},
-    {"\\p{Lm}", LETTERS},
-    {"\\p{Lo}", LETTERS},
-    {"\\p{P}", "\xD3" "!-#%-*,-/:;?@\\[-\\]_{}"},
-    {"\\p{M}", "\xD4"},
-    {"\\p{S}", "\xD5" "$+<->\\^`|~"},
-    {"\\p{Han}", "\xD6\xD7"},
-    {"\\p{HanLetter}", "\xD6"},
+    {"\\p{N}", {CLASS_NUMBER}, "0-9"},
+    {"\\p{L}", {CLASS_LETTER}, "A-Za-z"},
+    {"\\p{WideL}", {CLASS_LETTER}, ""}, /* letters that are not ASCII */
+    {"\\p{P}", {CLASS_PUNCTUATION}, "!-#%-*,-/:;?@\\[-\\]_{}"},
+    {"\\p{M}", {CLASS_MARK}, ""},
+    {"\\p{S}", {CLASS_SYMBOL}, "$+<->\\^`|~"},
+    {"\\p{Han}", {CLASS_HAN_LETTER, CLASS_HAN_OTHER}, ""},
+    {"\\p{HanLetter}", {CLASS_HAN_LETTER}, ""},
 };
 #define CATEGORY_COUNT (sizeof categories / sizeof *categories)
 
@@ -84,8 +79,8 @@ static realm_status collapse_expression(const char *expression, buffer *out)
     for (const char *at = expression; *at && status == REALM_OK;) {
         const category *named = category_at(at);
         if (named) {
-            status = inside ? buffer_add_text(out, named->members)
-                            : buffer_printf(out, "[%s]", named->members);
+            status = buffer_printf(out, inside ? "%s%s" : "[%s%s]", (const char *)named->classes,
+                                   named->ascii);
             at += strlen(named->name);
             continue;
         }
@@ -334,8 +329,7 @@ static realm_status run_step(cutting *c, const uint32_t *ends, size_t word_count
     return REALM_OK;
 }
 
-static realm_status run_steps(const splitter *s, split_text *t, uint32_t *spare,
-                              realm_error *error)
+static realm_status run_steps(const splitter *s, split_text *t, uint32_t *spare, realm_error *error)
 {
     pcre2_match_data *data = pcre2_match_data_create(1, NULL);
     if (!data)

@@ -7,7 +7,8 @@
  *
  * - An expression that names a category (\p{L}, \p{N}, ...) sees one byte a character: an ASCII
  *   character is itself, any other is its category's byte (white space is a vertical tab), and \p{L}
- *   is that byte and the ASCII letters. \p{Lu}, \p{Ll} and so on mean all letters.
+ *   is that byte and the ASCII letters. Upper and lower case are one category to it, so the tables
+ *   never ask; \p{WideL} is the letters that are not ASCII.
  * - Any other expression sees the characters, with non-ASCII white space as a vertical tab.
  * - No match looks past its word: (?!\S), $ and the like end there.
  *
@@ -25,12 +26,12 @@
 
 /* What is being cut: text as characters, and where the words end. Lives in the caller's arena. */
 typedef struct split_text {
-    const uint32_t *codes;  /* [count] */
+    const uint32_t *codes; /* [count] */
     size_t count;
-    const uint8_t *classes; /* [count] one byte a character, or NULL if no step needs them */
-    const uint8_t *wide;    /* UTF-8 for the other expressions, or NULL */
+    const uint8_t *classes;  /* [count] one byte a character, or NULL if no step needs them */
+    const uint8_t *wide;     /* UTF-8 for the other expressions, or NULL */
     const uint32_t *wide_at; /* [count + 1] offset in wide of each character */
-    uint32_t *ends;         /* [word_count] index past each word's last character */
+    uint32_t *ends;          /* [word_count] index past each word's last character */
     size_t word_count;
 } split_text;
 

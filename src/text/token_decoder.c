@@ -79,8 +79,8 @@ static size_t complete_held(token_decoder *d, const uint8_t *text, size_t size, 
 realm_status token_decoder_add(token_decoder *d, token_id id, buffer *out)
 {
     size_t size, used = 0;
-    const uint8_t *text =
-        (const uint8_t *)tokenizer_piece(d->tokenizer, id, d->with_special, &size);
+    const uint8_t *text = (const uint8_t *)tokenizer_piece(d->tokenizer, id, d->with_special,
+                                                           &size);
     if (d->at_start && size > 0 && *text == ' ') {
         text++;
         size--;

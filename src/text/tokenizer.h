@@ -18,8 +18,13 @@ typedef struct tokenizer tokenizer;
 typedef int32_t token_id; /* -1: none */
 
 typedef enum token_kind { /* as tokenizer.ggml.token_type numbers them */
-    TOKEN_UNDEFINED, TOKEN_NORMAL, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_USER_DEFINED, TOKEN_UNUSED,
-    TOKEN_BYTE,
+                          TOKEN_UNDEFINED,
+                          TOKEN_NORMAL,
+                          TOKEN_UNKNOWN,
+                          TOKEN_CONTROL,
+                          TOKEN_USER_DEFINED,
+                          TOKEN_UNUSED,
+                          TOKEN_BYTE,
 } token_kind;
 
 /*   REALM_CORRUPT      the metadata contradict themselves; the sentence names the key
@@ -27,7 +32,7 @@ typedef enum token_kind { /* as tokenizer.ggml.token_type numbers them */
 realm_status tokenizer_open(tokenizer **out, const gguf *g, realm_error *error);
 void tokenizer_close(tokenizer *t);
 
-#define TOKENIZE_ADD_SPECIAL 1   /* BOS, EOS, CLS, SEP as the model's metadata ask */
+#define TOKENIZE_ADD_SPECIAL   1 /* BOS, EOS, CLS, SEP as the model's metadata ask */
 #define TOKENIZE_PARSE_SPECIAL 2 /* the text of control tokens becomes those tokens */
 
 /* Appends nothing: writes a new array into the arena. text may hold any bytes, valid UTF-8 or

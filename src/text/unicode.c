@@ -37,40 +37,32 @@ unicode_class unicode_class_of(uint32_t code)
     case UTF8PROC_CATEGORY_LL:
     case UTF8PROC_CATEGORY_LT:
     case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_LO:
-        return UNICODE_LETTER;
+    case UTF8PROC_CATEGORY_LO: return UNICODE_LETTER;
     case UTF8PROC_CATEGORY_MN:
     case UTF8PROC_CATEGORY_MC:
-    case UTF8PROC_CATEGORY_ME:
-        return UNICODE_MARK;
+    case UTF8PROC_CATEGORY_ME: return UNICODE_MARK;
     case UTF8PROC_CATEGORY_ND:
     case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_NO:
-        return UNICODE_NUMBER;
+    case UTF8PROC_CATEGORY_NO: return UNICODE_NUMBER;
     case UTF8PROC_CATEGORY_PC:
     case UTF8PROC_CATEGORY_PD:
     case UTF8PROC_CATEGORY_PS:
     case UTF8PROC_CATEGORY_PE:
     case UTF8PROC_CATEGORY_PI:
     case UTF8PROC_CATEGORY_PF:
-    case UTF8PROC_CATEGORY_PO:
-        return UNICODE_PUNCTUATION;
+    case UTF8PROC_CATEGORY_PO: return UNICODE_PUNCTUATION;
     case UTF8PROC_CATEGORY_SM:
     case UTF8PROC_CATEGORY_SC:
     case UTF8PROC_CATEGORY_SK:
-    case UTF8PROC_CATEGORY_SO:
-        return UNICODE_SYMBOL;
+    case UTF8PROC_CATEGORY_SO: return UNICODE_SYMBOL;
     case UTF8PROC_CATEGORY_ZS:
     case UTF8PROC_CATEGORY_ZL:
-    case UTF8PROC_CATEGORY_ZP:
-        return UNICODE_SEPARATOR;
+    case UTF8PROC_CATEGORY_ZP: return UNICODE_SEPARATOR;
     case UTF8PROC_CATEGORY_CC:
     case UTF8PROC_CATEGORY_CF:
     case UTF8PROC_CATEGORY_CS:
-    case UTF8PROC_CATEGORY_CO:
-        return UNICODE_CONTROL;
-    default:
-        return class_since_15_1(code);
+    case UTF8PROC_CATEGORY_CO: return UNICODE_CONTROL;
+    default: return class_since_15_1(code);
     }
 }
 

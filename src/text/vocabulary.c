@@ -125,7 +125,8 @@ static realm_status array_per_token(const tokenizer *t, const gguf *g, const cha
     *out = value;
     if (!value)
         return REALM_OK;
-    if (value->type != GGUF_ARRAY || (value->array.type != GGUF_F32 && value->array.type != GGUF_I32))
+    if (value->type != GGUF_ARRAY ||
+        (value->array.type != GGUF_F32 && value->array.type != GGUF_I32))
         return realm_fail(error, REALM_CORRUPT, "%s is not an array of f32 or i32", key);
     if (value->array.count < t->count)
         return realm_fail(error, REALM_CORRUPT, "%s has %" PRIu64 " entries for %zu tokens", key,
@@ -313,10 +314,28 @@ static int ends(const tokenizer *t, const char *text)
 
 /* The tokens that end a generation by their names. */
 static const char *const end_names[] = {
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
-    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
-    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
-    "<｜end▁of▁sentence｜>", "[e~[",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
 };
 
 /* Names that mean something else beside certain others. */
@@ -347,7 +366,8 @@ static void detect_ends(tokenizer *t)
     for (size_t i = 0; i < sizeof shown / sizeof *shown; i++) {
         token_id id = find_text(t, shown[i]);
         if (id >= 0)
-            t->attributes[id] = (uint16_t)(TOKEN_IS_USER_DEFINED | (t->attributes[id] & TOKEN_ENDS));
+            t->attributes[id] = (uint16_t)(TOKEN_IS_USER_DEFINED |
+                                           (t->attributes[id] & TOKEN_ENDS));
     }
     set_end(t, t->eos);
     set_end(t, t->eot);
@@ -475,7 +495,7 @@ static realm_status make_pieces(tokenizer *t, realm_error *error)
     }
     if (status == REALM_OK)
         status = buffer_reserve(&out, 1); /* so that an empty one has an address too */
-    t->pieces_text = out.data; /* taken from the buffer, freed with the tokenizer */
+    t->pieces_text = out.data;            /* taken from the buffer, freed with the tokenizer */
     return status == REALM_OK ? status : realm_fail_memory(error, out.size, "pieces");
 }
 

@@ -2,11 +2,12 @@
 #include "unit/text/tiny.h"
 
 static const tiny_token tokens[] = {
-    {"a", TOKEN_NORMAL, 0},  {"b", TOKEN_NORMAL, 0},   {"c", TOKEN_NORMAL, 0},
-    {"\u0120", TOKEN_NORMAL, 0} /* a space */,         {"ab", TOKEN_NORMAL, 0},
-    {"bc", TOKEN_NORMAL, 0}, {"abc", TOKEN_NORMAL, 0}, {"\u0120a", TOKEN_NORMAL, 0},
-    {"abcabc", TOKEN_NORMAL, 0},
-    {"\u00c3", TOKEN_NORMAL, 0}, {"\u00a9", TOKEN_NORMAL, 0}, {"\u010a", TOKEN_NORMAL, 0},
+    {"a", TOKEN_NORMAL, 0},        {"b", TOKEN_NORMAL, 0},
+    {"c", TOKEN_NORMAL, 0},        {"\u0120", TOKEN_NORMAL, 0} /* a space */,
+    {"ab", TOKEN_NORMAL, 0},       {"bc", TOKEN_NORMAL, 0},
+    {"abc", TOKEN_NORMAL, 0},      {"\u0120a", TOKEN_NORMAL, 0},
+    {"abcabc", TOKEN_NORMAL, 0},   {"\u00c3", TOKEN_NORMAL, 0},
+    {"\u00a9", TOKEN_NORMAL, 0},   {"\u010a", TOKEN_NORMAL, 0},
     {"<|end|>", TOKEN_CONTROL, 0},
 };
 /* "c c" joins to a string that is no token; "a b" comes again, later, and the first counts. */
@@ -23,7 +24,8 @@ static void merges_go_in_the_order_of_the_list(void **state)
     tokenizer *t = tiny_must_open(&vocabulary);
     assert_string_equal(TINY_ENCODE(t, "abc", 0), "abc"); /* b c, then a bc */
     assert_string_equal(TINY_ENCODE(t, "ab", 0), "ab");
-    assert_string_equal(TINY_ENCODE(t, "abcabc", 0), "abc abc"); /* no merge makes the longer token */
+    assert_string_equal(TINY_ENCODE(t, "abcabc", 0),
+                        "abc abc"); /* no merge makes the longer token */
     (void)state;
     tokenizer_close(t);
 }
@@ -59,12 +61,16 @@ static void some_pre_tokenizers_take_whole_words_that_are_tokens(void **state)
 static void gemma4_merges_characters_and_escapes_spaces(void **state)
 {
     static const tiny_token raw[] = {
-        {"<bos>", TOKEN_CONTROL, 0}, {"\u2581", TOKEN_NORMAL, 0}, {"\u00e9", TOKEN_NORMAL, 0},
-        {"\u2581\u00e9", TOKEN_NORMAL, 0}, {"<0xC3>", TOKEN_BYTE, 0}, {"<0xA0>", TOKEN_BYTE, 0},
+        {"<bos>", TOKEN_CONTROL, 0},       {"\u2581", TOKEN_NORMAL, 0}, {"\u00e9", TOKEN_NORMAL, 0},
+        {"\u2581\u00e9", TOKEN_NORMAL, 0}, {"<0xC3>", TOKEN_BYTE, 0},   {"<0xA0>", TOKEN_BYTE, 0},
         {"\n\n", TOKEN_NORMAL, 0},
     };
     static const char *const raw_merges[] = {"\u2581 \u00e9"};
-    tiny v = {.model = "gemma4", .tokens = raw, .count = 7, .merges = raw_merges, .merge_count = 1,
+    tiny v = {.model = "gemma4",
+              .tokens = raw,
+              .count = 7,
+              .merges = raw_merges,
+              .merge_count = 1,
               .extras = {{"bos_token_id", 0, 0}, {"add_bos_token", 0, 1}}};
     tokenizer *t = tiny_must_open(&v);
     assert_string_equal(TINY_ENCODE(t, " \u00e9\u00e0\n\n", TOKENIZE_ADD_SPECIAL),
@@ -116,7 +122,8 @@ static void a_million_of_one_letter_is_no_square(void **state)
         memset(text, "ab "[letter], size);
         for (size_t i = 0; letter == 1 && i < size; i += 2)
             text[i] = 'a';
-        assert_status(tokenizer_encode(t, &a, text, size, 0, &ids, &count, &error), REALM_OK, error);
+        assert_status(tokenizer_encode(t, &a, text, size, 0, &ids, &count, &error), REALM_OK,
+                      error);
         assert_int_equal(count, letter == 1 ? size / 2 : size);
     }
     free(text);

@@ -7,8 +7,8 @@ static const tiny_token tokens[] = {
     {"<unk>", TOKEN_UNKNOWN, 0}, {"<s>", TOKEN_CONTROL, 0}, {"</s>", TOKEN_CONTROL, 0}};
 static const tiny vocabulary = {.model = "llama", .tokens = tokens, .count = 3};
 
-static realm_status render(const char *template, const tokenizer *t, const char *request, buffer *out,
-                           realm_error *error)
+static realm_status render(const char *template, const tokenizer *t, const char *request,
+                           buffer *out, realm_error *error)
 {
     buffer_init(out, 1 << 16);
     return chat_template_render((gguf_string){template, strlen(template)}, t, request,
@@ -47,7 +47,8 @@ static void bos_and_eos_are_the_models_unless_the_request_has_them(void **state)
 {
     tokenizer *t = tiny_must_open(&vocabulary);
     rendered("{{ bos_token }}.{{ eos_token }}", t, "[]", "<s>.</s>");
-    rendered("{{ bos_token }}.{{ eos_token }}", t, "{\"messages\":[],\"bos_token\":\"B\"}", "B.</s>");
+    rendered("{{ bos_token }}.{{ eos_token }}", t, "{\"messages\":[],\"bos_token\":\"B\"}",
+             "B.</s>");
     rendered("{{ bos_token }}.{{ eos_token }}", NULL, "[]", ".");
     tokenizer_close(t);
     (void)state;

@@ -17,7 +17,9 @@ static tokenizer *open_letters(void)
         tokens[i] = (tiny_token){texts[i], TOKEN_NORMAL, 0};
     }
     tokens[END] = (tiny_token){"<|im_end|>", TOKEN_CONTROL, 0};
-    return tiny_must_open(&(tiny){.model = "llama", .tokens = tokens, .count = COUNT,
+    return tiny_must_open(&(tiny){.model = "llama",
+                                  .tokens = tokens,
+                                  .count = COUNT,
                                   .extras = {{"bos_token_id", END, 0}, {"eos_token_id", END, 0}}});
 }
 

@@ -45,7 +45,8 @@ static void every_row_compiles_and_no_name_stands_twice(void **state)
 
 static void gpt2_keeps_a_space_with_the_word_behind_it(void **state)
 {
-    assert_string_equal(cut("gpt-2", "Hello  world, it's 1234!"), "Hello| | world|,| it|'s| 1234|!");
+    assert_string_equal(cut("gpt-2", "Hello  world, it's 1234!"),
+                        "Hello| | world|,| it|'s| 1234|!");
     assert_string_equal(cut("gpt-2", "a \n b  "), "a| \n| b|  ");
     assert_string_equal(cut("gpt-2", "IT'S"), "IT|'|S");
     (void)state;
@@ -106,7 +107,8 @@ static void broken_text_becomes_replacement_characters(void **state)
 /* A million characters of what could be read over and over; seconds or hours if it were. */
 static void hostile_text_takes_linear_time(void **state)
 {
-    static const char *const units[] = {" ", "\n", " \r", "'", "1", "A", "aA", "\u00c9A", " a", "!\n"};
+    static const char *const units[] = {" ", "\n", " \r",     "'",  "1",
+                                        "A", "aA", "\u00c9A", " a", "!\n"};
     const size_t size = 300000;
     char *text = malloc(size);
     for (size_t i = 0; pretokenizers_at(i); i++) {

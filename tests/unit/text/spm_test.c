@@ -4,11 +4,11 @@
 #define BOTH (TOKENIZE_ADD_SPECIAL | TOKENIZE_PARSE_SPECIAL)
 
 static const tiny_token tokens[] = {
-    {"<unk>", TOKEN_UNKNOWN, 0},     {"<s>", TOKEN_CONTROL, 0},    {"</s>", TOKEN_CONTROL, 0},
-    {"<0xC3>", TOKEN_BYTE, 0},       {"<0xA9>", TOKEN_BYTE, 0},    {"<0x0A>", TOKEN_BYTE, 0},
-    {"a", TOKEN_NORMAL, -1},         {"b", TOKEN_NORMAL, -2},      {"c", TOKEN_NORMAL, -3},
-    {"\u2581", TOKEN_NORMAL, -4},    {"ab", TOKEN_NORMAL, -6},     {"bc", TOKEN_NORMAL, -5},
-    {"\u2581a", TOKEN_NORMAL, -7},   {"aa", TOKEN_NORMAL, -1.5f},  {"abc", TOKEN_NORMAL, -9},
+    {"<unk>", TOKEN_UNKNOWN, 0},       {"<s>", TOKEN_CONTROL, 0},   {"</s>", TOKEN_CONTROL, 0},
+    {"<0xC3>", TOKEN_BYTE, 0},         {"<0xA9>", TOKEN_BYTE, 0},   {"<0x0A>", TOKEN_BYTE, 0},
+    {"a", TOKEN_NORMAL, -1},           {"b", TOKEN_NORMAL, -2},     {"c", TOKEN_NORMAL, -3},
+    {"\u2581", TOKEN_NORMAL, -4},      {"ab", TOKEN_NORMAL, -6},    {"bc", TOKEN_NORMAL, -5},
+    {"\u2581a", TOKEN_NORMAL, -7},     {"aa", TOKEN_NORMAL, -1.5f}, {"abc", TOKEN_NORMAL, -9},
     {"<user>", TOKEN_USER_DEFINED, 0},
 };
 static const tiny vocabulary = {

@@ -137,7 +137,8 @@ const char *tiny_encode(const tokenizer *t, const char *text, size_t size, unsig
     token_id *ids;
     size_t count, used = 0;
     arena_init(&a, 0);
-    assert_status(tokenizer_encode(t, &a, text, size, flags, &ids, &count, &error), REALM_OK, error);
+    assert_status(tokenizer_encode(t, &a, text, size, flags, &ids, &count, &error), REALM_OK,
+                  error);
     line[0] = '\0';
     for (size_t i = 0; i < count; i++) {
         size_t length;

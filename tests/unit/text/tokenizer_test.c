@@ -37,7 +37,9 @@ static void a_file_that_cannot_be_a_tokenizer_is_refused_by_name(void **state)
 static void an_empty_token_gets_a_name_and_an_id_out_of_range_is_ignored(void **state)
 {
     static const tiny_token hole[] = {{"a", TOKEN_NORMAL, 0}, {"", TOKEN_UNUSED, 0}};
-    tiny v = {.model = "llama", .tokens = hole, .count = 2,
+    tiny v = {.model = "llama",
+              .tokens = hole,
+              .count = 2,
               .extras = {{"bos_token_id", 99, 0}, {"eos_token_id", 0, 0}}};
     tokenizer *t = tiny_must_open(&v);
     assert_int_equal(tokenizer_find(t, "[EMPTY_1]", 9), 1);
@@ -50,10 +52,17 @@ static void an_empty_token_gets_a_name_and_an_id_out_of_range_is_ignored(void **
 /* ---- special tokens ---- */
 
 static const tiny_token special[] = {
-    {"<unk>", TOKEN_UNKNOWN, 0},     {"a", TOKEN_NORMAL, 0},        {"b", TOKEN_NORMAL, 0},
-    {"<x>", TOKEN_CONTROL, 0},       {"ab<x", TOKEN_USER_DEFINED, 0}, {"\n\n", TOKEN_USER_DEFINED, 0},
-    {"\n\n\n", TOKEN_USER_DEFINED, 0}, {"<0x0A>", TOKEN_BYTE, 0},   {"<0x20>", TOKEN_BYTE, 0},
-    {"\u2581", TOKEN_NORMAL, 0},     {"<|end|>", TOKEN_CONTROL, 0},
+    {"<unk>", TOKEN_UNKNOWN, 0},
+    {"a", TOKEN_NORMAL, 0},
+    {"b", TOKEN_NORMAL, 0},
+    {"<x>", TOKEN_CONTROL, 0},
+    {"ab<x", TOKEN_USER_DEFINED, 0},
+    {"\n\n", TOKEN_USER_DEFINED, 0},
+    {"\n\n\n", TOKEN_USER_DEFINED, 0},
+    {"<0x0A>", TOKEN_BYTE, 0},
+    {"<0x20>", TOKEN_BYTE, 0},
+    {"\u2581", TOKEN_NORMAL, 0},
+    {"<|end|>", TOKEN_CONTROL, 0},
 };
 
 static tiny special_vocabulary(void)
@@ -90,8 +99,9 @@ static void phi3_swallows_white_space_after_special_tokens(void **state)
 static void tokens_that_end_a_generation_go_by_name(void **state)
 {
     static const tiny_token harmony[] = {
-        {"<|end|>", TOKEN_CONTROL, 0},  {"<|return|>", TOKEN_CONTROL, 0}, {"<|call|>", TOKEN_NORMAL, 0},
-        {"<|start|>", TOKEN_CONTROL, 0}, {"a", TOKEN_NORMAL, 0},
+        {"<|end|>", TOKEN_CONTROL, 0}, {"<|return|>", TOKEN_CONTROL, 0},
+        {"<|call|>", TOKEN_NORMAL, 0}, {"<|start|>", TOKEN_CONTROL, 0},
+        {"a", TOKEN_NORMAL, 0},
     };
     tiny v = special_vocabulary();
     tokenizer *t = tiny_must_open(&v);
@@ -100,8 +110,8 @@ static void tokens_that_end_a_generation_go_by_name(void **state)
     assert_false(tokenizer_ends_generation(t, -1));
     tokenizer_close(t);
     /* Beside <|return|> and <|call|>, <|end|> closes a message only. */
-    t = tiny_must_open(&(tiny){.model = "llama", .tokens = harmony, .count = 5,
-                               .extras = {{"eos_token_id", 1, 0}}});
+    t = tiny_must_open(&(tiny){
+        .model = "llama", .tokens = harmony, .count = 5, .extras = {{"eos_token_id", 1, 0}}});
     assert_false(tokenizer_ends_generation(t, 0));
     assert_int_equal(tokenizer_kind(t, 0), TOKEN_USER_DEFINED);
     assert_true(tokenizer_ends_generation(t, 1));
@@ -145,12 +155,12 @@ static void a_stream_never_shows_half_a_character(void **state)
 {
     tokenizer *t = open_bytes();
     decoded(t, "a\u00e9\u4e2d\U0001f600z", "a\u00e9\u4e2d\U0001f600z");
-    decoded(t, "\xE4\xB8", "\uFFFD");                     /* unfinished */
-    decoded(t, "\xE4\xB8x", "\uFFFDx");                   /* broken off */
-    decoded(t, "\xE4\xC3\xA9", "\uFFFD\u00e9");           /* by the next character */
+    decoded(t, "\xE4\xB8", "\uFFFD");           /* unfinished */
+    decoded(t, "\xE4\xB8x", "\uFFFDx");         /* broken off */
+    decoded(t, "\xE4\xC3\xA9", "\uFFFD\u00e9"); /* by the next character */
     decoded(t, "\x80\xFF\xC0\xAF", "\uFFFD\uFFFD\uFFFD\uFFFD");
     decoded(t, "\xF0\x9F\x98\xF0\x9F\x98\x80", "\uFFFD\U0001f600");
-    decoded(t, "\xED\xA0\x80", "\uFFFD\uFFFD\uFFFD");     /* a surrogate */
+    decoded(t, "\xED\xA0\x80", "\uFFFD\uFFFD\uFFFD"); /* a surrogate */
     tokenizer_close(t);
     (void)state;
 }

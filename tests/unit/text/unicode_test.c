@@ -27,7 +27,7 @@ static void letters_have_lower_case_and_a_base(void **state)
     assert_int_equal(unicode_lower(0xC9), 0xE9);
     assert_int_equal(unicode_lower('a'), 'a');
     assert_int_equal(unicode_base(0xE9), 'e');
-    assert_int_equal(unicode_base(0x1EAD), 'a');  /* with two marks */
+    assert_int_equal(unicode_base(0x1EAD), 'a');    /* with two marks */
     assert_int_equal(unicode_base(0xAC00), 0x1100); /* Hangul */
     assert_int_equal(unicode_base(0xFB01), 0xFB01); /* the ligature only has a compatible one */
     (void)state;
@@ -35,11 +35,11 @@ static void letters_have_lower_case_and_a_base(void **state)
 
 static void every_byte_has_a_stand_in_of_its_own(void **state)
 {
-    uint8_t seen[0x144] = {0};
+    uint8_t seen[0x200] = {0};
     for (int byte = 0; byte < 256; byte++) {
         uint32_t code = unicode_of_byte((uint8_t)byte);
-        assert_true(code < sizeof seen && !seen[code]);
-        seen[code] = 1;
+        assert_in_range(code, 0, 0x143);
+        assert_int_equal(seen[code & 0x1FF]++, 0);
         assert_int_equal(unicode_to_byte(code), byte);
     }
     assert_int_equal(unicode_of_byte(' '), 0x120);
@@ -56,15 +56,23 @@ static void decoding_forgives(void **state)
         uint32_t code;
         int length;
     } cases[] = {
-        {"a", 'a', 1},           {"\xC3\xA9", 0xE9, 2},       {"\xF0\x9F\x98\x80", 0x1F600, 4},
-        {"\xC1\x81", 'A', 2},    {"\xED\xA0\x80", 0xD800, 3}, {"\x80", 0xFFFD, 1},
-        {"\xC3", 0xFFFD, 1},     {"\xE4\xB8", 0xFFFD, 1},     {"\xE4\xB8z", 0xFFFD, 1},
-        {"\xF8\x88\x80\x80\x80", 0xFFFD, 1},                  {"\xF4\x90\x80\x80", 0xFFFD, 1},
+        {"a", 'a', 1},
+        {"\xC3\xA9", 0xE9, 2},
+        {"\xF0\x9F\x98\x80", 0x1F600, 4},
+        {"\xC1\x81", 'A', 2},
+        {"\xED\xA0\x80", 0xD800, 3},
+        {"\x80", 0xFFFD, 1},
+        {"\xC3", 0xFFFD, 1},
+        {"\xE4\xB8", 0xFFFD, 1},
+        {"\xE4\xB8z", 0xFFFD, 1},
+        {"\xF8\x88\x80\x80\x80", 0xFFFD, 1},
+        {"\xF4\x90\x80\x80", 0xFFFD, 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         uint32_t code;
         size_t size = strlen(cases[i].bytes);
-        assert_int_equal(unicode_decode((const uint8_t *)cases[i].bytes, size, &code), cases[i].length);
+        assert_int_equal(unicode_decode((const uint8_t *)cases[i].bytes, size, &code),
+                         cases[i].length);
         assert_int_equal(code, cases[i].code);
     }
     (void)state;
