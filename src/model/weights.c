@@ -140,7 +140,8 @@ realm_status weights_open_piece(backend *b, weight **out, const gguf *g, const w
                             .n_rows = piece->n_rows,
                             .n_cols = piece->n_cols,
                             .data = t->data + (size_t)piece->first * row_bytes,
-                            .name = piece->name};
+                            .name = piece->name,
+                            .from_file = gguf_shard_descriptor(g, t->shard) >= 0};
     return b->table->weight_open(b, out, &source, error);
 }
 
