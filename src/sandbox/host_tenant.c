@@ -87,7 +87,9 @@ static void child_done(void *context, const sandbox_result *result)
     parent->usage.generated_tokens += result->usage.generated_tokens;
     parent->usage.cached_tokens += result->usage.cached_tokens;
     parent->usage.cpu_ns += result->usage.cpu_ns;
-    if (result->status != REALM_OK) {
+    if (result->status == REALM_CANCELLED) {
+        /* Its caller was: nobody is interested. */
+    } else if (result->status != REALM_OK) {
         request_log(parent, 2, result->message, strlen(result->message));
     } else if (result->json) {
         buffer_clear(&parent->child_output);

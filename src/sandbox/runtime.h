@@ -87,6 +87,12 @@ struct sandbox_host {
 realm_status sandbox_host_enter(sandbox_host *h, sandbox_request *r, realm_error *error);
 void sandbox_host_leave(sandbox_host *h, sandbox_request *r);
 
+/* Instances that called programs have beside those of requests: a quarter, at least 16. */
+static inline int32_t sandbox_host_child_instances(const sandbox_host_options *o)
+{
+    return o->max_requests / 4 > 16 ? o->max_requests / 4 : 16;
+}
+
 /* An instance for r, or 0: then r is in line and will be woken with `admitted` set. A called
  * program never waits, or programs that call each other could wait for ever; it gets -1. */
 int sandbox_host_admit(sandbox_host *h, sandbox_request *r);

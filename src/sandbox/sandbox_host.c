@@ -17,7 +17,6 @@
 #define DEFAULT_MEMORY    ((uint64_t)4 << 30)
 #define DEFAULT_MEMORY64  ((uint64_t)16 << 30)
 #define DEFAULT_MODULE    ((uint64_t)64 << 20)
-#define CHILD_SHARE       4 /* as in wasm_engines.c: one called program for four requests */
 
 static realm_status complete(sandbox_host_options *o, const sandbox_host_options *given,
                              realm_error *error)
@@ -158,7 +157,7 @@ int sandbox_host_admit(sandbox_host *h, sandbox_request *r)
     pthread_mutex_lock(&h->mutex);
     int admitted = 0;
     if (r->depth > 0) {
-        admitted = h->children <= h->options.max_requests / CHILD_SHARE ? 1 : -1;
+        admitted = h->children < sandbox_host_child_instances(&h->options) ? 1 : -1;
         h->children += admitted == 1;
     } else if (h->active < h->options.max_requests) {
         h->active++;

@@ -11,12 +11,9 @@
 #define WASM_STACK_BYTES ((size_t)512 << 10)
 #define WHOLE_STACK_BYTES ((size_t)2 << 20)
 
-/* Called programs run beside those that wait for them. */
-#define CHILD_SHARE 4
-
 static void pool(wasm_config_t *config, const sandbox_host_options *o)
 {
-    uint32_t n = (uint32_t)(o->max_requests + o->max_requests / CHILD_SHARE + 1);
+    uint32_t n = (uint32_t)(o->max_requests + sandbox_host_child_instances(o));
     wasmtime_pooling_allocation_config_t *p = wasmtime_pooling_allocation_config_new();
     wasmtime_pooling_allocation_config_total_core_instances_set(p, n);
     wasmtime_pooling_allocation_config_total_memories_set(p, n);

@@ -1,6 +1,8 @@
 /* tests/unit/sandbox/harness.c: see harness.h. */
 #include "harness.h"
 
+#include <signal.h>
+
 static realm_status resolve(void *context, const char *name, size_t size, program **out,
                             realm_error *error)
 {
@@ -9,6 +11,26 @@ static realm_status resolve(void *context, const char *name, size_t size, progra
         return realm_fail(error, REALM_NOT_FOUND, "there is no program '%.*s'", (int)size, name);
     *out = program_retain(h->programs[name[0] - '0']);
     return REALM_OK;
+}
+
+/* Wasmtime turns SIGSEGV, SIGILL and SIGFPE of guests into traps with handlers that it installs once a
+ * process. cmocka puts its own there for the length of each test and each fixture, so they are saved
+ * when a host has been opened and put back whenever guests are about to run. */
+static const int signals[] = {SIGSEGV, SIGILL, SIGFPE, SIGBUS};
+static struct sigaction handlers[4];
+static int saved;
+
+static void save_handlers(void)
+{
+    for (int i = 0; i < 4 && !saved; i++)
+        sigaction(signals[i], NULL, &handlers[i]);
+    saved = 1;
+}
+
+void harness_signals(void)
+{
+    for (int i = 0; i < 4; i++)
+        sigaction(signals[i], &handlers[i], NULL);
 }
 
 void harness_tenant(harness *h)
@@ -25,6 +47,7 @@ void harness_open(harness *h, const fake_options *fake, int max_requests)
     const sandbox_host_options options = {.cache_folder = "",
                                     .max_requests = max_requests ? max_requests : 8};
     assert_status(sandbox_host_open(&h->host, &options, &error), REALM_OK, error);
+    save_handlers();
     assert_status(state_memory_open(&h->state, &error), REALM_OK, error);
     h->engine = fake_engine_open(fake);
     h->model = (sandbox_model){"fake", h->engine};
@@ -82,6 +105,7 @@ static void on_log(void *context, int level, const char *text, size_t size)
 outcome harness_run_program(harness *h, program *p, const char *input)
 {
     outcome o = {0};
+    harness_signals();
     sandbox_input in = {.program = p, .tenant = h->tenant, .id = "t", .body = input,
                         .body_size = strlen(input), .seed = 42, .priority = PRIORITY_NORMAL,
                         .context = &o, .on_text = on_text, .on_log = on_log};

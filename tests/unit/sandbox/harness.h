@@ -43,6 +43,9 @@ program *harness_program(harness *h, const char *wat);
 /* The sentence of why wat is refused. Static storage. */
 const char *harness_refusal(harness *h, const char *wat, realm_status *status);
 
+/* To be called before guests are started by other means than harness_run. */
+void harness_signals(void);
+
 /* Requires nothing left behind: sessions, tensors, instances. */
 void harness_assert_clean(harness *h);
 
