@@ -38,6 +38,7 @@ typedef struct attention_state {
     float *sums;    /* [ATTENTION_QUERIES][stride] of the split */
     float *weights; /* [ATTENTION_QUERIES][VF_LANES] sums of weights by lane, of the split */
     float *total;   /* [ATTENTION_QUERIES][stride + 16] of the splits so far */
+    int32_t positions[ATTENTION_QUERIES];
     float largest[ATTENTION_QUERIES];
     float rescale[ATTENTION_QUERIES]; /* of the sums, for the page at hand */
 } attention_state;
@@ -72,6 +73,7 @@ static void attention_init(attention_state *s, const attention_piece *p, float *
         float *to = s->queries + (size_t)(i / QUERY_TILE) * key * QUERY_TILE + i % QUERY_TILE;
         for (size_t d = 0; d < key; d++)
             to[d * QUERY_TILE] = q[d];
+        s->positions[i] = p->first_position + i / p->n_heads;
     }
 }
 
@@ -236,37 +238,49 @@ static void attention_value_floats(float *sums, const float *rescale, const floa
 
 /* ---- softmax ------------------------------------------------------------------------------------ */
 
-/* Scores of query i on the page that begins at base become weights; maximum and sum move along. */
-static void attention_weigh(attention_state *s, int32_t i, int32_t base)
+/* Scales, caps and masks a page's scores of a query that sees positions first .. position; returns
+ * the largest. whole: it sees all of the page, which is then not looked at token by token. */
+VF_INLINE float attention_scores_seen(float *scores, const attention_options *o, int32_t base,
+                                      int32_t first, int32_t position, int whole)
 {
-    const attention_options *o = s->piece->options;
-    float *scores = s->scores + i * KV_PAGE_TOKENS;
-    int32_t position = s->piece->first_position + i / s->piece->n_heads;
-    int32_t first = o->window > 0 ? position - o->window + 1 : 0;
     const vf minus_infinity = vf_set(-__builtin_inff());
-    vf most = minus_infinity;
+    vf most = minus_infinity, scale = vf_set(o->scale), cap = vf_set(o->soft_cap);
     vi lane = {0};
     for (int j = 0; j < VF_LANES; j++)
         lane[j] = base + j;
     for (int32_t t = 0; t < KV_PAGE_TOKENS; t += VF_LANES) {
-        vf x = vf_load(scores + t) * vf_set(o->scale);
+        vf x = vf_load(scores + t) * scale;
         if (o->soft_cap > 0)
-            x = vf_set(o->soft_cap) * vf_tanh(x / vf_set(o->soft_cap));
-        vi seen = ((lane + t) <= position) & ((lane + t) >= first);
-        x = vf_select(seen, x, minus_infinity);
+            x = cap * vf_tanh(x / cap);
+        if (!whole)
+            x = vf_select(((lane + t) <= position) & ((lane + t) >= first), x, minus_infinity);
         vf_store(scores + t, x);
         most = vf_max(x, most);
     }
-    float before = s->largest[i], now = vf_largest(most);
+    return vf_largest(most);
+}
+
+/* Scores of query i on the page that begins at base become weights; maximum and sum move along. */
+VF_INLINE void attention_weigh(attention_state *s, int32_t i, int32_t base)
+{
+    const attention_options *o = s->piece->options;
+    float *scores = s->scores + i * KV_PAGE_TOKENS;
+    int32_t position = s->positions[i];
+    int32_t first = o->window > 0 ? position - o->window + 1 : 0;
+    float before = s->largest[i], now;
+    if (first <= base && base + KV_PAGE_TOKENS - 1 <= position)
+        now = attention_scores_seen(scores, o, base, first, position, 1);
+    else
+        now = attention_scores_seen(scores, o, base, first, position, 0);
     now = now > before ? now : before;
     /* Nothing seen yet: any finite number keeps the weights zero and not NaN. */
     vf shift = vf_set(now == -__builtin_inff() ? 0 : now);
     s->largest[i] = now;
-    float factor = before == now ? 1.0f : vf_exp(vf_set(before) - shift)[0];
+    float factor = before == now ? 1.0f : vf_exp_negative(vf_set(before) - shift)[0];
     s->rescale[i] = factor;
     vf sum = vf_load(s->weights + i * VF_LANES) * vf_set(factor);
     for (int32_t t = 0; t < KV_PAGE_TOKENS; t += VF_LANES) {
-        vf w = vf_exp(vf_load(scores + t) - shift);
+        vf w = vf_exp_negative(vf_load(scores + t) - shift);
         vf_store(scores + t, w);
         sum += w;
     }
@@ -333,7 +347,8 @@ static void attention_merge(float *total, const float *sums, float largest, floa
     }
     float before = total[stride], now = before > largest ? before : largest;
     vf shift = vf_set(now == -__builtin_inff() ? 0 : now);
-    vf old = vf_exp(vf_set(before) - shift), new = vf_exp(vf_set(largest) - shift);
+    vf old = vf_exp_negative(vf_set(before) - shift);
+    vf new = vf_exp_negative(vf_set(largest) - shift);
     for (int32_t d = 0; d < stride; d += VF_LANES)
         vf_store(total + d, vf_fma(vf_load(sums + d), new, vf_load(total + d) * old));
     total[stride] = now;

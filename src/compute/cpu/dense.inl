@@ -88,15 +88,19 @@ VF_INLINE void dense_transpose(vf r[VF_LANES])
 #endif
 
 /* VF_LANES rows (n of them real, the rest zero), row_bytes apart, count columns -> columns of panel.
- * count is a multiple of VF_LANES. */
-VF_INLINE void dense_panel_rows(float *panel, const uint8_t *rows, size_t row_bytes, int n,
-                                int32_t count, uint32_t type)
+ * count is a multiple of VF_LANES. Short pieces of many rows are no pattern for the processor's own
+ * prefetcher: ahead is where the next panel begins. */
+VF_INLINE void dense_panel_rows(float *panel, const uint8_t *rows, const uint8_t *ahead,
+                                size_t row_bytes, int n, int32_t count, uint32_t type)
 {
     size_t element = type == DTYPE_F32 ? 4 : 2;
     for (int32_t c = 0; c < count; c += VF_LANES) {
         vf r[VF_LANES];
         for (int i = 0; i < VF_LANES; i++) {
-            const void *at = rows + (size_t)(i < n ? i : 0) * row_bytes + (size_t)c * element;
+            size_t offset = (size_t)(i < n ? i : 0) * row_bytes + (size_t)c * element;
+            const void *at = rows + offset;
+            if ((size_t)c * element % 64 == 0)
+                __builtin_prefetch(ahead + offset);
             r[i] = type == DTYPE_F32   ? vf_load(at)
                    : type == DTYPE_F16 ? vf_load_f16(at)
                                        : vf_load_bf16(at);
@@ -119,7 +123,8 @@ static void dense_panel_any(float *panel, const uint8_t *rows, size_t row_bytes,
         for (int32_t c = count; c < padded; c++)
             values[i][c] = 0;
     }
-    dense_panel_rows(panel, (const uint8_t *)values, sizeof values[0], n, padded, DTYPE_F32);
+    const uint8_t *from = (const uint8_t *)values;
+    dense_panel_rows(panel, from, from, sizeof values[0], n, padded, DTYPE_F32);
 }
 
 /* Rows row .. row+n-1 (n <= BLOCK_ROWS), columns c .. c+count-1 of w. */
@@ -131,14 +136,18 @@ static void dense_panel(float *panel, const cpu_weight *w, int32_t row, int32_t 
         const uint8_t *rows = w->data + (size_t)(row + half) * w->row_bytes +
                               dtype_row_bytes(type, (uint64_t)c);
         int real = n - half < VF_LANES ? n - half : VF_LANES;
+        const uint8_t *ahead = c + count < w->head.n_cols
+                                   ? rows + dtype_row_bytes(type, (uint64_t)count)
+                                   : rows - dtype_row_bytes(type, (uint64_t)c) +
+                                         BLOCK_ROWS * w->row_bytes;
         if (count % VF_LANES)
             dense_panel_any(panel + half, rows, w->row_bytes, real, count, type);
         else if (type == DTYPE_F32)
-            dense_panel_rows(panel + half, rows, w->row_bytes, real, count, DTYPE_F32);
+            dense_panel_rows(panel + half, rows, ahead, w->row_bytes, real, count, DTYPE_F32);
         else if (type == DTYPE_F16)
-            dense_panel_rows(panel + half, rows, w->row_bytes, real, count, DTYPE_F16);
+            dense_panel_rows(panel + half, rows, ahead, w->row_bytes, real, count, DTYPE_F16);
         else if (type == DTYPE_BF16)
-            dense_panel_rows(panel + half, rows, w->row_bytes, real, count, DTYPE_BF16);
+            dense_panel_rows(panel + half, rows, ahead, w->row_bytes, real, count, DTYPE_BF16);
         else
             dense_panel_any(panel + half, rows, w->row_bytes, real, count, type);
     }

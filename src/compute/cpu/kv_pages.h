@@ -13,9 +13,9 @@
  * value_stride is value_dim rounded up to 16, the widest vector. Blocks are 64-byte aligned.
  *
  * Keys and values are stored saturated: a number beyond the largest half becomes that half, so that
- * no infinity can ever turn a masked score times zero into NaN. A NaN stays NaN, but a token that
- * is masked off is never read beyond its own sequence's tokens (attention.inl), so it cannot cross
- * from one sequence to another through a page that was used before.
+ * no infinity can ever turn a masked score times zero into NaN. A NaN stays NaN as F16 and becomes
+ * zero as Q8_0. Either way attention (attention.inl) lets nothing beyond a sequence's own last token
+ * into a sum, so what a page held before, for another sequence, cannot be seen.
  *
  * Written and read by the engine's pool threads inside operations, on disjoint tokens. */
 #ifndef REALM_COMPUTE_CPU_KV_PAGES_H

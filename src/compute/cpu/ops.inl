@@ -180,11 +180,50 @@ VF_INLINE vf ops_half_range(vf x)
     return vf_max(vf_set(-65504.0f), vf_min(vf_set(65504.0f), x));
 }
 
+/* 32 values as int8 with one scale, largest / 127; returns the scale as a half. Nearest, ties to even. */
+static uint16_t ops_quantize_block(int8_t *to, const float *x)
+{
+    vf values[32 / VF_LANES], largest = vf_set(0);
+    const vf limit = vf_set(65504.0f * 127.0f);
+    for (int i = 0; i < 32 / VF_LANES; i++) {
+        vf v = vf_load(x + i * VF_LANES);
+        v = vf_select(v == v, v, vf_set(0)); /* a NaN has no integer */
+        values[i] = vf_max(-limit, vf_min(limit, v));
+        largest = vf_max(largest, vf_max(values[i], -values[i]));
+    }
+    float d = vf_largest(largest) / 127.0f;
+    /* Where 1/d would overflow the block is zero as halves go. */
+    vf inverse = vf_set(d > 1e-30f ? 1.0f / d : 0.0f);
+    for (int i = 0; i < 32 / VF_LANES; i++) {
+        vi whole = vf_int(vf_round(values[i] * inverse));
+        for (int j = 0; j < VF_LANES; j++)
+            to[i * VF_LANES + j] = (int8_t)whole[j];
+    }
+    return quants_float_f16(d);
+}
+
+static void ops_kv_put_q8_0(const kv_layer *l, uint8_t *head, int32_t slot, const float *key,
+                            const float *value)
+{
+    uint16_t *key_scales = (uint16_t *)(void *)head;
+    int8_t *keys = (int8_t *)(head + l->key_values) + slot, block[32];
+    for (int32_t i = 0; i < l->key_dim / 32; i++) {
+        key_scales[i * KV_PAGE_TOKENS + slot] = ops_quantize_block(block, key + i * 32);
+        for (int32_t j = 0; j < 32; j++)
+            keys[(i * 32 + j) * KV_PAGE_TOKENS] = block[j];
+    }
+    int32_t n = l->value_dim / 32;
+    uint16_t *value_scales = (uint16_t *)(void *)(head + l->values) + slot * n;
+    int8_t *values = (int8_t *)(head + l->value_values) + (size_t)slot * (size_t)l->value_dim;
+    for (int32_t i = 0; i < n; i++)
+        value_scales[i] = ops_quantize_block(values + i * 32, value + i * 32);
+}
+
 static void ops_kv_put(const kv_store *kv, const kv_layer *l, uint8_t *head, int32_t slot,
                        const float *key, const float *value)
 {
     if (kv->type != DTYPE_F16) {
-        kv_pages_put(kv, l, head, slot, key, value);
+        ops_kv_put_q8_0(l, head, slot, key, value);
         return;
     }
     uint16_t *k = (uint16_t *)(void *)head + slot, halves[VF_LANES];

@@ -266,6 +266,17 @@ VF_INLINE vf vf_load_i8(const int8_t *p)
 
 #endif
 
+/* a * 2^n for whole n from -126 to 0; NaN if a is. */
+VF_INLINE vf vf_scale(vf a, vf n)
+{
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(a, n);
+#else
+    /* n may be NaN where a is: its integer is any, and NaN times anything stays. */
+    return a * (vf)((vf_int(n) + 127) << 23);
+#endif
+}
+
 /* ---- sums over lanes, always in the same order -------------------------------------------------- */
 
 VF_INLINE float vf_sum(vf x)
@@ -320,6 +331,26 @@ VF_INLINE vf vf_exp(vf x)
     result = vf_select(x < low, vf_set(0), result);
     result = vf_select(x > high, vf_set(__builtin_inff()), result);
     return vf_select(x == x, result, x);
+}
+
+/* e^x for x <= 0 (or NaN), the same polynomial with less to guard: what softmax needs. Exactly 1 for 0
+ * and 0 below -87.33. */
+VF_INLINE vf vf_exp_negative(vf x)
+{
+    const vf low = vf_set(-87.3365402f);
+    vf bounded = vf_max(low, x);
+    vf n = vf_round(bounded * vf_set(1.44269504088896341f));
+    vf r = vf_fma(n, vf_set(-0.693359375f), bounded);
+    r = vf_fma(n, vf_set(2.12194440e-4f), r);
+    vf p = vf_set(1.9875691500e-4f);
+    p = vf_fma(p, r, vf_set(1.3981999507e-3f));
+    p = vf_fma(p, r, vf_set(8.3334519073e-3f));
+    p = vf_fma(p, r, vf_set(4.1665795894e-2f));
+    p = vf_fma(p, r, vf_set(1.6666665459e-1f));
+    p = vf_fma(p, r, vf_set(5.0000001201e-1f));
+    p = vf_fma(p, r * r, r) + vf_set(1.0f);
+    vf result = vf_scale(p, n);
+    return vf_select(x < low, vf_set(0), result);
 }
 
 /* tanh x. Relative error below 4e-7. Near zero a polynomial (Cephes tanhf), since 1 - 2 / (e + 1)
