@@ -186,7 +186,7 @@ static void print_answer(run *r, const realm_call_result *result)
         answer = plain_answer(r, result);
     }
     add_timings(r, answer, result);
-    char *text = json_dumps(answer, JSON_COMPACT);
+    char *text = json_dumps(answer, JSON_COMPACT | JSON_REAL_PRECISION(9));
     if (text)
         puts(text);
     fflush(stdout);
