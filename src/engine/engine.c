@@ -22,6 +22,7 @@
 
 #define DEFAULT_MAX_SESSIONS 256
 #define MOST_SESSIONS        65536
+#define ASSERT_EVERY         16       /* iterations, in debug builds */
 #define SPIN_NS              100000u  /* before an idle engine with open sessions sleeps */
 #define STUCK_WAIT_NS        1000000u /* between attempts while pages are missing */
 #define GATHER_MOST_NS       1000000u
@@ -32,7 +33,8 @@ static_assert(offsetof(command, kind) == offsetof(work, kind),
 
 /* ---- the end of a work ------------------------------------------------------------------------- */
 
-static void undo(engine *e, session *s) {
+static void undo(engine *e, session *s)
+{
     if (s->length > s->mark) {
         s->length = s->mark;
         s->has_logits = s->mark_logits;
@@ -41,7 +43,8 @@ static void undo(engine *e, session *s) {
         scheduler_truncate(e->scheduler, &s->item, s->length);
 }
 
-static void leave_active(engine *e, session *s) {
+static void leave_active(engine *e, session *s)
+{
     session *last = e->active[--e->n_active];
     e->active[s->active_index] = last;
     last->active_index = s->active_index;
@@ -50,7 +53,8 @@ static void leave_active(engine *e, session *s) {
     s->item.no_logits = s->item.uncached = 0;
 }
 
-static void complete(work *w, realm_status status) {
+static void complete(work *w, realm_status status)
+{
     w->status = status;
     if (status != REALM_OK && w->error.status != status)
         realm_fail(&w->error, status, "%s", realm_status_meaning(status));
@@ -61,7 +65,8 @@ static void complete(work *w, realm_status status) {
 }
 
 /* After this the session may be used, and the work be gone, at any moment. */
-static void finish(engine *e, session *s, realm_status status) {
+static void finish(engine *e, session *s, realm_status status)
+{
     work *w = s->work;
     leave_active(e, s);
     if (status != REALM_OK)
@@ -79,7 +84,8 @@ static void finish(engine *e, session *s, realm_status status) {
 /* ---- going on with a work ---------------------------------------------------------------------- */
 
 /* Logits are wanted of a token that was computed before: it is computed once more. */
-static realm_status prepare_logits(engine *e, session *s) {
+static realm_status prepare_logits(engine *e, session *s)
+{
     if (s->length == 0)
         return realm_fail(&s->work->error, REALM_INVALID, "the session is empty");
     if (s->tokens[s->length - 1] < 0)
@@ -91,7 +97,8 @@ static realm_status prepare_logits(engine *e, session *s) {
 }
 
 /* Calls the work's next until it is finished or waits for rows to be computed. */
-static void go_on(engine *e, session *s) {
+static void go_on(engine *e, session *s)
+{
     const work_table *table = work_table_of(s->work->kind);
     realm_status status = REALM_OK;
     int finished = 0;
@@ -113,7 +120,8 @@ static void go_on(engine *e, session *s) {
     finish(e, s, status);
 }
 
-static realm_status reserve_logits(const engine *e, session *s, realm_error *error) {
+static realm_status reserve_logits(const engine *e, session *s, realm_error *error)
+{
     size_t bytes = (size_t)e->device.n_vocab * sizeof(float);
     if (s->logits)
         return REALM_OK;
@@ -121,17 +129,20 @@ static realm_status reserve_logits(const engine *e, session *s, realm_error *err
     return s->logits ? REALM_OK : realm_fail_memory(error, bytes, "logits");
 }
 
-static void learn(engine *e, session *s) {
+static void learn(engine *e, session *s)
+{
     if (!s->known)
         scheduler_add(e->scheduler, &s->item, &s->tenant->scheduled, (int32_t)s->priority);
     s->known = 1;
 }
 
-static int has_passed(uint64_t deadline_ns) {
+static int has_passed(uint64_t deadline_ns)
+{
     return deadline_ns != 0 && clock_ns() >= deadline_ns;
 }
 
-static realm_status begin(engine *e, session *s, work *w) {
+static realm_status begin(engine *e, session *s, work *w)
+{
     const work_table *table = work_table_of(w->kind);
     if (atomic_load_explicit(&s->state, memory_order_relaxed) == SESSION_CANCELLED)
         return REALM_CANCELLED;
@@ -145,7 +156,8 @@ static realm_status begin(engine *e, session *s, work *w) {
     return status == REALM_OK ? table->begin(e, s, w) : status;
 }
 
-static void start_work(engine *e, work *w) {
+static void start_work(engine *e, work *w)
+{
     session *s = w->session;
     learn(e, s);
     if (s->awaited == e->iteration && e->n_awaited > 0)
@@ -166,23 +178,33 @@ static void start_work(engine *e, work *w) {
         finish(e, s, status);
 }
 
-static void take_work(engine *e, work *w) {
+/* Works that do not get as far as a session's begin. */
+static void reject(work *w, realm_status status)
+{
+    if (w->session && w->progress >= 0)
+        atomic_store_explicit(&w->session->state, SESSION_IDLE, memory_order_release);
+    complete(w, status);
+}
+
+static void take_work(engine *e, work *w)
+{
     if (w->progress < 0)
-        complete(w, REALM_BUSY);
+        reject(w, REALM_BUSY);
     else if (!work_table_of(w->kind))
-        complete(w,
-                 realm_fail(&w->error, REALM_INVALID, "there is no work of kind %d", (int)w->kind));
+        reject(w,
+               realm_fail(&w->error, REALM_INVALID, "there is no work of kind %d", (int)w->kind));
     else if (w->session)
         start_work(e, w);
     else if (w->kind == WORK_COMPUTE)
         complete(w, compute_run(e, NULL, w));
     else
-        complete(w, realm_fail(&w->error, REALM_INVALID, "the work has no session"));
+        reject(w, realm_fail(&w->error, REALM_INVALID, "the work has no session"));
 }
 
 /* ---- commands ---------------------------------------------------------------------------------- */
 
-static void close_session(engine *e, session *s) {
+static void close_session(engine *e, session *s)
+{
     if (s->work)
         finish(e, s, REALM_CANCELLED);
     if (s->awaited == e->iteration && e->n_awaited > 0)
@@ -193,7 +215,8 @@ static void close_session(engine *e, session *s) {
     session_free(s);
 }
 
-static void obey(engine *e, command *c) {
+static void obey(engine *e, command *c)
+{
     session *s = c->session;
     switch (c->kind) {
     case COMMAND_FORK:
@@ -208,20 +231,17 @@ static void obey(engine *e, command *c) {
         s->generate.woken = 0;
         free(c);
         break;
-    case COMMAND_CLOSE:
-        close_session(e, s);
-        break;
+    case COMMAND_CLOSE: close_session(e, s); break;
     case COMMAND_FORGET:
         scheduler_forget_adapter(e->scheduler, c->adapter);
         atomic_store_explicit(c->finished, 1, memory_order_release);
         break;
-    case COMMAND_STOP:
-        e->stopping = 1;
-        break;
+    case COMMAND_STOP: e->stopping = 1; break;
     }
 }
 
-static void take_message(engine *e, queue_node *node) {
+static void take_message(engine *e, queue_node *node)
+{
     int kind = QUEUE_OWNER(node, command, node)->kind;
     if (kind >= COMMAND_FORK)
         obey(e, QUEUE_OWNER(node, command, node));
@@ -229,7 +249,8 @@ static void take_message(engine *e, queue_node *node) {
         take_work(e, QUEUE_OWNER(node, work, node));
 }
 
-static void drain(engine *e) {
+static void drain(engine *e)
+{
     queue_node *node = queue_take_all(&e->queue);
     while (node) {
         queue_node *next = node->next; /* the message may be gone when it has been taken */
@@ -241,7 +262,8 @@ static void drain(engine *e) {
 /* ---- waiting ----------------------------------------------------------------------------------- */
 
 /* A short rest in a spinning loop that leaves the core to whoever needs it. */
-static void relax(void) {
+static void relax(void)
+{
     for (int i = 0; i < 16; i++) {
 #if defined(__x86_64__)
         __builtin_ia32_pause();
@@ -252,12 +274,14 @@ static void relax(void) {
     sched_yield();
 }
 
-static void spin_until(engine *e, uint64_t end_ns) {
+static void spin_until(engine *e, uint64_t end_ns)
+{
     while (queue_count(&e->queue) == 0 && clock_ns() < end_ns)
         relax();
 }
 
-static void wait_for_message(engine *e, uint64_t wait_ns) {
+static void wait_for_message(engine *e, uint64_t wait_ns)
+{
     if (atomic_load_explicit(&e->n_sessions, memory_order_relaxed) > 0 && wait_ns > SPIN_NS)
         spin_until(e, clock_ns() + SPIN_NS);
     queue_node *node = queue_take(&e->queue, 0, wait_ns);
@@ -267,7 +291,8 @@ static void wait_for_message(engine *e, uint64_t wait_ns) {
 
 /* Sessions whose step has just ended answer within microseconds as a rule: with them the next
  * iteration is one batch, without them it falls apart. Who is late joins a later one. */
-static void gather(engine *e, uint64_t iteration_ns) {
+static void gather(engine *e, uint64_t iteration_ns)
+{
     uint64_t most = iteration_ns / GATHER_SHARE;
     if (most > GATHER_MOST_NS)
         most = GATHER_MOST_NS;
@@ -283,7 +308,8 @@ static void gather(engine *e, uint64_t iteration_ns) {
 
 /* ---- an iteration ------------------------------------------------------------------------------ */
 
-static void end_overdue(engine *e) {
+static void end_overdue(engine *e)
+{
     for (int32_t i = e->n_active - 1; i >= 0; i--) {
         session *s = e->active[i];
         if (atomic_load_explicit(&s->state, memory_order_relaxed) == SESSION_CANCELLED)
@@ -293,7 +319,8 @@ static void end_overdue(engine *e) {
     }
 }
 
-static void note_start(const sched_plan *plan, uint64_t now) {
+static void note_start(const sched_plan *plan, uint64_t now)
+{
     for (int32_t i = 0; i < plan->n_picks; i++) {
         work *w = QUEUE_OWNER(plan->picks[i].item, session, item)->work;
         if (w->started_ns == 0)
@@ -301,7 +328,8 @@ static void note_start(const sched_plan *plan, uint64_t now) {
     }
 }
 
-static void pool_hidden(engine *e) {
+static void pool_hidden(engine *e)
+{
     const forward_input *input = &e->batch.input;
     for (int32_t i = 0; i < input->n_outputs; i++) {
         int32_t row = input->output_rows[i];
@@ -310,7 +338,8 @@ static void pool_hidden(engine *e) {
     }
 }
 
-static void compute_rows(engine *e, const sched_plan *plan) {
+static void compute_rows(engine *e, const sched_plan *plan)
+{
     device *d = &e->device;
     for (int32_t i = 0; i < plan->copies.count; i++)
         d->table->copy_page(d, plan->copies.items[i].to, plan->copies.items[i].from);
@@ -322,11 +351,13 @@ static void compute_rows(engine *e, const sched_plan *plan) {
     }
 }
 
-static void add_stat(_Atomic uint64_t *counter, uint64_t value) {
+static void add_stat(_Atomic uint64_t *counter, uint64_t value)
+{
     atomic_fetch_add_explicit(counter, value, memory_order_relaxed);
 }
 
-static void note_stats(engine *e, const sched_plan *plan, uint64_t ns) {
+static void note_stats(engine *e, const sched_plan *plan, uint64_t ns)
+{
     add_stat(&e->stats.iterations, 1);
     add_stat(&e->stats.tokens_prefilled, (uint64_t)plan->n_prompt_rows);
     add_stat(&e->stats.tokens_decoded, (uint64_t)(plan->n_rows - plan->n_prompt_rows));
@@ -334,7 +365,8 @@ static void note_stats(engine *e, const sched_plan *plan, uint64_t ns) {
     pace_note(&e->pace, ns, plan->n_rows, plan->n_prompt_rows);
 }
 
-static void note_gauges(engine *e) {
+static void note_gauges(engine *e)
+{
     atomic_store_explicit(&e->stats.preemptions, scheduler_preemptions(e->scheduler),
                           memory_order_relaxed);
     atomic_store_explicit(&e->stats.pages_used, scheduler_pages_held(e->scheduler),
@@ -342,7 +374,8 @@ static void note_gauges(engine *e) {
     atomic_store_explicit(&e->stats.waiting, e->n_active, memory_order_relaxed);
 }
 
-static void go_on_after(engine *e, const sched_plan *plan) {
+static void go_on_after(engine *e, const sched_plan *plan)
+{
     for (int32_t i = 0; i < plan->n_picks; i++)
         scheduler_advance(e->scheduler, &plan->picks[i]);
     for (int32_t i = 0; i < plan->n_picks; i++) {
@@ -354,7 +387,8 @@ static void go_on_after(engine *e, const sched_plan *plan) {
     }
 }
 
-static void iterate(engine *e) {
+static void iterate(engine *e)
+{
     uint64_t begun = clock_ns();
     sched_limits limits = {e->batch_tokens, e->device.max_outputs,
                            pace_prompt_rows(&e->pace, e->batch_tokens)};
@@ -376,7 +410,8 @@ static void iterate(engine *e) {
     gather(e, clock_ns() - begun);
 }
 
-static void end_all(engine *e) {
+static void end_all(engine *e)
+{
     while (e->n_active > 0)
         finish(e, e->active[e->n_active - 1], REALM_CANCELLED);
     drain(e);
@@ -384,7 +419,8 @@ static void end_all(engine *e) {
         finish(e, e->active[e->n_active - 1], REALM_CLOSED);
 }
 
-static void *run(void *context) {
+static void *run(void *context)
+{
     engine *e = context;
     while (!e->stopping) {
         drain(e);
@@ -395,8 +431,9 @@ static void *run(void *context) {
             note_gauges(e);
             wait_for_message(e, UINT64_MAX);
         }
-#ifdef REALM_ENGINE_PARANOID
-        scheduler_assert(e->scheduler);
+#ifndef NDEBUG
+        if (e->iteration % ASSERT_EVERY == 0)
+            scheduler_assert(e->scheduler);
 #endif
     }
     end_all(e);
@@ -405,7 +442,8 @@ static void *run(void *context) {
 
 /* ---- opening and closing ----------------------------------------------------------------------- */
 
-static realm_status check_options(const engine_options *o, realm_error *error) {
+static realm_status check_options(const engine_options *o, realm_error *error)
+{
     if (o->kv_type != 0 && o->kv_type != DTYPE_F16 && o->kv_type != DTYPE_Q8_0)
         return realm_fail(error, REALM_UNSUPPORTED, "keys and values are F16 or Q8_0, not type %d",
                           (int)o->kv_type);
@@ -420,7 +458,8 @@ static realm_status check_options(const engine_options *o, realm_error *error) {
 
 /* As many pages as asked for; by default a third of what is free, as weights, activations and
  * other processes need room too, and no more than all sessions at full length could use. */
-static realm_status choose_pages(engine *e, const engine_options *o, realm_error *error) {
+static realm_status choose_pages(engine *e, const engine_options *o, realm_error *error)
+{
     uint64_t bytes = o->kv_bytes ? o->kv_bytes : e->device.free_bytes / 3;
     uint64_t most = (uint64_t)e->max_sessions * (uint64_t)kv_pages_for(e->device.n_context);
     uint64_t count = bytes / e->page_bytes;
@@ -436,7 +475,8 @@ static realm_status choose_pages(engine *e, const engine_options *o, realm_error
     return REALM_OK;
 }
 
-static realm_status open_parts(engine *e, const engine_options *o, realm_error *error) {
+static realm_status open_parts(engine *e, const engine_options *o, realm_error *error)
+{
     e->page_bytes = e->device.page_bytes[o->kv_type == DTYPE_Q8_0];
     realm_status status = choose_pages(e, o, error);
     if (status == REALM_OK)
@@ -450,7 +490,8 @@ static realm_status open_parts(engine *e, const engine_options *o, realm_error *
     return status;
 }
 
-static void release(engine *e) {
+static void release(engine *e)
+{
     scheduler_close(e->scheduler);
     batch_close(&e->batch);
     free(e->active);
@@ -465,7 +506,8 @@ static void release(engine *e) {
 }
 
 realm_status engine_open_device(engine **out, const device *d, const engine_options *options,
-                                realm_error *error) {
+                                realm_error *error)
+{
     engine_options o = options ? *options : (engine_options){.gather_us = -1};
     realm_status status = check_options(&o, error);
     if (status != REALM_OK)
@@ -498,14 +540,15 @@ realm_status engine_open_device(engine **out, const device *d, const engine_opti
     return REALM_OK;
 }
 
-realm_status engine_open(engine **out, model *m, const engine_options *options,
-                         realm_error *error) {
+realm_status engine_open(engine **out, model *m, const engine_options *options, realm_error *error)
+{
     device d;
     device_init_model(&d, m);
     return engine_open_device(out, &d, options, error);
 }
 
-void engine_close(engine *e) {
+void engine_close(engine *e)
+{
     if (!e)
         return;
     e->stop = (command){.kind = COMMAND_STOP};
@@ -518,13 +561,15 @@ void engine_close(engine *e) {
     release(e);
 }
 
-model *engine_model(engine *e) {
+model *engine_model(engine *e)
+{
     return e->device.model;
 }
 
 /* ---- any thread -------------------------------------------------------------------------------- */
 
-tenant_entry *engine_tenant_entry(engine *e, uint32_t tenant) {
+tenant_entry *engine_tenant_entry(engine *e, uint32_t tenant)
+{
     tenant_entry *t = map_get(&e->tenants, &tenant, sizeof tenant);
     if (t)
         return t;
@@ -538,7 +583,8 @@ tenant_entry *engine_tenant_entry(engine *e, uint32_t tenant) {
     return NULL;
 }
 
-void engine_unlink(engine *e, session *s) {
+void engine_unlink(engine *e, session *s)
+{
     pthread_mutex_lock(&e->registry);
     *(s->previous ? &s->previous->next : &e->sessions) = s->next;
     if (s->next)
@@ -547,7 +593,8 @@ void engine_unlink(engine *e, session *s) {
 }
 
 realm_status engine_tenant_set(engine *e, uint32_t tenant, const engine_tenant *settings,
-                               realm_error *error) {
+                               realm_error *error)
+{
     if (!(settings->weight > 0 && settings->weight <= 1e6f) || settings->max_sessions < 0 ||
         settings->max_pages < 0)
         return realm_fail(error, REALM_INVALID,
@@ -565,7 +612,8 @@ realm_status engine_tenant_set(engine *e, uint32_t tenant, const engine_tenant *
     return t ? REALM_OK : realm_fail_memory(error, sizeof *t, "a tenant");
 }
 
-void engine_stats_get(engine *e, engine_stats *out) {
+void engine_stats_get(engine *e, engine_stats *out)
+{
     *out = (engine_stats){
         .iterations = atomic_load_explicit(&e->stats.iterations, memory_order_relaxed),
         .tokens_prefilled = atomic_load_explicit(&e->stats.tokens_prefilled, memory_order_relaxed),
@@ -580,7 +628,8 @@ void engine_stats_get(engine *e, engine_stats *out) {
     };
 }
 
-void engine_submit(engine *e, work *w) {
+void engine_submit(engine *e, work *w)
+{
     int idle = SESSION_IDLE;
     w->submitted_ns = clock_ns();
     w->started_ns = w->first_token_ns = w->done_ns = 0;
@@ -600,7 +649,8 @@ typedef struct waiter {
     int is_finished;
 } waiter;
 
-static void wake(work *w) {
+static void wake(work *w)
+{
     waiter *waiting = w->context;
     pthread_mutex_lock(&waiting->mutex);
     waiting->is_finished = 1;
@@ -608,7 +658,8 @@ static void wake(work *w) {
     pthread_mutex_unlock(&waiting->mutex);
 }
 
-realm_status engine_run(engine *e, work *w) {
+realm_status engine_run(engine *e, work *w)
+{
     waiter waiting = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
     w->done = wake;
     w->context = &waiting;

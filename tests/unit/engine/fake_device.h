@@ -1,0 +1,180 @@
+/* tests/unit/engine/fake_device.h: a device whose "model" is arithmetic on token ids.
+ *
+ * What a real model keeps as keys and values of a token is here one number in the token's slot of
+ * its page: a hash of the number before it (read back through the page table, as attention would)
+ * and of the token and adapter. Logits are drawn from the last number. So a page that is wrong,
+ * stale, shared when it should not be or lost changes every logit after it, and what a sequence
+ * must give can be told from its tokens alone (fake_state, fake_logit). */
+#ifndef REALM_TESTS_FAKE_DEVICE_H
+#define REALM_TESTS_FAKE_DEVICE_H
+
+#include "base/clock.h"
+#include "engine/engine_internal.h"
+#include "unit/unit.h"
+
+#define FAKE_VOCAB 300
+#define FAKE_EMBD  4
+#define FAKE_EOS   299
+
+typedef struct fake {
+    uint64_t (*pages)[KV_PAGE_TOKENS]; /* what stands in each slot */
+    int32_t n_pages;
+    uint64_t step_ns, row_ns; /* how long a forward takes, and each of its rows */
+    int32_t max_rows_seen;
+    uint64_t n_forwards, n_rows;
+    const char *pieces[FAKE_VOCAB]; /* text of tokens; NULL: the byte, or "<id>" from 256 on */
+} fake;
+
+static uint64_t fake_mix(uint64_t a, uint64_t b)
+{
+    uint64_t z = (a ^ (b + 0x9E3779B97F4A7C15u)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+static uint64_t fake_next(uint64_t state, token_id token, const void *lora)
+{
+    return fake_mix(fake_mix(state, (uint64_t)token + 1), (uint64_t)(uintptr_t)lora);
+}
+
+/* The number after all of tokens. */
+static uint64_t fake_state(const token_id *tokens, int32_t count, const void *lora)
+{
+    uint64_t state = 7;
+    for (int32_t i = 0; i < count; i++)
+        state = fake_next(state, tokens[i], lora);
+    return state;
+}
+
+static float fake_logit(uint64_t state, int32_t v)
+{
+    return (float)(fake_mix(state, (uint64_t)v) >> 40) * 0x1p-24f * 12.0f - 6.0f;
+}
+
+static uint64_t *fake_slot(const fake *f, const int32_t *table, int32_t position)
+{
+    return &f->pages[table[position / KV_PAGE_TOKENS]][position % KV_PAGE_TOKENS];
+}
+
+static fake *fake_of(device *d)
+{
+    return (fake *)(void *)d->kv;
+}
+
+static realm_status fake_kv_open(device *d, int32_t n_pages, dtype type, realm_error *error)
+{
+    fake *f = fake_of(d);
+    (void)type, (void)error;
+    f->n_pages = n_pages;
+    f->pages = calloc((size_t)n_pages, sizeof *f->pages);
+    return f->pages ? REALM_OK : REALM_NO_MEMORY;
+}
+
+static void fake_kv_close(device *d)
+{
+    free(fake_of(d)->pages);
+}
+
+static void fake_copy_page(device *d, int32_t to, int32_t from)
+{
+    memcpy(fake_of(d)->pages[to], fake_of(d)->pages[from], sizeof *fake_of(d)->pages);
+}
+
+static void fake_output(const forward_input *input, uint64_t state, float *out)
+{
+    for (int32_t v = 0; v < (input->hidden ? FAKE_EMBD : FAKE_VOCAB); v++)
+        out[v] = fake_logit(state, v);
+}
+
+static void fake_forward(device *d, forward_input *input, float *const *results)
+{
+    fake *f = fake_of(d);
+    const step_rows *rows = &input->rows;
+    uint64_t end = clock_ns() + f->step_ns + f->row_ns * (uint64_t)rows->n_tokens;
+    int32_t output = 0;
+    f->n_forwards++;
+    f->n_rows += (uint64_t)rows->n_tokens;
+    if (rows->n_tokens > f->max_rows_seen)
+        f->max_rows_seen = rows->n_tokens;
+    for (int32_t i = 0; i < rows->n_tokens; i++) {
+        const int32_t *table = rows->page_tables[rows->sequences[i]];
+        int32_t position = rows->positions[i];
+        const adapter *a = input->adapters ? input->adapters[rows->sequences[i]] : NULL;
+        if (i > 0 && rows->sequences[i] == rows->sequences[i - 1])
+            assert_int_equal(position, rows->positions[i - 1] + 1);
+        uint64_t before = position ? *fake_slot(f, table, position - 1) : 7;
+        uint64_t state = fake_next(before, input->tokens[i], a);
+        *fake_slot(f, table, position) = state;
+        if (output < input->n_outputs && input->output_rows[output] == i)
+            fake_output(input, state, results[output++]);
+    }
+    assert_int_equal(output, input->n_outputs);
+    while (clock_ns() < end)
+        ;
+}
+
+static void fake_decoder_init(device *d, token_decoder *decoder)
+{
+    (void)d;
+    memset(decoder, 0, sizeof *decoder);
+}
+
+static realm_status fake_decoder_add(device *d, token_decoder *decoder, token_id id, buffer *out)
+{
+    const fake *f = fake_of(d);
+    char byte = (char)id;
+    (void)decoder;
+    if (f->pieces[id])
+        return buffer_add_text(out, f->pieces[id]);
+    return id < 256 ? buffer_add(out, &byte, 1) : buffer_printf(out, "<%d>", id);
+}
+
+static realm_status fake_decoder_finish(device *d, token_decoder *decoder, buffer *out)
+{
+    (void)d, (void)decoder, (void)out;
+    return REALM_OK;
+}
+
+static int fake_ends_generation(device *d, token_id id)
+{
+    (void)d;
+    return id == FAKE_EOS;
+}
+
+static const device_table fake_table = {
+    .kv_open = fake_kv_open,
+    .kv_close = fake_kv_close,
+    .copy_page = fake_copy_page,
+    .forward = fake_forward,
+    .decoder_init = fake_decoder_init,
+    .decoder_add = fake_decoder_add,
+    .decoder_finish = fake_decoder_finish,
+    .ends_generation = fake_ends_generation,
+};
+
+/* A device over f. Pages take one byte, so kv_bytes is a number of pages. */
+static inline device fake_device(fake *f)
+{
+    return (device){
+        .table = &fake_table,
+        .n_vocab = FAKE_VOCAB,
+        .n_embd = FAKE_EMBD,
+        .n_context = 4096,
+        .max_rows = 128,
+        .max_outputs = 16,
+        .free_bytes = 3000,
+        .page_bytes = {1, 1},
+        .kv = (kv_store *)(void *)f,
+    };
+}
+
+static inline engine *fake_engine(fake *f, const engine_options *options)
+{
+    engine *e = NULL;
+    realm_error error;
+    device d = fake_device(f);
+    assert_status(engine_open_device(&e, &d, options, &error), REALM_OK, error);
+    return e;
+}
+
+#endif
