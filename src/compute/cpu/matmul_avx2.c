@@ -309,7 +309,7 @@ INLINE void tile_halves(pack_kind kind, int T, int H, int half, float (*sums)[PA
                         const uint8_t *panel, size_t panel_bytes, int32_t n_blocks,
                         const matmul_input *in, size_t stride)
 {
-    size_t ahead = panel_bytes < 8192 ? panel_bytes : 6144;
+    size_t ahead = panel_bytes < 16384 ? 2 * panel_bytes : 16384;
     __m256 acc[2][4];
     UNROLL
     for (int h = 0; h < H; h++) {
@@ -323,8 +323,8 @@ INLINE void tile_halves(pack_kind kind, int T, int H, int half, float (*sums)[PA
         if (half == 0) {
             UNROLL
             for (int line = 0; line < matmul_value_bytes(kind); line += 64)
-                _mm_prefetch((const char *)v + ahead + line, _MM_HINT_T0);
-            _mm_prefetch((const char *)p + ahead, _MM_HINT_T0);
+                _mm_prefetch((const char *)v + ahead + line, _MM_HINT_T1);
+            _mm_prefetch((const char *)p + ahead, _MM_HINT_T1);
         }
         UNROLL
         for (int h = 0; h < H; h++)
@@ -349,32 +349,44 @@ INLINE void tile(pack_kind kind, int T, float (*sums)[PACK_ROWS], const uint8_t 
     tile_halves(kind, T, 1, 1, sums, panel, panel_bytes, n_blocks, in, stride);
 }
 
-INLINE void correct(pack_kind kind, int T, float (*sums)[PACK_ROWS], const uint8_t *panel,
-                    int32_t n_blocks, const uint32_t *list, const matmul_input *first)
+/* As quad, j not constant: what takes shifts alone has no branch. */
+INLINE __m256i quad_at(pack_kind kind, const uint8_t *v, uint32_t j)
+{
+    if (value_bits(kind) == 4) {
+        __m256i both = load(v, (int)(j % 4));
+        return _mm256_and_si256(_mm256_srl_epi16(both, _mm_cvtsi32_si128((int)(j & 4))), bytes(15));
+    }
+    switch (j) {
+    case 0: return quad(kind, v, 0);
+    case 1: return quad(kind, v, 1);
+    case 2: return quad(kind, v, 2);
+    case 3: return quad(kind, v, 3);
+    case 4: return quad(kind, v, 4);
+    case 5: return quad(kind, v, 5);
+    case 6: return quad(kind, v, 6);
+    default: return quad(kind, v, 7);
+    }
+}
+
+INLINE void correct(pack_kind kind, float *sums, const uint8_t *panel, int32_t n_blocks,
+                    const matmul_list *list)
 {
     for (int half = 0; half < 2; half++) {
-        const matmul_input *in = first;
-        __m256 acc[MATMUL_GROUP], old[MATMUL_GROUP];
-        UNROLL
-        for (int t = 0; t < T; t++)
-            acc[t] = _mm256_load_ps(sums[t] + 8 * half);
-        for (uint32_t i = 0; i < list[0]; i++, in += T) {
-            int32_t b = (int32_t)(list[1 + i] & ((1u << MATMUL_INDEX_BITS) - 1));
-            UNROLL
-            for (int t = 0; t < T; t++)
-                old[t] = acc[t];
-            add_block(kind, T, acc, matmul_values_at(kind, panel, n_blocks, b) + 32 * half,
-                      load_scales(kind, matmul_scales_at(kind, panel, b), b, half), in);
-            /* Adding zero is not always nothing (-0, infinite weights): a token whose block needs
-             * no correction keeps its bits whatever its neighbours need. */
-            UNROLL
-            for (int t = 0; t < T; t++)
-                if (!(list[1 + i] >> (MATMUL_INDEX_BITS + t) & 1))
-                    acc[t] = old[t];
+        __m256 acc = _mm256_load_ps(sums + 8 * half);
+        for (uint32_t i = 0; i < list->count; i++) {
+            const matmul_outlier *o = &list->items[i];
+            int32_t b = (int32_t)(o->quad / 8);
+            scales s = load_scales(kind, matmul_scales_at(kind, panel, b), b, half);
+            __m256i w = quad_at(kind, matmul_values_at(kind, panel, n_blocks, b) + 32 * half,
+                                o->quad % 8);
+            __m256i sum = _mm256_add_epi32(
+                first_sum(kind, o->bias),
+                _mm256_madd_epi16(pairs(kind, w, o->q), _mm256_set1_epi16(1)));
+            __m256 scale = s.scale[matmul_has_halves(kind) && o->quad & 4 ? 1 : 0];
+            acc = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale),
+                                  _mm256_set1_ps(o->d), acc);
         }
-        UNROLL
-        for (int t = 0; t < T; t++)
-            _mm256_store_ps(sums[t] + 8 * half, acc[t]);
+        _mm256_store_ps(sums + 8 * half, acc);
     }
 }
 
@@ -420,43 +432,32 @@ INLINE void put_block(matmul_input *in, const __m256i q[4], float d)
     in->unused = 0;
 }
 
-static int prepare_block(matmul_input *in, matmul_input *correction, const float *x,
-                         float threshold)
+static int quantize_block(matmul_input *in, const float *x, float threshold)
 {
-    const __m256 sign = _mm256_set1_ps(-0.0f), finite = _mm256_set1_ps(__FLT_MAX__);
-    __m256 a[4], most = _mm256_setzero_ps(), wild = _mm256_setzero_ps();
-    __m256i q[4];
+    /* As integers magnitudes are in the same order, with infinity and NaN above all numbers. */
+    const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
+    __m256 a[4];
+    __m256i q[4], m8 = _mm256_setzero_si256();
     for (int i = 0; i < 4; i++) {
         a[i] = _mm256_loadu_ps(x + 8 * i);
-        __m256 magnitude = _mm256_andnot_ps(sign, a[i]);
-        wild = _mm256_or_ps(wild, _mm256_cmp_ps(magnitude, finite, _CMP_NLE_UQ));
-        most = _mm256_max_ps(most, magnitude);
+        m8 = _mm256_max_epi32(m8, _mm256_and_si256(_mm256_castps_si256(a[i]), magnitude));
         q[i] = _mm256_setzero_si256();
     }
-    if (_mm256_movemask_ps(wild)) {
-        put_block(in, q, __builtin_nanf(""));
+    __m128i m4 = _mm_max_epi32(_mm256_castsi256_si128(m8), _mm256_extracti128_si256(m8, 1));
+    m4 = _mm_max_epi32(m4, _mm_shuffle_epi32(m4, 0x4E));
+    m4 = _mm_max_epi32(m4, _mm_shuffle_epi32(m4, 0xB1));
+    float largest = _mm_cvtss_f32(_mm_castsi128_ps(m4));
+    if (!(largest >= 0x1p-100f && largest <= __FLT_MAX__)) {
+        put_block(in, q, largest < 0x1p-100f ? 0 : __builtin_nanf(""));
         return 0;
     }
-    __m128 m = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
-    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-    float largest = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-    if (largest < 0x1p-100f) {
-        put_block(in, q, 0);
-        return 0;
-    }
-    float d = largest / 127, inverse = 127 / largest;
+    if (largest > threshold)
+        return 1;
+    float inverse = 127 / largest;
     for (int i = 0; i < 4; i++)
         q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(a[i], _mm256_set1_ps(inverse)));
-    put_block(in, q, d);
-    if (!(largest > threshold))
-        return 0;
-    inverse = 254 / d;
-    for (int i = 0; i < 4; i++) {
-        a[i] = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(q[i]), _mm256_set1_ps(d), a[i]);
-        q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(a[i], _mm256_set1_ps(inverse)));
-    }
-    put_block(correction, q, d / 254);
-    return 1;
+    put_block(in, q, largest / 127);
+    return 0;
 }
 
 #include "compute/cpu/matmul_prepare.inl"
@@ -471,11 +472,10 @@ static int prepare_block(matmul_input *in, matmul_input *correction, const float
     {                                                                                              \
         tile(PACK_##kind, T, sums, panel, panel_bytes, n_blocks, input, stride);                   \
     }
-#define CORRECT(kind, T)                                                                           \
-    static void correct_##kind##_##T(float (*sums)[PACK_ROWS], const uint8_t *panel,               \
-                                     int32_t n_blocks, const uint32_t *list,                       \
-                                     const matmul_input *input)                                    \
+#define CORRECT(kind)                                                                              \
+    static void correct_##kind(float *sums, const uint8_t *panel, int32_t n_blocks,                \
+                               const matmul_list *list)                                            \
     {                                                                                              \
-        correct(PACK_##kind, T, sums, panel, n_blocks, list, input);                               \
+        correct(PACK_##kind, sums, panel, n_blocks, list);                                           \
     }
 MATMUL_ISA(avx2)

@@ -154,63 +154,55 @@ INLINE __m512 exponent_scale(const uint8_t *p)
     return _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, is_tiny, tiny));
 }
 
-/* Scales and minimums of a block; [1] is the second half's. Minimums are to be subtracted if
- * matmul_minimum_is_negative. */
-typedef struct scales {
-    __m512 scale[2], minimum[2];
-} scales;
-
-INLINE scales load_scales(pack_kind kind, const uint8_t *p, int32_t block)
+INLINE __m512i nibbles(const uint8_t *p, int shift)
 {
-    scales s = {{_mm512_setzero_ps(), _mm512_setzero_ps()},
-                {_mm512_setzero_ps(), _mm512_setzero_ps()}};
-    size_t i = (size_t)block % 8 * 16; /* where byte scales of this block begin */
-    __m512 d;
-    switch (kind) {
-    case PACK_MXFP4:
-        s.scale[0] = exponent_scale(p);
-        return s;
-    case PACK_Q8_K:
-        s.scale[0] = _mm512_load_ps((const float *)(const void *)p);
-        return s;
-    default:
-        d = halves(p);
-    }
+    __m512i both = _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i *)p));
+    return _mm512_and_si512(_mm512_srli_epi32(both, (unsigned)shift), _mm512_set1_epi32(15));
+}
+
+/* The scale of a block (of its half, for types that have two), over what quad multiplies with. p is
+ * where its scales are. */
+INLINE __m512 load_scale(pack_kind kind, const uint8_t *p, int32_t block, int half)
+{
+    if (kind == PACK_MXFP4)
+        return exponent_scale(p);
+    if (kind == PACK_Q8_K)
+        return _mm512_load_ps((const float *)(const void *)p);
+    __m512 d = halves(p);
     if (inverse_power(kind) != 1.0f)
         d = _mm512_mul_ps(d, _mm512_set1_ps(inverse_power(kind)));
-    s.scale[0] = d;
+    const uint8_t *eighth = p + 64 + 16 * (block % 8), *sixteenth = p + 64 + 32 * (block % 8) + 16 * half;
     switch (kind) {
-    case PACK_Q4_1:
-    case PACK_Q5_1:
-        s.minimum[0] = halves(p + 32);
-        break;
     case PACK_Q4_K:
     case PACK_Q5_K:
-        s.scale[0] = _mm512_mul_ps(d, unsigned_bytes(p + 64 + i));
-        s.minimum[0] = _mm512_mul_ps(halves(p + 32), unsigned_bytes(p + 192 + i));
-        break;
+        return _mm512_mul_ps(d, unsigned_bytes(eighth));
+    case PACK_IQ4_XS:
+        return _mm512_mul_ps(d, signed_bytes(eighth));
     case PACK_Q6_K:
     case PACK_Q3_K:
-        s.scale[0] = _mm512_mul_ps(d, signed_bytes(p + 64 + 2 * i));
-        s.scale[1] = _mm512_mul_ps(d, signed_bytes(p + 80 + 2 * i));
-        break;
-    case PACK_IQ4_XS:
-        s.scale[0] = _mm512_mul_ps(d, signed_bytes(p + 64 + i));
-        break;
+        return _mm512_mul_ps(d, signed_bytes(sixteenth));
     case PACK_Q2_K:
-        for (int h = 0; h < 2; h++) {
-            __m512i both = _mm512_cvtepu8_epi32(
-                _mm_load_si128((const __m128i *)(p + 64 + 2 * i + 16 * (size_t)h)));
-            __m512i low = _mm512_and_si512(both, _mm512_set1_epi32(15));
-            s.scale[h] = _mm512_mul_ps(d, _mm512_cvtepi32_ps(low));
-            s.minimum[h] = _mm512_mul_ps(halves(p + 32),
-                                         _mm512_cvtepi32_ps(_mm512_srli_epi32(both, 4)));
-        }
-        break;
+        return _mm512_mul_ps(d, _mm512_cvtepi32_ps(nibbles(sixteenth, 0)));
     default:
-        break;
+        return d;
     }
-    return s;
+}
+
+/* Likewise the minimum, of types that have one; to be subtracted if matmul_minimum_is_negative. */
+INLINE __m512 load_minimum(pack_kind kind, const uint8_t *p, int32_t block, int half)
+{
+    if (!matmul_has_minimum(kind))
+        return _mm512_setzero_ps();
+    __m512 m = halves(p + 32);
+    switch (kind) {
+    case PACK_Q4_K:
+    case PACK_Q5_K:
+        return _mm512_mul_ps(m, unsigned_bytes(p + 192 + 16 * (block % 8)));
+    case PACK_Q2_K:
+        return _mm512_mul_ps(m, _mm512_cvtepi32_ps(nibbles(p + 64 + 32 * (block % 8) + 16 * half, 4)));
+    default:
+        return m;
+    }
 }
 
 /* ---- the product ---------------------------------------------------------------------------- */
@@ -235,11 +227,13 @@ INLINE __m512 subtract_or_add(pack_kind kind, __m512 minimum, float sum, __m512 
     return _mm512_fmadd_ps(minimum, _mm512_set1_ps(sum), acc);
 }
 
-/* Adds one block of T tokens to acc. in[t] is token t's. */
-INLINE void add_block(pack_kind kind, int T, __m512 *acc, const uint8_t *v, scales s,
-                      const matmul_input *in)
+/* Adds one block of T tokens to acc. v and p are where its values and scales are; in[t] is token
+ * t's. */
+INLINE void add_block(pack_kind kind, int T, __m512 *acc, const uint8_t *v, const uint8_t *p,
+                      int32_t block, const matmul_input *in)
 {
     __m512 y[12];
+    __m512 scale0 = load_scale(kind, p, block, 0), minimum0 = load_minimum(kind, p, block, 0);
     if (!matmul_has_halves(kind)) {
         __m512i sum[12];
         UNROLL
@@ -254,10 +248,10 @@ INLINE void add_block(pack_kind kind, int T, __m512 *acc, const uint8_t *v, scal
         }
         UNROLL
         for (int t = 0; t < T; t++) {
-            y[t] = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[t]), s.scale[0]);
+            y[t] = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[t]), scale0);
             acc[t] = _mm512_fmadd_ps(y[t], _mm512_set1_ps(in[t].d), acc[t]);
             if (matmul_has_minimum(kind))
-                acc[t] = subtract_or_add(kind, s.minimum[0], in[t].sum, acc[t]);
+                acc[t] = subtract_or_add(kind, minimum0, in[t].sum, acc[t]);
         }
         return;
     }
@@ -275,8 +269,9 @@ INLINE void add_block(pack_kind kind, int T, __m512 *acc, const uint8_t *v, scal
         }
         UNROLL
         for (int t = 0; t < T; t++)
-            y[t] = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[t]), s.scale[0]);
+            y[t] = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[t]), scale0);
     }
+    __m512 scale1 = load_scale(kind, p, block, 1), minimum1 = load_minimum(kind, p, block, 1);
     __m512i w[4];
     UNROLL
     for (int j = 0; j < 4; j++)
@@ -288,11 +283,11 @@ INLINE void add_block(pack_kind kind, int T, __m512 *acc, const uint8_t *v, scal
         UNROLL
         for (int j = 0; j < 4; j++)
             sum = dot(sum, w[j], in[t].q + 16 + 4 * j);
-        y[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), s.scale[1], y[t]);
+        y[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale1, y[t]);
         acc[t] = _mm512_fmadd_ps(y[t], _mm512_set1_ps(in[t].d), acc[t]);
         if (matmul_has_minimum(kind)) {
-            acc[t] = subtract_or_add(kind, s.minimum[0], in[t].half_sum[0], acc[t]);
-            acc[t] = subtract_or_add(kind, s.minimum[1], in[t].half_sum[1], acc[t]);
+            acc[t] = subtract_or_add(kind, minimum0, in[t].half_sum[0], acc[t]);
+            acc[t] = subtract_or_add(kind, minimum1, in[t].half_sum[1], acc[t]);
         }
     }
 }
@@ -300,9 +295,10 @@ INLINE void add_block(pack_kind kind, int T, __m512 *acc, const uint8_t *v, scal
 INLINE void tile(pack_kind kind, int T, float (*sums)[PACK_ROWS], const uint8_t *panel,
                  size_t panel_bytes, int32_t n_blocks, const matmul_input *in, size_t stride)
 {
-    /* A panel ahead, so that nothing is left out between one panel's end and the next one's
-     * values; no farther than the first-level cache can hold. */
-    size_t ahead = panel_bytes < 8192 ? panel_bytes : 6144;
+    /* Whole panels ahead, so that nothing is left out between one panel's end and the next one's
+     * values. Into the second-level cache: a core waits for at most two dozen lines of its first
+     * level, which at this latency is less than memory can give. */
+    size_t ahead = panel_bytes < 16384 ? 2 * panel_bytes : 16384;
     __m512 acc[12];
     UNROLL
     for (int t = 0; t < T; t++)
@@ -311,40 +307,59 @@ INLINE void tile(pack_kind kind, int T, float (*sums)[PACK_ROWS], const uint8_t 
         const uint8_t *p = matmul_scales_at(kind, panel, b), *v = matmul_values_at(kind, panel, n_blocks, b);
         UNROLL
         for (int line = 0; line < matmul_value_bytes(kind); line += 64)
-            _mm_prefetch((const char *)v + ahead + line, _MM_HINT_T0);
-        _mm_prefetch((const char *)p + ahead, _MM_HINT_T0);
-        add_block(kind, T, acc, v, load_scales(kind, p, b), in);
+            _mm_prefetch((const char *)v + ahead + line, _MM_HINT_T1);
+        _mm_prefetch((const char *)p + ahead, _MM_HINT_T1);
+        add_block(kind, T, acc, v, p, b, in);
     }
     UNROLL
     for (int t = 0; t < T; t++)
         _mm512_store_ps(sums[t], acc[t]);
 }
 
-INLINE void correct(pack_kind kind, int T, float (*sums)[PACK_ROWS], const uint8_t *panel,
-                    int32_t n_blocks, const uint32_t *list, const matmul_input *in)
+/* As quad, j not constant: what takes shifts alone has no branch. */
+INLINE __m512i quad_at(pack_kind kind, const uint8_t *v, uint32_t j)
 {
-    __m512 acc[MATMUL_GROUP], old[MATMUL_GROUP];
-    UNROLL
-    for (int t = 0; t < T; t++)
-        acc[t] = _mm512_load_ps(sums[t]);
-    for (uint32_t i = 0; i < list[0]; i++, in += T) {
-        int32_t b = (int32_t)(list[1 + i] & ((1u << MATMUL_INDEX_BITS) - 1));
-        UNROLL
-        for (int t = 0; t < T; t++)
-            old[t] = acc[t];
-        add_block(kind, T, acc, matmul_values_at(kind, panel, n_blocks, b),
-                  load_scales(kind, matmul_scales_at(kind, panel, b), b), in);
-        /* Adding zero is not always nothing (-0, infinite weights): a token whose block needs no
-         * correction keeps its bits whatever its neighbours need. */
-        UNROLL
-        for (int t = 0; t < T; t++) {
-            __mmask16 wanted = (__mmask16)-(int)(list[1 + i] >> (MATMUL_INDEX_BITS + t) & 1);
-            acc[t] = _mm512_mask_mov_ps(old[t], wanted, acc[t]);
-        }
+    __m512i both = load(v, (int)(j % 4));
+    switch (kind) {
+    case PACK_Q4_0:
+        return _mm512_and_si512(_mm512_sll_epi16(both, _mm_cvtsi32_si128((int)(~j & 4))),
+                                bytes(0xF0));
+    case PACK_Q4_1:
+    case PACK_Q4_K:
+        return _mm512_and_si512(_mm512_srl_epi16(both, _mm_cvtsi32_si128((int)(j & 4))), bytes(15));
+    case PACK_Q8_0:
+    case PACK_Q8_1:
+    case PACK_Q8_K:
+        return load(v, (int)j);
+    default:
+        break;
     }
-    UNROLL
-    for (int t = 0; t < T; t++)
-        _mm512_store_ps(sums[t], acc[t]);
+    switch (j) {
+    case 0: return quad(kind, v, 0);
+    case 1: return quad(kind, v, 1);
+    case 2: return quad(kind, v, 2);
+    case 3: return quad(kind, v, 3);
+    case 4: return quad(kind, v, 4);
+    case 5: return quad(kind, v, 5);
+    case 6: return quad(kind, v, 6);
+    default: return quad(kind, v, 7);
+    }
+}
+
+INLINE void correct(pack_kind kind, float *sums, const uint8_t *panel, int32_t n_blocks,
+                    const matmul_list *list)
+{
+    __m512 acc = _mm512_load_ps(sums);
+    for (uint32_t i = 0; i < list->count; i++) {
+        const matmul_outlier *o = &list->items[i];
+        int32_t b = (int32_t)(o->quad / 8);
+        __m512 scale = load_scale(kind, matmul_scales_at(kind, panel, b), b, (int)(o->quad & 4) / 4);
+        __m512i w = quad_at(kind, matmul_values_at(kind, panel, n_blocks, b), o->quad % 8);
+        __m512i sum = dot(first_sum(kind, &o->bias), w, o->q);
+        acc = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale), _mm512_set1_ps(o->d),
+                              acc);
+    }
+    _mm512_store_ps(sums, acc);
 }
 
 /* ---- activations ---------------------------------------------------------------------------- */
@@ -365,9 +380,15 @@ static float energy(const float *x, int32_t n)
 /* Writes the integers a, b (sixteen each) with scale d. */
 INLINE void put_block(matmul_input *in, __m512i a, __m512i b, float d)
 {
-    int32_t first = _mm512_reduce_add_epi32(a), second = _mm512_reduce_add_epi32(b);
-    _mm_store_si128((__m128i *)in->q, _mm512_cvtepi32_epi8(a));
-    _mm_store_si128((__m128i *)(in->q + 16), _mm512_cvtepi32_epi8(b));
+    __m128i qa = _mm512_cvtepi32_epi8(a), qb = _mm512_cvtepi32_epi8(b);
+    _mm_store_si128((__m128i *)in->q, qa);
+    _mm_store_si128((__m128i *)(in->q + 16), qb);
+    /* Sums of eight bytes at a time are of unsigned ones: 128 is added before and taken off after. */
+    const __m128i offset = _mm_set1_epi8((char)0x80), zero = _mm_setzero_si128();
+    __m128i sa = _mm_sad_epu8(_mm_xor_si128(qa, offset), zero);
+    __m128i sb = _mm_sad_epu8(_mm_xor_si128(qb, offset), zero);
+    __m128i s = _mm_add_epi32(_mm_unpacklo_epi64(sa, sb), _mm_unpackhi_epi64(sa, sb));
+    int32_t first = _mm_cvtsi128_si32(s) - 2048, second = _mm_extract_epi32(s, 2) - 2048;
     in->d = d;
     in->sum = d * (float)(first + second);
     in->bias = -128 * (first + second);
@@ -378,34 +399,29 @@ INLINE void put_block(matmul_input *in, __m512i a, __m512i b, float d)
     in->unused = 0;
 }
 
-static int prepare_block(matmul_input *in, matmul_input *correction, const float *x,
-                         float threshold)
+static int quantize_block(matmul_input *in, const float *x, float threshold)
 {
     __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-    __m512 abs_a = _mm512_abs_ps(a), abs_b = _mm512_abs_ps(b);
-    const __m512 finite = _mm512_set1_ps(__FLT_MAX__);
-    if (_mm512_cmp_ps_mask(abs_a, finite, _CMP_NLE_UQ) |
-        _mm512_cmp_ps_mask(abs_b, finite, _CMP_NLE_UQ)) {
-        put_block(in, _mm512_setzero_si512(), _mm512_setzero_si512(), __builtin_nanf(""));
+    /* As integers magnitudes are in the same order, with infinity and NaN above all numbers. */
+    const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+    __m512i m16 = _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a), magnitude),
+                                   _mm512_and_si512(_mm512_castps_si512(b), magnitude));
+    __m256i m8 = _mm256_max_epi32(_mm512_castsi512_si256(m16), _mm512_extracti64x4_epi64(m16, 1));
+    __m128i m4 = _mm_max_epi32(_mm256_castsi256_si128(m8), _mm256_extracti128_si256(m8, 1));
+    m4 = _mm_max_epi32(m4, _mm_shuffle_epi32(m4, 0x4E));
+    m4 = _mm_max_epi32(m4, _mm_shuffle_epi32(m4, 0xB1));
+    float largest = _mm_cvtss_f32(_mm_castsi128_ps(m4));
+    if (!(largest >= 0x1p-100f && largest <= __FLT_MAX__)) {
+        put_block(in, _mm512_setzero_si512(), _mm512_setzero_si512(),
+                  largest < 0x1p-100f ? 0 : __builtin_nanf(""));
         return 0;
     }
-    float largest = _mm512_reduce_max_ps(_mm512_max_ps(abs_a, abs_b));
-    if (largest < 0x1p-100f) {
-        put_block(in, _mm512_setzero_si512(), _mm512_setzero_si512(), 0);
-        return 0;
-    }
-    float d = largest / 127, inverse = 127 / largest;
-    __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, _mm512_set1_ps(inverse)));
-    __m512i qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, _mm512_set1_ps(inverse)));
-    put_block(in, qa, qb, d);
-    if (!(largest > threshold))
-        return 0;
-    a = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(qa), _mm512_set1_ps(d), a);
-    b = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(qb), _mm512_set1_ps(d), b);
-    inverse = 254 / d;
-    put_block(correction, _mm512_cvtps_epi32(_mm512_mul_ps(a, _mm512_set1_ps(inverse))),
-              _mm512_cvtps_epi32(_mm512_mul_ps(b, _mm512_set1_ps(inverse))), d / 254);
-    return 1;
+    if (largest > threshold)
+        return 1;
+    const __m512 inverse = _mm512_set1_ps(127 / largest);
+    put_block(in, _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)),
+              _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)), largest / 127);
+    return 0;
 }
 
 #include "compute/cpu/matmul_prepare.inl"
@@ -421,11 +437,10 @@ static int prepare_block(matmul_input *in, matmul_input *correction, const float
     {                                                                                              \
         tile(PACK_##kind, T, sums, panel, panel_bytes, n_blocks, input, stride);                   \
     }
-#define CORRECT(kind, T)                                                                           \
-    static void correct_##kind##_##T(float (*sums)[PACK_ROWS], const uint8_t *panel,               \
-                                     int32_t n_blocks, const uint32_t *list,                       \
-                                     const matmul_input *input)                                    \
+#define CORRECT(kind)                                                                              \
+    static void correct_##kind(float *sums, const uint8_t *panel, int32_t n_blocks,                \
+                               const matmul_list *list)                                            \
     {                                                                                              \
-        correct(PACK_##kind, T, sums, panel, n_blocks, list, input);                               \
+        correct(PACK_##kind, sums, panel, n_blocks, list);                                           \
     }
 MATMUL_ISA(avx512)

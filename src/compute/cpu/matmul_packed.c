@@ -65,13 +65,10 @@ static void multiply(const matmul_isa *isa, pack_kind kind, const uint8_t *panel
                                 (size_t)tile_count);
         t += width;
     }
-    for (int32_t t = 0; t < tile_count; t += MATMUL_GROUP) {
-        const uint8_t *group = tile + matmul_group_offset(tile_count, t, n_blocks);
-        const uint32_t *list = (const uint32_t *)(const void *)group;
-        int32_t n = tile_count - t < MATMUL_GROUP ? tile_count - t : MATMUL_GROUP;
-        if (list[0])
-            isa->corrects[kind][n](sums + t, panel, n_blocks, list,
-                                   (const matmul_input *)(const void *)(group + matmul_list_bytes(n_blocks)));
+    for (int32_t t = 0; t < tile_count; t++) {
+        const matmul_list *list = matmul_list_of(tile, tile_count, t, n_blocks);
+        if (list->count)
+            isa->corrects[kind](sums[t], panel, n_blocks, list);
     }
     for (int32_t t = 0; t < tile_count; t++) {
         float *to = out + (size_t)t * out_stride;
@@ -131,7 +128,7 @@ static void product(const matmul_isa *isa, const cpu_weight *w, const void *prep
         .pack = pack,                                                                              \
         .input_bytes = matmul_prepared_bytes,                                                      \
         .prepare = prepare_##isa,                                                                  \
-        .token_step = MATMUL_GROUP,                                                                \
+        .token_step = 1,                                                                           \
         .product = product_##isa,                                                                  \
     };
 

@@ -4,11 +4,13 @@
  * Every instruction set gives the same bits, because each output is made by the same operations:
  *   acc = 0
  *   for each block, in order:
- *       dot = exact integer sum of value * q            (biases taken back, power of two apart)
+ *       dot = exact integer sum of value * q            (biases taken back, powers of two apart)
  *       acc = fma((float)dot * scale, d, acc)           types with one scale a block
  *       acc = fma(fma((float)dot1, scale1, (float)dot0 * scale0), d, acc)      with two, a half each
  *       acc = fma(minimum, sum, acc)                    types with minimums, each half likewise
- *   the same for each correction, then + bias
+ *   for each outlier, in order:
+ *       acc = fma((float)dot * scale, d, acc)
+ *   acc + bias
  * and it involves nothing but the row and the token. Integers stay below 2^24 in magnitude or are
  * rounded to F32 once, as conversion does, so a factor of two in them and its inverse in scale
  * change nothing.
@@ -103,32 +105,29 @@ static inline const uint8_t *matmul_values_at(pack_kind kind, const uint8_t *pan
 typedef void (*matmul_tile)(float (*sums)[PACK_ROWS], const uint8_t *panel, size_t panel_bytes,
                             int32_t n_blocks, const matmul_input *input, size_t stride);
 
-/* Adds the corrections of a group of T <= MATMUL_GROUP tokens. list and input as in
- * matmul_prepared.h. */
-typedef void (*matmul_correct)(float (*sums)[PACK_ROWS], const uint8_t *panel, int32_t n_blocks,
-                               const uint32_t *list, const matmul_input *input);
+/* Adds a token's outliers to its sums[row] of one panel. */
+typedef void (*matmul_correct)(float *sums, const uint8_t *panel, int32_t n_blocks,
+                               const matmul_list *list);
 
 typedef struct matmul_isa {
     /* As cpu_matmul's. */
     void (*prepare)(void *prepared, const float *x, int32_t first_token, int32_t count,
                     int32_t n_tokens, int32_t n_cols);
     const matmul_tile *tiles[PACK_KINDS];       /* [MATMUL_TILE + 1] by T; NULL: not built */
-    const matmul_correct *corrects[PACK_KINDS]; /* [MATMUL_GROUP + 1] by T */
+    matmul_correct corrects[PACK_KINDS];
 } matmul_isa;
 
 /* The table of one instruction set, from its file's macros: WIDTHS(X, kind) names the token counts
- * that it has kernels for (others are put together from them), TILE(kind, T) and CORRECT(kind, T)
- * define the functions tile_<kind>_<T> and correct_<kind>_<T>. */
+ * that it has kernels for (others are put together from them), TILE(kind, T) and CORRECT(kind)
+ * define the functions tile_<kind>_<T> and correct_<kind>. */
 #define MATMUL_TILE_ENTRY(kind, T) [T] = tile_##kind##_##T,
 #define MATMUL_KIND(kind, super, scale_bytes, value_bytes)                                         \
     WIDTHS(TILE, kind)                                                                      \
-    CORRECT(kind, 1) CORRECT(kind, 2) CORRECT(kind, 3) CORRECT(kind, 4)                            \
+    CORRECT(kind)                                                                                  \
     static const matmul_tile tiles_##kind[MATMUL_TILE + 1] = {                                     \
-        WIDTHS(MATMUL_TILE_ENTRY, kind)};                                                   \
-    static const matmul_correct corrects_##kind[MATMUL_GROUP + 1] = {                              \
-        NULL, correct_##kind##_1, correct_##kind##_2, correct_##kind##_3, correct_##kind##_4};
+        WIDTHS(MATMUL_TILE_ENTRY, kind)};
 #define MATMUL_TILES(kind, super, scale_bytes, value_bytes) [PACK_##kind] = tiles_##kind,
-#define MATMUL_CORRECTS(kind, super, scale_bytes, value_bytes) [PACK_##kind] = corrects_##kind,
+#define MATMUL_CORRECTS(kind, super, scale_bytes, value_bytes) [PACK_##kind] = correct_##kind,
 #define MATMUL_ISA(isa)                                                                            \
     PACK_MAP(MATMUL_KIND)                                                                          \
     const matmul_isa matmul_isa_##isa = {                                                          \

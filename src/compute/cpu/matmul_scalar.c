@@ -62,16 +62,19 @@ static void tile(uint32_t type, int T, float (*sums)[PACK_ROWS], const uint8_t *
     }
 }
 
-static void correct(uint32_t type, int T, float (*sums)[PACK_ROWS], const uint8_t *panel,
-                    int32_t n_blocks, const uint32_t *list, const matmul_input *in)
+static void correct(uint32_t type, float *sums, const uint8_t *panel, int32_t n_blocks,
+                    const matmul_list *list)
 {
-    for (uint32_t i = 0; i < list[0]; i++, in += T) {
-        int32_t b = (int32_t)(list[1 + i] & ((1u << MATMUL_INDEX_BITS) - 1));
+    for (uint32_t i = 0; i < list->count; i++) {
+        const matmul_outlier *o = &list->items[i];
         unpacked u;
-        pack_block(type, panel, n_blocks, b, u.values, u.scales, u.minimums);
-        for (int t = 0; t < T; t++)
-            if (list[1 + i] >> (MATMUL_INDEX_BITS + t) & 1)
-                add_block(type, sums[t], &u, in + t);
+        pack_block(type, panel, n_blocks, (int32_t)(o->quad / 8), u.values, u.scales, u.minimums);
+        for (int r = 0; r < PACK_ROWS; r++) {
+            int32_t sum = 0, first = (int32_t)(o->quad % 8) * 4;
+            for (int k = 0; k < 4; k++)
+                sum += u.values[first + k][r] * o->q[k];
+            sums[r] = fmaf((float)sum * u.scales[first / 16][r], o->d, sums[r]);
+        }
     }
 }
 
@@ -107,8 +110,7 @@ static void put_block(matmul_input *in, const int32_t *q, float d)
     in->unused = 0;
 }
 
-static int prepare_block(matmul_input *in, matmul_input *correction, const float *x,
-                         float threshold)
+static int quantize_block(matmul_input *in, const float *x, float threshold)
 {
     int32_t q[32] = {0};
     float largest = 0;
@@ -121,19 +123,13 @@ static int prepare_block(matmul_input *in, matmul_input *correction, const float
         put_block(in, q, finite ? 0 : NAN);
         return 0;
     }
-    float d = largest / 127, inverse = 127 / largest, rest[32];
+    if (largest > threshold)
+        return 1;
+    float inverse = 127 / largest;
     for (int i = 0; i < 32; i++)
         q[i] = (int32_t)lrintf(x[i] * inverse);
-    put_block(in, q, d);
-    if (!(largest > threshold))
-        return 0;
-    for (int i = 0; i < 32; i++)
-        rest[i] = fmaf(-(float)q[i], d, x[i]);
-    inverse = 254 / d;
-    for (int i = 0; i < 32; i++)
-        q[i] = (int32_t)lrintf(rest[i] * inverse);
-    put_block(correction, q, d / 254);
-    return 1;
+    put_block(in, q, largest / 127);
+    return 0;
 }
 
 #include "compute/cpu/matmul_prepare.inl"
@@ -149,12 +145,10 @@ static int prepare_block(matmul_input *in, matmul_input *correction, const float
         (void)panel_bytes;                                                                         \
         tile(DTYPE_##kind, T, sums, panel, n_blocks, input, stride);                               \
     }
-#define CORRECT(kind, T)                                                                           \
-    static void correct_##kind##_##T(float (*sums)[PACK_ROWS], const uint8_t *panel,               \
-                                     int32_t n_blocks, const uint32_t *list,                       \
-                                     const matmul_input *input)                                    \
+#define CORRECT(kind)                                                                              \
+    static void correct_##kind(float *sums, const uint8_t *panel, int32_t n_blocks,                \
+                               const matmul_list *list)                                            \
     {                                                                                              \
-        correct(DTYPE_##kind, T, sums, panel, n_blocks, list, input);                              \
+        correct(DTYPE_##kind, sums, panel, n_blocks, list);                                           \
     }
-
 MATMUL_ISA(scalar)
