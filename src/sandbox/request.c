@@ -160,7 +160,7 @@ static void check_limits(sandbox_request *r)
     else if (r->usage.cpu_ns > limits->cpu_ns)
         request_fail(r, REALM_QUOTA, "the program used its %" PRIu64 " ms of CPU time",
                      limits->cpu_ns / 1000000);
-    else if (clock_ns() >= r->deadline_ns)
+    else if (r->thread->now_ns >= r->deadline_ns)
         request_fail(r, REALM_DEADLINE, "the request took longer than its %" PRIu64 " ms",
                      (r->deadline_ns - r->submitted_ns) / 1000000);
 }
@@ -328,7 +328,7 @@ static int any_step_is_over(sandbox_request *r)
         session_entry *s = r->wait.sessions[i];
         over |= s->stepping && engine_op_collect(r, &s->op);
     }
-    return over || clock_ns() >= r->wait.until_ns;
+    return over || r->thread->now_ns >= r->wait.until_ns;
 }
 
 int request_wait_is_over(sandbox_request *r)
@@ -344,13 +344,14 @@ int request_wait_is_over(sandbox_request *r)
 /* Runs the guest until it waits, yields or is through with this stage; 1 if it is through. */
 static int poll_guest(sandbox_request *r)
 {
-    uint64_t began = clock_ns();
+    uint64_t began = r->thread->now_ns;
     r->slice_started_ns = began;
     r->wait.fresh = 0;
     ticker_enter(&r->host->ticker);
     int through = wasmtime_call_future_poll(r->future);
     ticker_leave(&r->host->ticker);
-    r->usage.cpu_ns += sandbox_thread_cpu(r->thread, clock_ns() - began);
+    r->thread->now_ns = clock_ns();
+    r->usage.cpu_ns += sandbox_thread_cpu(r->thread, r->thread->now_ns - began);
     return through;
 }
 

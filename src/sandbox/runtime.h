@@ -46,6 +46,8 @@ struct sandbox_thread {
     queue ready;                /* sandbox_requests by node */
     sandbox_request *live;      /* all its requests */
     atomic_int n_requests;      /* for choosing the least busy */
+    uint64_t now_ns;            /* the time when it last looked: after every wait and every poll. Looking
+                                   costs as much as a plain host call */
     uint64_t next_time_ns;      /* the earliest request_next_time, or earlier */
     uint64_t usual_wait_ns;     /* moving average of how long nothing was ready */
     uint64_t cpu_read_ns;       /* the thread's CPU clock when it was last read */

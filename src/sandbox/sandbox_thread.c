@@ -41,7 +41,7 @@ static void look_at_clock(sandbox_thread *t)
 {
     if (t->next_time_ns == UINT64_MAX)
         return;
-    uint64_t now = clock_ns();
+    uint64_t now = t->now_ns;
     if (now < t->next_time_ns)
         return;
     t->next_time_ns = UINT64_MAX;
@@ -62,8 +62,9 @@ static queue_node *wait_for_work(sandbox_thread *t)
                                               : 0;
     int spin = t->live && t->usual_wait_ns < SPIN_IF_NS;
     queue_node *node = queue_take(&t->ready, spin ? SPIN_NS : 0, wait);
+    t->now_ns = clock_ns();
     if (t->live) {
-        uint64_t waited = clock_ns() - began;
+        uint64_t waited = t->now_ns - began;
         if (waited > SPIN_IF_NS * 8)
             waited = SPIN_IF_NS * 8; /* one long pause is soon forgotten */
         t->usual_wait_ns = (t->usual_wait_ns * 7 + waited) / 8;
@@ -117,6 +118,7 @@ static void *run(void *argument)
 {
     sandbox_thread *t = argument;
     t->cpu_read_ns = clock_thread_cpu_ns();
+    t->now_ns = clock_ns();
     for (;;) {
         look_at_clock(t);
         queue_node *node = queue_try_take(&t->ready);

@@ -268,6 +268,8 @@ static realm_status append(work *w, token_id token)
 
 static realm_status feed(work *w)
 {
+    if (w->session->engine->options.inline_works)
+        return append(w, w->tokens[0]);
     realm_status status = pass_time(w);
     for (int32_t i = 0; status == REALM_OK && i < w->n_tokens; i++)
         status = append(w, w->tokens[i]);
@@ -357,7 +359,8 @@ static void compute(engine *e, const compute_op *op)
 
 static realm_status run_work(engine *e, work *w)
 {
-    w->started_ns = w->first_token_ns = clock_ns();
+    if (!e->options.inline_works)
+        w->started_ns = w->first_token_ns = clock_ns();
     switch (w->kind) {
     case WORK_FEED:
     case WORK_EMBED: return feed(w);
@@ -374,7 +377,7 @@ static void do_work(engine *e, work *w)
 {
     session *s = w->session;
     w->status = run_work(e, w);
-    w->done_ns = clock_ns();
+    w->done_ns = w->started_ns;
     if (s) {
         if (!atomic_load(&s->closed))
             atomic_store(&s->cancelled, 0);
@@ -386,7 +389,6 @@ static void do_work(engine *e, work *w)
 
 void engine_submit(engine *e, work *w)
 {
-    w->submitted_ns = clock_ns();
     atomic_fetch_add(&e->submitted, 1);
     if (w->session)
         atomic_fetch_add(&w->session->works, 1);
