@@ -5,7 +5,8 @@
 #include "engine/embed.h"
 #include "engine/engine_internal.h"
 
-realm_status batch_open(batch *b, int32_t capacity, realm_error *error) {
+realm_status batch_open(batch *b, int32_t capacity, realm_error *error)
+{
     size_t n = (size_t)capacity;
     *b = (batch){.capacity = capacity};
     b->positions = calloc(n, sizeof *b->positions);
@@ -23,7 +24,8 @@ realm_status batch_open(batch *b, int32_t capacity, realm_error *error) {
     return realm_fail_memory(error, n * 48, "a batch");
 }
 
-void batch_close(batch *b) {
+void batch_close(batch *b)
+{
     free(b->positions);
     free(b->sequences);
     free(b->output_rows);
@@ -36,7 +38,8 @@ void batch_close(batch *b) {
     *b = (batch){0};
 }
 
-realm_status batch_reserve_hidden(batch *b, int32_t n_embd, realm_error *error) {
+realm_status batch_reserve_hidden(batch *b, int32_t n_embd, realm_error *error)
+{
     size_t bytes = (size_t)b->capacity * (size_t)n_embd * sizeof(float);
     if (b->hidden)
         return REALM_OK;
@@ -44,13 +47,15 @@ realm_status batch_reserve_hidden(batch *b, int32_t n_embd, realm_error *error) 
     return b->hidden ? REALM_OK : realm_fail_memory(error, bytes, "hidden states");
 }
 
-static void add_output(batch *b, int32_t row, float *result) {
+static void add_output(batch *b, int32_t row, float *result)
+{
     int32_t i = b->input.n_outputs++;
     b->output_rows[i] = row;
     b->results[i] = result;
 }
 
-static void add_rows(batch *b, const sched_pick *pick, int hidden, int32_t n_embd) {
+static void add_rows(batch *b, const sched_pick *pick, int hidden, int32_t n_embd)
+{
     session *s = QUEUE_OWNER(pick->item, session, item);
     int32_t sequence = b->input.rows.n_sequences++;
     b->page_tables[sequence] = s->item.table.pages;
@@ -71,7 +76,8 @@ static void add_rows(batch *b, const sched_pick *pick, int hidden, int32_t n_emb
     }
 }
 
-int batch_build(batch *b, const sched_plan *plan, int hidden, int32_t n_embd) {
+int batch_build(batch *b, const sched_plan *plan, int hidden, int32_t n_embd)
+{
     b->input = (forward_input){.hidden = hidden};
     for (int32_t i = 0; i < plan->n_picks; i++)
         if (plan->picks[i].item->no_logits == (unsigned)hidden)

@@ -20,20 +20,23 @@ typedef struct runner {
 typedef realm_status (*op_function)(runner *r, const compute_op *op);
 
 /* A step must have run before the host reads, or memory goes away. */
-static void finish_step(runner *r) {
+static void finish_step(runner *r)
+{
     if (r->begun)
         r->table->end(r->backend);
     r->begun = 0;
 }
 
-static void begin_step(runner *r) {
+static void begin_step(runner *r)
+{
     if (!r->begun)
         r->table->begin(r->backend, &r->rows);
     r->begun = 1;
 }
 
 /* Steps differ in the rows that attention is over; the other operations do not look at them. */
-static void begin_rows(runner *r, int32_t first, int32_t count) {
+static void begin_rows(runner *r, int32_t first, int32_t count)
+{
     batch *b = &r->e->batch;
     finish_step(r);
     for (int32_t i = 0; i < count; i++) {
@@ -45,12 +48,14 @@ static void begin_rows(runner *r, int32_t first, int32_t count) {
     begin_step(r);
 }
 
-static realm_status run_new(runner *r, const compute_op *op) {
+static realm_status run_new(runner *r, const compute_op *op)
+{
     return r->table->tensor_open(r->backend, &op->out->device, op->out->n_rows, op->out->n_cols,
                                  r->error);
 }
 
-static realm_status run_free(runner *r, const compute_op *op) {
+static realm_status run_free(runner *r, const compute_op *op)
+{
     finish_step(r);
     if (op->out->device.data)
         r->table->tensor_close(r->backend, &op->out->device);
@@ -60,7 +65,8 @@ static realm_status run_free(runner *r, const compute_op *op) {
 
 /* count elements from first on, seen as one row each. */
 static realm_status view_elements(runner *r, const compute_tensor *t, int32_t first, int32_t count,
-                                  tensor *out) {
+                                  tensor *out)
+{
     if (first < 0 || count < 0 || count > (int64_t)t->n_rows * t->n_cols - first)
         return realm_fail(r->error, REALM_INVALID,
                           "%" PRId32 " elements from %" PRId32 " on are not in the tensor", count,
@@ -69,7 +75,8 @@ static realm_status view_elements(runner *r, const compute_tensor *t, int32_t fi
     return REALM_OK;
 }
 
-static realm_status run_write(runner *r, const compute_op *op) {
+static realm_status run_write(runner *r, const compute_op *op)
+{
     tensor view;
     realm_status status = view_elements(r, op->out, op->first, op->count, &view);
     finish_step(r);
@@ -78,7 +85,8 @@ static realm_status run_write(runner *r, const compute_op *op) {
     return status;
 }
 
-static realm_status run_read(runner *r, const compute_op *op) {
+static realm_status run_read(runner *r, const compute_op *op)
+{
     tensor view;
     const compute_tensor *from = op->x ? op->x : op->out;
     realm_status status = view_elements(r, from, op->first, op->count, &view);
@@ -88,7 +96,8 @@ static realm_status run_read(runner *r, const compute_op *op) {
     return status;
 }
 
-static realm_status run_embed(runner *r, const compute_op *op) {
+static realm_status run_embed(runner *r, const compute_op *op)
+{
     const weight *w = op->gain ? op->gain : model_weight(r->e->device.model, "token_embd.weight");
     for (int32_t i = 0; i < op->count; i++)
         if (op->ids[i] < 0 || op->ids[i] >= w->n_rows)
@@ -100,14 +109,16 @@ static realm_status run_embed(runner *r, const compute_op *op) {
     return REALM_OK;
 }
 
-static realm_status run_matmul(runner *r, const compute_op *op) {
+static realm_status run_matmul(runner *r, const compute_op *op)
+{
     begin_step(r);
     r->table->matmul(r->backend, &op->out->device, op->x->device, &op->gain,
                      op->bias ? &op->bias : NULL, 1);
     return REALM_OK;
 }
 
-static realm_status run_norm(runner *r, const compute_op *op) {
+static realm_status run_norm(runner *r, const compute_op *op)
+{
     int32_t n_cols = op->gain ? op->gain->n_cols : op->x->n_cols; /* a head's, or the whole row's */
     begin_step(r);
     r->table->norm(
@@ -116,18 +127,21 @@ static realm_status run_norm(runner *r, const compute_op *op) {
     return REALM_OK;
 }
 
-static realm_status check_layer(runner *r, int32_t layer) {
+static realm_status check_layer(runner *r, int32_t layer)
+{
     if (layer >= 0 && layer < r->h->n_layers)
         return REALM_OK;
     return realm_fail(r->error, REALM_INVALID, "layer %" PRId32 " of %" PRId32, layer,
                       r->h->n_layers);
 }
 
-static compute_tensor *rope_target(const compute_op *op) {
+static compute_tensor *rope_target(const compute_op *op)
+{
     return op->x ? op->x : op->out;
 }
 
-static realm_status run_rope(runner *r, const compute_op *op) {
+static realm_status run_rope(runner *r, const compute_op *op)
+{
     realm_status status = check_layer(r, op->layer);
     if (status != REALM_OK)
         return status;
@@ -137,20 +151,23 @@ static realm_status run_rope(runner *r, const compute_op *op) {
     return REALM_OK;
 }
 
-static realm_status run_gated(runner *r, const compute_op *op) {
+static realm_status run_gated(runner *r, const compute_op *op)
+{
     begin_step(r);
     r->table->gated(r->backend, op->out->device, op->x->device, op->y->device, op->activation);
     return REALM_OK;
 }
 
-static realm_status run_add(runner *r, const compute_op *op) {
+static realm_status run_add(runner *r, const compute_op *op)
+{
     begin_step(r);
     r->table->add(r->backend, op->out->device, op->x->device, op->y->device,
                   op->number != 0 ? op->number : 1);
     return REALM_OK;
 }
 
-static realm_status run_soft_cap(runner *r, const compute_op *op) {
+static realm_status run_soft_cap(runner *r, const compute_op *op)
+{
     begin_step(r);
     r->table->soft_cap(r->backend, (op->x ? op->x : op->out)->device, op->number);
     return REALM_OK;
@@ -158,7 +175,8 @@ static realm_status run_soft_cap(runner *r, const compute_op *op) {
 
 /* ---- keys and values --------------------------------------------------------------------------- */
 
-static realm_status check_attention(runner *r, const compute_op *op) {
+static realm_status check_attention(runner *r, const compute_op *op)
+{
     const hyperparameters *h = r->h;
     int32_t rows = op->x->n_rows;
     realm_status status = check_layer(r, op->layer);
@@ -187,7 +205,8 @@ static realm_status check_attention(runner *r, const compute_op *op) {
 }
 
 /* Layer 0 begins a walk where it likes; every other layer goes on with it, in order. */
-static realm_status walk_on(runner *r, const compute_op *op) {
+static realm_status walk_on(runner *r, const compute_op *op)
+{
     session *s = r->s;
     layer_walk *walk = &s->walk;
     if (op->layer == 0) {
@@ -212,7 +231,8 @@ static realm_status walk_on(runner *r, const compute_op *op) {
     return REALM_OK;
 }
 
-static realm_status make_pages(runner *r, int32_t first, int32_t count) {
+static realm_status make_pages(runner *r, int32_t first, int32_t count)
+{
     engine *e = r->e;
     e->copies.count = 0;
     finish_step(r);
@@ -224,7 +244,8 @@ static realm_status make_pages(runner *r, int32_t first, int32_t count) {
 }
 
 /* Every layer has the rows: they are part of the sequence, as tokens nobody knows. */
-static realm_status end_walk(runner *r) {
+static realm_status end_walk(runner *r)
+{
     session *s = r->s;
     token_id unknown = -1;
     int32_t count = s->walk.count;
@@ -240,7 +261,8 @@ static realm_status end_walk(runner *r) {
     return REALM_OK;
 }
 
-static realm_status run_attention(runner *r, const compute_op *op) {
+static realm_status run_attention(runner *r, const compute_op *op)
+{
     const hyperparameters *h = r->h;
     session *s = r->s;
     realm_status status = check_attention(r, op);
@@ -264,7 +286,8 @@ static realm_status run_attention(runner *r, const compute_op *op) {
     return s->walk.n_layers == h->n_layers ? end_walk(r) : REALM_OK;
 }
 
-static realm_status run_kv_read(runner *r, const compute_op *op) {
+static realm_status run_kv_read(runner *r, const compute_op *op)
+{
     realm_status status = check_layer(r, op->layer);
     if (status != REALM_OK)
         return status;
@@ -286,7 +309,8 @@ static realm_status run_kv_read(runner *r, const compute_op *op) {
     return REALM_OK;
 }
 
-static op_function function_of(compute_kind kind) {
+static op_function function_of(compute_kind kind)
+{
     static const op_function functions[] = {
         [COMPUTE_NEW] = run_new,         [COMPUTE_FREE] = run_free,
         [COMPUTE_WRITE] = run_write,     [COMPUTE_READ] = run_read,
@@ -300,7 +324,8 @@ static op_function function_of(compute_kind kind) {
 }
 
 /* NEW failed earlier, or FREE came before: the sandbox's mistake, but not the device's crash. */
-static int has_memory(const compute_op *op) {
+static int has_memory(const compute_op *op)
+{
     const compute_tensor *tensors[] = {op->out, op->x, op->y, op->z};
     for (int i = 0; i < 4; i++)
         if (tensors[i] && !tensors[i]->device.data)
@@ -308,7 +333,8 @@ static int has_memory(const compute_op *op) {
     return 1;
 }
 
-static realm_status run_op(runner *r, const compute_op *op) {
+static realm_status run_op(runner *r, const compute_op *op)
+{
     op_function function = function_of(op->kind);
     if (!function)
         return realm_fail(r->error, REALM_INVALID, "operation %d is not known", (int)op->kind);
@@ -317,7 +343,8 @@ static realm_status run_op(runner *r, const compute_op *op) {
     return function(r, op);
 }
 
-realm_status compute_run(engine *e, session *s, work *w) {
+realm_status compute_run(engine *e, session *s, work *w)
+{
     if (!e->device.model)
         return realm_fail(&w->error, REALM_UNSUPPORTED, "this device has no tensors");
     if (!w->list)

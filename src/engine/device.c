@@ -3,7 +3,8 @@
 
 #include "model/model_internal.h"
 
-static realm_status model_kv_open(device *d, int32_t n_pages, dtype type, realm_error *error) {
+static realm_status model_kv_open(device *d, int32_t n_pages, dtype type, realm_error *error)
+{
     backend *b = model_backend(d->model);
     kv_shape shape = {0};
     model_kv_shape(d->model, &shape);
@@ -12,38 +13,45 @@ static realm_status model_kv_open(device *d, int32_t n_pages, dtype type, realm_
     return b->table->kv_open(b, &d->kv, &shape, error);
 }
 
-static void model_kv_close(device *d) {
+static void model_kv_close(device *d)
+{
     backend *b = model_backend(d->model);
     b->table->kv_close(b, d->kv);
     d->kv = NULL;
 }
 
-static void model_copy_page(device *d, int32_t to, int32_t from) {
+static void model_copy_page(device *d, int32_t to, int32_t from)
+{
     backend *b = model_backend(d->model);
     b->table->kv_copy_page(b, d->kv, to, from);
 }
 
-static void model_run(device *d, forward_input *input, float *const *results) {
+static void model_run(device *d, forward_input *input, float *const *results)
+{
     input->kv = d->kv;
     model_forward(d->model, input, results);
 }
 
-static void decoder_init(device *d, token_decoder *decoder) {
+static void decoder_init(device *d, token_decoder *decoder)
+{
     token_decoder_init(decoder, model_tokenizer(d->model), 0);
     decoder->at_start = 0; /* what is generated goes on from the prompt: its first space is text */
 }
 
-static realm_status decoder_add(device *d, token_decoder *decoder, token_id id, buffer *out) {
+static realm_status decoder_add(device *d, token_decoder *decoder, token_id id, buffer *out)
+{
     (void)d;
     return token_decoder_add(decoder, id, out);
 }
 
-static realm_status decoder_finish(device *d, token_decoder *decoder, buffer *out) {
+static realm_status decoder_finish(device *d, token_decoder *decoder, buffer *out)
+{
     (void)d;
     return token_decoder_finish(decoder, out);
 }
 
-static int ends_generation(device *d, token_id id) {
+static int ends_generation(device *d, token_id id)
+{
     return tokenizer_ends_generation(model_tokenizer(d->model), id);
 }
 
@@ -58,7 +66,8 @@ static const device_table model_table = {
     .ends_generation = ends_generation,
 };
 
-void device_init_model(device *d, model *m) {
+void device_init_model(device *d, model *m)
+{
     const hyperparameters *h = model_hyperparameters(m);
     backend *b = model_backend(m);
     backend_memory memory = {0};

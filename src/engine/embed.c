@@ -8,7 +8,8 @@
 
 #include "engine/engine_internal.h"
 
-realm_status embed_begin(engine *e, session *s, work *w) {
+realm_status embed_begin(engine *e, session *s, work *w)
+{
     size_t bytes = (size_t)e->device.n_embd * sizeof *s->pooled;
     if (w->n_tokens < 1 || !w->embedding)
         return realm_fail(&w->error, REALM_INVALID, "an embedding needs tokens and a place");
@@ -22,19 +23,18 @@ realm_status embed_begin(engine *e, session *s, work *w) {
     return status;
 }
 
-int embed_wants(const session *s, int32_t position) {
+int embed_wants(const session *s, int32_t position)
+{
     switch (s->work->pooling) {
-    case POOLING_FIRST:
-        return position == s->mark;
-    case POOLING_LAST:
-        return position == s->length - 1;
-    case POOLING_MEAN:
-        break;
+    case POOLING_FIRST: return position == s->mark;
+    case POOLING_LAST: return position == s->length - 1;
+    case POOLING_MEAN: break;
     }
     return position >= s->mark;
 }
 
-void embed_add(session *s, int32_t position, const float *state, int32_t n_embd) {
+void embed_add(session *s, int32_t position, const float *state, int32_t n_embd)
+{
     int32_t first = s->work->pooling == POOLING_LAST ? s->length - 1 : s->mark;
     if (position == first) { /* also when all is computed again after a preemption */
         memset(s->pooled, 0, (size_t)n_embd * sizeof *s->pooled);
@@ -45,7 +45,8 @@ void embed_add(session *s, int32_t position, const float *state, int32_t n_embd)
     s->n_pooled++;
 }
 
-realm_status embed_next(engine *e, session *s, work *w, int *finished) {
+realm_status embed_next(engine *e, session *s, work *w, int *finished)
+{
     int32_t n_embd = e->device.n_embd;
     double scale = 1.0 / s->n_pooled, square = 0;
     for (int32_t i = 0; i < n_embd; i++)

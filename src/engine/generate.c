@@ -13,7 +13,8 @@
 /* What can be held back: a stop string, a token's text and half a character. */
 #define MAX_HELD_BYTES (1u << 20)
 
-static realm_status check_stops(const generate_options *o, realm_error *error) {
+static realm_status check_stops(const generate_options *o, realm_error *error)
+{
     if (o->n_stops < 0 || o->n_stops > MAX_STOPS)
         return realm_fail(error, REALM_INVALID, "%" PRId32 " stop strings, not 0 to %d", o->n_stops,
                           MAX_STOPS);
@@ -28,7 +29,8 @@ static realm_status check_stops(const generate_options *o, realm_error *error) {
     return REALM_OK;
 }
 
-realm_status generate_check(const generate_options *o, realm_error *error) {
+realm_status generate_check(const generate_options *o, realm_error *error)
+{
     if (o->max_tokens < 1)
         return realm_fail(error, REALM_INVALID, "max_tokens is %" PRId32 ", it must be positive",
                           o->max_tokens);
@@ -41,7 +43,8 @@ realm_status generate_check(const generate_options *o, realm_error *error) {
     return check_stops(o, error);
 }
 
-void generate_begin(engine *e, session *s, work *w) {
+void generate_begin(engine *e, session *s, work *w)
+{
     generate_state *g = &s->generate;
     if (!g->woken) {
         buffer_release(&g->held);
@@ -54,13 +57,15 @@ void generate_begin(engine *e, session *s, work *w) {
     w->finish = FINISH_NONE;
 }
 
-void generate_release(generate_state *g) {
+void generate_release(generate_state *g)
+{
     buffer_release(&g->held);
     *g = (generate_state){0};
 }
 
 /* Hands out the first size bytes of what is held; returns 1 if the receiver wants no more. */
-static int emit(session *s, work *w, generated_token *token, size_t size) {
+static int emit(session *s, work *w, generated_token *token, size_t size)
+{
     buffer *held = &s->generate.held;
     int stop = 0;
     token->text = size ? held->data : "";
@@ -73,7 +78,8 @@ static int emit(session *s, work *w, generated_token *token, size_t size) {
 
 /* Log-probabilities of the model itself: before temperature, penalties, bias and grammar. */
 static void fill_logprobs(const session *s, const work *w, int32_t n_vocab, generated_token *token,
-                          token_logit *top) {
+                          token_logit *top)
+{
     if (!w->generate.want_logprobs)
         return;
     float sum = logits_log_sum_exp(s->logits, n_vocab);
@@ -85,7 +91,8 @@ static void fill_logprobs(const session *s, const work *w, int32_t n_vocab, gene
 }
 
 /* The model said that it is done. Its end token joins neither the sequence nor the text. */
-static realm_status end_by_model(engine *e, session *s, work *w) {
+static realm_status end_by_model(engine *e, session *s, work *w)
+{
     generated_token none = {.id = -1};
     realm_status status = e->device.table->decoder_finish(&e->device, &s->generate.decoder,
                                                           &s->generate.held);
@@ -97,7 +104,8 @@ static realm_status end_by_model(engine *e, session *s, work *w) {
 }
 
 /* Takes the token's text in and decides what may go out; *size is how much. */
-static realm_status take_text(engine *e, session *s, work *w, token_id id, size_t *size) {
+static realm_status take_text(engine *e, session *s, work *w, token_id id, size_t *size)
+{
     generate_state *g = &s->generate;
     realm_status status = e->device.table->decoder_add(&e->device, &g->decoder, id, &g->held);
     if (status == REALM_OK && w->finish != FINISH_NONE)
@@ -113,7 +121,8 @@ static realm_status take_text(engine *e, session *s, work *w, token_id id, size_
 }
 
 /* The token is in the sequence: is it the last one? */
-static void decide_finish(const session *s, work *w) {
+static void decide_finish(const session *s, work *w)
+{
     const grammar *g = sampler_grammar(s->sampler);
     if (g && grammar_is_stopped(g))
         w->finish = FINISH_STOP;
@@ -121,7 +130,8 @@ static void decide_finish(const session *s, work *w) {
         w->finish = FINISH_LENGTH;
 }
 
-static realm_status append(session *s, work *w, token_id id) {
+static realm_status append(session *s, work *w, token_id id)
+{
     realm_status status = session_reserve(s, s->length + 1, &w->error);
     if (status == REALM_OK)
         status = sampler_accept(s->sampler, id, &w->error);
@@ -135,7 +145,8 @@ static realm_status append(session *s, work *w, token_id id) {
     return REALM_OK;
 }
 
-realm_status generate_next(engine *e, session *s, work *w, int *finished) {
+realm_status generate_next(engine *e, session *s, work *w, int *finished)
+{
     generate_state *g = &s->generate;
     token_logit top[MAX_TOP_LOGPROBS];
     generated_token token = {0};

@@ -28,7 +28,8 @@ struct kv_pool {
     void *forget_context;
 };
 
-static void list_remove(kv_pool *p, page_list *list, int32_t id) {
+static void list_remove(kv_pool *p, page_list *list, int32_t id)
+{
     page *it = &p->pages[id];
     if (it->previous >= 0)
         p->pages[it->previous].next = it->next;
@@ -42,7 +43,8 @@ static void list_remove(kv_pool *p, page_list *list, int32_t id) {
     list->count--;
 }
 
-static void list_add_first(kv_pool *p, page_list *list, int32_t id) {
+static void list_add_first(kv_pool *p, page_list *list, int32_t id)
+{
     page *it = &p->pages[id];
     it->previous = -1;
     it->next = list->first;
@@ -54,7 +56,8 @@ static void list_add_first(kv_pool *p, page_list *list, int32_t id) {
     list->count++;
 }
 
-static void list_add_last(kv_pool *p, page_list *list, int32_t id) {
+static void list_add_last(kv_pool *p, page_list *list, int32_t id)
+{
     page *it = &p->pages[id];
     it->next = -1;
     it->previous = list->last;
@@ -66,7 +69,8 @@ static void list_add_last(kv_pool *p, page_list *list, int32_t id) {
     list->count++;
 }
 
-realm_status kv_pool_open(kv_pool **out, int32_t n_pages, realm_error *error) {
+realm_status kv_pool_open(kv_pool **out, int32_t n_pages, realm_error *error)
+{
     assert(n_pages > 0);
     size_t bytes = (size_t)n_pages * sizeof(page);
     kv_pool *p = calloc(1, sizeof *p);
@@ -85,20 +89,23 @@ realm_status kv_pool_open(kv_pool **out, int32_t n_pages, realm_error *error) {
     return REALM_OK;
 }
 
-void kv_pool_close(kv_pool *p) {
+void kv_pool_close(kv_pool *p)
+{
     if (!p)
         return;
     free(p->pages);
     free(p);
 }
 
-static void forget(kv_pool *p, int32_t id) {
+static void forget(kv_pool *p, int32_t id)
+{
     p->pages[id].published = 0;
     if (p->forget)
         p->forget(p->forget_context, id);
 }
 
-int32_t kv_pool_take(kv_pool *p, kv_account *account) {
+int32_t kv_pool_take(kv_pool *p, kv_account *account)
+{
     int32_t id = p->free.first;
     if (id >= 0) {
         list_remove(p, &p->free, id);
@@ -117,7 +124,8 @@ int32_t kv_pool_take(kv_pool *p, kv_account *account) {
     return id;
 }
 
-void kv_pool_share(kv_pool *p, int32_t id, kv_account *account) {
+void kv_pool_share(kv_pool *p, int32_t id, kv_account *account)
+{
     page *it = &p->pages[id];
     assert(it->state != PAGE_FREE);
     if (it->state == PAGE_KEPT) {
@@ -130,7 +138,8 @@ void kv_pool_share(kv_pool *p, int32_t id, kv_account *account) {
     it->n_references++;
 }
 
-void kv_pool_give(kv_pool *p, int32_t id) {
+void kv_pool_give(kv_pool *p, int32_t id)
+{
     page *it = &p->pages[id];
     assert(it->state == PAGE_HELD && it->n_references > 0);
     if (--it->n_references > 0)
@@ -144,44 +153,53 @@ void kv_pool_give(kv_pool *p, int32_t id) {
         list_add_first(p, &p->free, id);
 }
 
-int32_t kv_pool_references(const kv_pool *p, int32_t id) {
+int32_t kv_pool_references(const kv_pool *p, int32_t id)
+{
     return p->pages[id].n_references;
 }
 
-int32_t kv_pool_available(const kv_pool *p) {
+int32_t kv_pool_available(const kv_pool *p)
+{
     return p->free.count + p->kept.count;
 }
 
-int32_t kv_pool_held(const kv_pool *p) {
+int32_t kv_pool_held(const kv_pool *p)
+{
     return p->n_pages - kv_pool_available(p);
 }
 
-int32_t kv_pool_count(const kv_pool *p) {
+int32_t kv_pool_count(const kv_pool *p)
+{
     return p->n_pages;
 }
 
-void kv_pool_on_forget(kv_pool *p, void (*function)(void *context, int32_t page), void *context) {
+void kv_pool_on_forget(kv_pool *p, void (*function)(void *context, int32_t page), void *context)
+{
     p->forget = function;
     p->forget_context = context;
 }
 
-void kv_pool_publish(kv_pool *p, int32_t id) {
+void kv_pool_publish(kv_pool *p, int32_t id)
+{
     assert(p->pages[id].state == PAGE_HELD && !p->pages[id].published);
     p->pages[id].published = 1;
 }
 
-void kv_pool_unpublish(kv_pool *p, int32_t id) {
+void kv_pool_unpublish(kv_pool *p, int32_t id)
+{
     assert(p->pages[id].state == PAGE_HELD);
     if (p->pages[id].published)
         forget(p, id);
 }
 
-int kv_pool_is_published(const kv_pool *p, int32_t id) {
+int kv_pool_is_published(const kv_pool *p, int32_t id)
+{
     return p->pages[id].published;
 }
 
 #ifndef NDEBUG
-static void assert_list(const kv_pool *p, const page_list *list, int state) {
+static void assert_list(const kv_pool *p, const page_list *list, int state)
+{
     int32_t count = 0, previous = -1;
     for (int32_t id = list->first; id >= 0; id = p->pages[id].next) {
         assert(p->pages[id].state == state);       /* K1 */
@@ -193,7 +211,8 @@ static void assert_list(const kv_pool *p, const page_list *list, int state) {
     assert(list->last == previous && list->count == count); /* K2 */
 }
 
-void kv_pool_assert(const kv_pool *p) {
+void kv_pool_assert(const kv_pool *p)
+{
     int32_t held = 0;
     assert_list(p, &p->free, PAGE_FREE);
     assert_list(p, &p->kept, PAGE_KEPT);
@@ -209,14 +228,16 @@ void kv_pool_assert(const kv_pool *p) {
     assert(held == kv_pool_held(p)); /* K2 */
 }
 #else
-void kv_pool_assert(const kv_pool *p) {
+void kv_pool_assert(const kv_pool *p)
+{
     (void)p;
 }
 #endif
 
 /* ---- tables ------------------------------------------------------------------------------------ */
 
-int32_t kv_table_needs(const kv_pool *p, const kv_table *t, int32_t first, int32_t count) {
+int32_t kv_table_needs(const kv_pool *p, const kv_table *t, int32_t first, int32_t count)
+{
     int32_t end = kv_pages_for(first + count);
     int32_t needs = end > t->count ? end - t->count : 0;
     for (int32_t i = first / KV_PAGE_TOKENS; i < end && i < t->count; i++)
@@ -224,7 +245,8 @@ int32_t kv_table_needs(const kv_pool *p, const kv_table *t, int32_t first, int32
     return needs;
 }
 
-static realm_status reserve(kv_table *t, int32_t count, realm_error *error) {
+static realm_status reserve(kv_table *t, int32_t count, realm_error *error)
+{
     if (count <= t->capacity)
         return REALM_OK;
     int32_t capacity = t->capacity ? t->capacity : 8;
@@ -239,11 +261,13 @@ static realm_status reserve(kv_table *t, int32_t count, realm_error *error) {
     return REALM_OK;
 }
 
-realm_status kv_table_reserve(kv_table *t, int32_t n_tokens, realm_error *error) {
+realm_status kv_table_reserve(kv_table *t, int32_t n_tokens, realm_error *error)
+{
     return reserve(t, kv_pages_for(n_tokens), error);
 }
 
-static realm_status reserve_copy(kv_copies *copies, realm_error *error) {
+static realm_status reserve_copy(kv_copies *copies, realm_error *error)
+{
     if (copies->count < copies->capacity)
         return REALM_OK;
     int32_t capacity = copies->capacity ? 2 * copies->capacity : 16;
@@ -258,7 +282,8 @@ static realm_status reserve_copy(kv_copies *copies, realm_error *error) {
 
 /* A page that is about to be written must be this sequence's alone and in no cache. */
 static realm_status own(kv_pool *p, int32_t *slot, kv_account *account, kv_copies *copies,
-                        realm_error *error) {
+                        realm_error *error)
+{
     if (p->pages[*slot].n_references == 1) {
         kv_pool_unpublish(p, *slot);
         return REALM_OK;
@@ -275,7 +300,8 @@ static realm_status own(kv_pool *p, int32_t *slot, kv_account *account, kv_copie
 }
 
 realm_status kv_table_prepare(kv_pool *p, kv_table *t, kv_account *account, int32_t first,
-                              int32_t count, kv_copies *copies, realm_error *error) {
+                              int32_t count, kv_copies *copies, realm_error *error)
+{
     int32_t end = kv_pages_for(first + count);
     realm_status status = reserve(t, end, error);
     for (int32_t i = first / KV_PAGE_TOKENS; status == REALM_OK && i < end && i < t->count; i++)
@@ -290,7 +316,8 @@ realm_status kv_table_prepare(kv_pool *p, kv_table *t, kv_account *account, int3
     return REALM_OK;
 }
 
-void kv_table_trim(kv_pool *p, kv_table *t, int32_t n_tokens) {
+void kv_table_trim(kv_pool *p, kv_table *t, int32_t n_tokens)
+{
     int32_t keep = kv_pages_for(n_tokens);
     /* From the end: of a chain that is kept, the far pages are then evicted before the near ones,
      * without which they could not be found. */
@@ -298,7 +325,8 @@ void kv_table_trim(kv_pool *p, kv_table *t, int32_t n_tokens) {
         kv_pool_give(p, t->pages[--t->count]);
 }
 
-realm_status kv_table_push(kv_table *t, int32_t id, realm_error *error) {
+realm_status kv_table_push(kv_table *t, int32_t id, realm_error *error)
+{
     realm_status status = reserve(t, t->count + 1, error);
     if (status == REALM_OK)
         t->pages[t->count++] = id;
@@ -306,7 +334,8 @@ realm_status kv_table_push(kv_table *t, int32_t id, realm_error *error) {
 }
 
 void kv_table_share(kv_pool *p, kv_table *to, const kv_table *from, kv_account *account,
-                    int32_t n_tokens) {
+                    int32_t n_tokens)
+{
     int32_t count = kv_pages_for(n_tokens);
     assert(to->count == 0 && count <= from->count && count <= to->capacity);
     for (int32_t i = 0; i < count; i++) {
@@ -315,7 +344,8 @@ void kv_table_share(kv_pool *p, kv_table *to, const kv_table *from, kv_account *
     }
 }
 
-void kv_table_release(kv_pool *p, kv_table *t) {
+void kv_table_release(kv_pool *p, kv_table *t)
+{
     kv_table_trim(p, t, 0);
     free(t->pages);
     *t = (kv_table){0};

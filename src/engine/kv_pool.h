@@ -75,7 +75,8 @@ typedef struct kv_copies {
     int32_t count, capacity;
 } kv_copies;
 
-static inline int32_t kv_pages_for(int32_t n_tokens) {
+static inline int32_t kv_pages_for(int32_t n_tokens)
+{
     return (n_tokens + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
 }
 

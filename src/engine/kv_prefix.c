@@ -26,12 +26,14 @@ struct kv_prefix {
 };
 
 /* Not for secrets: keys are compared in full, so a collision costs a comparison only. */
-static uint64_t mix(uint64_t hash, uint64_t value) {
+static uint64_t mix(uint64_t hash, uint64_t value)
+{
     hash = (hash ^ value) * 0x9E3779B97F4A7C15u;
     return hash ^ (hash >> 29);
 }
 
-static uint64_t hash_key(uint64_t parent, const kv_root *root, const token_id *tokens) {
+static uint64_t hash_key(uint64_t parent, const kv_root *root, const token_id *tokens)
+{
     uint64_t hash = mix(mix(mix(0x243F6A8885A308D3u, parent), root->tenant),
                         (uint64_t)(uintptr_t)root->adapter);
     for (int i = 0; i < KV_PAGE_TOKENS; i += 2)
@@ -39,7 +41,8 @@ static uint64_t hash_key(uint64_t parent, const kv_root *root, const token_id *t
     return hash;
 }
 
-static void on_forget(void *context, int32_t page) {
+static void on_forget(void *context, int32_t page)
+{
     kv_prefix *x = context;
     entry *gone = &x->entries[page];
     int32_t *link = &x->buckets[gone->hash & (x->n_buckets - 1)];
@@ -49,7 +52,8 @@ static void on_forget(void *context, int32_t page) {
     gone->serial = 0;
 }
 
-realm_status kv_prefix_open(kv_prefix **out, kv_pool *pool, realm_error *error) {
+realm_status kv_prefix_open(kv_prefix **out, kv_pool *pool, realm_error *error)
+{
     size_t n_pages = (size_t)kv_pool_count(pool);
     uint32_t n_buckets = 16;
     while (n_buckets < n_pages)
@@ -70,7 +74,8 @@ realm_status kv_prefix_open(kv_prefix **out, kv_pool *pool, realm_error *error) 
     return REALM_OK;
 }
 
-void kv_prefix_close(kv_prefix *x) {
+void kv_prefix_close(kv_prefix *x)
+{
     if (!x)
         return;
     kv_pool_on_forget(x->pool, NULL, NULL);
@@ -80,7 +85,8 @@ void kv_prefix_close(kv_prefix *x) {
 }
 
 static int32_t find(const kv_prefix *x, uint64_t hash, uint64_t parent, const kv_root *root,
-                    const token_id *tokens) {
+                    const token_id *tokens)
+{
     for (int32_t id = x->buckets[hash & (x->n_buckets - 1)]; id >= 0; id = x->entries[id].next) {
         const entry *it = &x->entries[id];
         if (it->hash == hash && it->parent == parent && it->root.tenant == root->tenant &&
@@ -91,7 +97,8 @@ static int32_t find(const kv_prefix *x, uint64_t hash, uint64_t parent, const kv
 }
 
 int32_t kv_prefix_match(kv_prefix *x, const kv_root *root, const token_id *tokens, int32_t n_tokens,
-                        kv_table *t, kv_account *account) {
+                        kv_table *t, kv_account *account)
+{
     uint64_t parent = 0;
     assert(t->count == 0);
     for (; (t->count + 1) * KV_PAGE_TOKENS <= n_tokens; tokens += KV_PAGE_TOKENS) {
@@ -105,7 +112,8 @@ int32_t kv_prefix_match(kv_prefix *x, const kv_root *root, const token_id *token
 }
 
 void kv_prefix_publish(kv_prefix *x, const kv_root *root, const token_id *tokens, kv_table *t,
-                       int32_t index, kv_account *account) {
+                       int32_t index, kv_account *account)
+{
     uint64_t parent = index > 0 ? x->entries[t->pages[index - 1]].serial : 0;
     int32_t id = t->pages[index];
     assert(index == 0 || parent != 0);
@@ -128,7 +136,8 @@ void kv_prefix_publish(kv_prefix *x, const kv_root *root, const token_id *tokens
     kv_pool_publish(x->pool, id);
 }
 
-void kv_prefix_forget_adapter(kv_prefix *x, const void *adapter) {
+void kv_prefix_forget_adapter(kv_prefix *x, const void *adapter)
+{
     /* With a parent that no page has, an entry is never asked for again; its page leaves the cache by
      * age, or is unpublished by whoever writes it. */
     for (int32_t id = 0; id < kv_pool_count(x->pool); id++)
@@ -137,7 +146,8 @@ void kv_prefix_forget_adapter(kv_prefix *x, const void *adapter) {
 }
 
 #ifndef NDEBUG
-void kv_prefix_assert(const kv_prefix *x) {
+void kv_prefix_assert(const kv_prefix *x)
+{
     for (int32_t id = 0; id < kv_pool_count(x->pool); id++) {
         const entry *it = &x->entries[id];
         assert((it->serial != 0) == kv_pool_is_published(x->pool, id)); /* P1 */
@@ -146,7 +156,8 @@ void kv_prefix_assert(const kv_prefix *x) {
     }
 }
 #else
-void kv_prefix_assert(const kv_prefix *x) {
+void kv_prefix_assert(const kv_prefix *x)
+{
     (void)x;
 }
 #endif

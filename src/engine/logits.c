@@ -21,7 +21,8 @@ static_assert(LOGITS_BLOCK % LANES == 0, "a block is whole lanes");
 
 /* exp for x <= 0, relative error below 2e-7: 2^n times a polynomial of degree 6 in the rest, the
  * coefficients of Cephes' expf. Below -87 the result is 0 instead of a subnormal. */
-INLINE float exp_negative(float x) {
+INLINE float exp_negative(float x)
+{
     float bounded = x > -87.0f ? x : -87.0f;
     float shifted = bounded * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23 rounds to whole */
     float n = shifted - 12582912.0f;
@@ -42,7 +43,8 @@ INLINE float exp_negative(float x) {
     return x > -87.0f ? p * power : 0.0f;
 }
 
-INLINE float max_body(const float *x, int32_t n, int *has_nan) {
+INLINE float max_body(const float *x, int32_t n, int *has_nan)
+{
     float best[LANES];
     int32_t odd[LANES] = {0};
     for (int j = 0; j < LANES; j++)
@@ -64,12 +66,14 @@ INLINE float max_body(const float *x, int32_t n, int *has_nan) {
     return best[0];
 }
 
-INLINE void exp_body(const float *x, int32_t n, float scale, float shift, float *out) {
+INLINE void exp_body(const float *x, int32_t n, float scale, float shift, float *out)
+{
     for (int32_t i = 0; i < n; i++)
         out[i] = exp_negative(x[i] * scale + shift);
 }
 
-INLINE double sum_lanes(const float *x, int32_t n) {
+INLINE double sum_lanes(const float *x, int32_t n)
+{
     float lanes[LANES] = {0};
     double sum = 0;
     for (int32_t i = 0; i + LANES <= n; i += LANES)
@@ -82,7 +86,8 @@ INLINE double sum_lanes(const float *x, int32_t n) {
     return sum;
 }
 
-INLINE double exp_sums_body(const float *x, int32_t n, float scale, float shift, double *sums) {
+INLINE double exp_sums_body(const float *x, int32_t n, float scale, float shift, double *sums)
+{
     float block[LOGITS_BLOCK];
     double total = 0;
     for (int32_t i = 0; i < n; i += LOGITS_BLOCK) {
@@ -97,16 +102,19 @@ INLINE double exp_sums_body(const float *x, int32_t n, float scale, float shift,
 }
 
 #ifdef FOR_AVX2
-FOR_AVX2 static float max_avx2(const float *x, int32_t n, int *has_nan) {
+FOR_AVX2 static float max_avx2(const float *x, int32_t n, int *has_nan)
+{
     return max_body(x, n, has_nan);
 }
 
-FOR_AVX2 static void exp_avx2(const float *x, int32_t n, float scale, float shift, float *out) {
+FOR_AVX2 static void exp_avx2(const float *x, int32_t n, float scale, float shift, float *out)
+{
     exp_body(x, n, scale, shift, out);
 }
 
 FOR_AVX2 static double exp_sums_avx2(const float *x, int32_t n, float scale, float shift,
-                                     double *sums) {
+                                     double *sums)
+{
     return exp_sums_body(x, n, scale, shift, sums);
 }
 #define IF_AVX2(call)                                                                              \
@@ -116,23 +124,27 @@ FOR_AVX2 static double exp_sums_avx2(const float *x, int32_t n, float scale, flo
 #define IF_AVX2(call)
 #endif
 
-float logits_max(const float *x, int32_t n, int *has_nan) {
+float logits_max(const float *x, int32_t n, int *has_nan)
+{
     *has_nan = 0;
     IF_AVX2(max_avx2(x, n, has_nan))
     return max_body(x, n, has_nan);
 }
 
-void logits_exp(const float *x, int32_t n, float scale, float shift, float *out) {
+void logits_exp(const float *x, int32_t n, float scale, float shift, float *out)
+{
     IF_AVX2(exp_avx2(x, n, scale, shift, out))
     exp_body(x, n, scale, shift, out);
 }
 
-double logits_exp_sums(const float *x, int32_t n, float scale, float shift, double *sums) {
+double logits_exp_sums(const float *x, int32_t n, float scale, float shift, double *sums)
+{
     IF_AVX2(exp_sums_avx2(x, n, scale, shift, sums))
     return exp_sums_body(x, n, scale, shift, sums);
 }
 
-float logits_log_sum_exp(const float *logits, int32_t n) {
+float logits_log_sum_exp(const float *logits, int32_t n)
+{
     int has_nan = 0;
     float max = logits_max(logits, n, &has_nan);
     if (has_nan || !isfinite(max))
@@ -140,7 +152,8 @@ float logits_log_sum_exp(const float *logits, int32_t n) {
     return (float)((double)max + log(logits_exp_sums(logits, n, 1, -max, NULL)));
 }
 
-token_id logits_argmax(const float *logits, int32_t n) {
+token_id logits_argmax(const float *logits, int32_t n)
+{
     int has_nan = 0;
     float best = -INFINITY;
     int32_t at = 0, count = 0;
@@ -163,15 +176,18 @@ token_id logits_argmax(const float *logits, int32_t n) {
 #define MOST_IN_HEAP 256
 
 /* What comes later in the order: a smaller value, or the same and a larger id. */
-static int is_after(token_logit a, token_logit b) {
+static int is_after(token_logit a, token_logit b)
+{
     return a.value != b.value ? a.value < b.value : a.id > b.id;
 }
 
-static int compare_logits(const void *a, const void *b) {
+static int compare_logits(const void *a, const void *b)
+{
     return is_after(*(const token_logit *)a, *(const token_logit *)b) ? 1 : -1;
 }
 
-static void sink(token_logit *heap, int32_t count, int32_t i) {
+static void sink(token_logit *heap, int32_t count, int32_t i)
+{
     token_logit moving = heap[i];
     for (int32_t child; (child = 2 * i + 1) < count; i = child) {
         if (child + 1 < count && is_after(heap[child + 1], heap[child]))
@@ -183,11 +199,13 @@ static void sink(token_logit *heap, int32_t count, int32_t i) {
     heap[i] = moving;
 }
 
-static float number(float x) {
+static float number(float x)
+{
     return x == x ? x : -INFINITY;
 }
 
-static void top_by_heap(const float *x, int32_t n, int32_t k, token_logit *heap) {
+static void top_by_heap(const float *x, int32_t n, int32_t k, token_logit *heap)
+{
     int has_nan = 0;
     for (int32_t i = 0; i < k; i++)
         heap[i] = (token_logit){i, number(x[i])};
@@ -207,7 +225,8 @@ static void top_by_heap(const float *x, int32_t n, int32_t k, token_logit *heap)
 }
 
 /* Unsigned numbers in the order of the floats; -0 and 0 are the same. */
-static uint32_t key_of(float x) {
+static uint32_t key_of(float x)
+{
     uint32_t bits;
     x = number(x) + 0.0f;
     memcpy(&bits, &x, sizeof bits);
@@ -215,7 +234,8 @@ static uint32_t key_of(float x) {
 }
 
 /* The key of the k-th largest, digit by digit; *above: how many keys are larger. */
-static uint32_t kth_key(const float *x, int32_t n, int32_t k, int32_t *above) {
+static uint32_t kth_key(const float *x, int32_t n, int32_t k, int32_t *above)
+{
     static const int shifts[] = {21, 10, 0}, widths[] = {11, 11, 10};
     uint32_t prefix = 0;
     *above = 0;
@@ -235,7 +255,8 @@ static uint32_t kth_key(const float *x, int32_t n, int32_t k, int32_t *above) {
     return prefix;
 }
 
-static void top_by_counting(const float *x, int32_t n, int32_t k, token_logit *out) {
+static void top_by_counting(const float *x, int32_t n, int32_t k, token_logit *out)
+{
     int32_t above, count = 0;
     uint32_t threshold = kth_key(x, n, k, &above);
     int32_t equal = k - above;
@@ -246,7 +267,8 @@ static void top_by_counting(const float *x, int32_t n, int32_t k, token_logit *o
     }
 }
 
-int32_t logits_top(const float *logits, int32_t n, int32_t k, token_logit *out) {
+int32_t logits_top(const float *logits, int32_t n, int32_t k, token_logit *out)
+{
     k = k < n ? k : n;
     if (k <= 0)
         return 0;

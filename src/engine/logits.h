@@ -12,7 +12,8 @@
 
 #define LOGITS_BLOCK 256
 
-static inline int32_t logits_blocks(int32_t n) {
+static inline int32_t logits_blocks(int32_t n)
+{
     return (n + LOGITS_BLOCK - 1) / LOGITS_BLOCK;
 }
 

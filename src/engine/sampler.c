@@ -47,12 +47,14 @@ struct sampler {
 
 /* ---- settings ---------------------------------------------------------------------------------- */
 
-static realm_status refuse(realm_error *error, const char *name, double value, const char *range) {
+static realm_status refuse(realm_error *error, const char *name, double value, const char *range)
+{
     return realm_fail(error, REALM_INVALID, "%s is %g, it must be %s", name, value, range);
 }
 
 /* Comparisons are written so that NaN fails them. */
-realm_status sampler_options_check(const sampler_options *o, realm_error *error) {
+realm_status sampler_options_check(const sampler_options *o, realm_error *error)
+{
     if (!(o->temperature >= 0 && o->temperature <= 100))
         return refuse(error, "temperature", (double)o->temperature, "between 0 and 100");
     if (o->top_k < 0)
@@ -77,20 +79,23 @@ realm_status sampler_options_check(const sampler_options *o, realm_error *error)
     return REALM_OK;
 }
 
-static int has_penalties(const sampler_options *o) {
+static int has_penalties(const sampler_options *o)
+{
     return o->penalty_tokens != 0 &&
            (o->repetition_penalty != 1 || o->frequency_penalty != 0 || o->presence_penalty != 0);
 }
 
 /* ---- history ----------------------------------------------------------------------------------- */
 
-static void count_in(sampler *s, token_id id) {
+static void count_in(sampler *s, token_id id)
+{
     if (!(s->counts[id] & LISTED))
         s->seen[s->n_seen++] = id;
     s->counts[id] = (s->counts[id] + 1) | LISTED;
 }
 
-static void remember(sampler *s, token_id id) {
+static void remember(sampler *s, token_id id)
+{
     if (id < 0 || id >= s->n_vocab)
         return;
     if (s->counts)
@@ -107,13 +112,15 @@ static void remember(sampler *s, token_id id) {
     s->recent_next = (s->recent_next + 1) % s->recent_capacity;
 }
 
-static token_id recent_at(const sampler *s, int32_t i) {
+static token_id recent_at(const sampler *s, int32_t i)
+{
     return s->recent[(s->recent_next - s->n_recent + i + s->recent_capacity) % s->recent_capacity];
 }
 
 /* Counts are kept while penalties are on, or where all tokens count: then nothing else remembers. */
 static realm_status open_counts(uint32_t **counts, token_id **seen, const sampler *s,
-                                const sampler_options *o, realm_error *error) {
+                                const sampler_options *o, realm_error *error)
+{
     size_t n = (size_t)s->n_vocab;
     if (!has_penalties(o) && o->penalty_tokens != -1)
         return REALM_OK;
@@ -123,7 +130,8 @@ static realm_status open_counts(uint32_t **counts, token_id **seen, const sample
                             : realm_fail_memory(error, n * sizeof **counts, "counts of tokens");
 }
 
-static void move_history(sampler *to, const sampler *from) {
+static void move_history(sampler *to, const sampler *from)
+{
     if (from->counts && from->recent_capacity == 0) {
         for (int32_t i = 0; i < from->n_seen; i++)
             for (uint32_t n = from->counts[from->seen[i]] & ~LISTED; n > 0; n--)
@@ -135,7 +143,8 @@ static void move_history(sampler *to, const sampler *from) {
 }
 
 /* Makes the history that o asks for and fills it with what is known. */
-static realm_status set_history(sampler *s, const sampler_options *o, realm_error *error) {
+static realm_status set_history(sampler *s, const sampler_options *o, realm_error *error)
+{
     sampler fresh = {.n_vocab = s->n_vocab};
     fresh.recent_capacity = o->penalty_tokens > 0 ? o->penalty_tokens : 0;
     size_t bytes = (size_t)fresh.recent_capacity * sizeof *fresh.recent;
@@ -164,7 +173,8 @@ static realm_status set_history(sampler *s, const sampler_options *o, realm_erro
 /* ---- opening and closing ----------------------------------------------------------------------- */
 
 realm_status sampler_open(sampler **out, int32_t n_vocab, const sampler_options *o,
-                          realm_error *error) {
+                          realm_error *error)
+{
     realm_status status = sampler_options_check(o, error);
     if (status != REALM_OK)
         return status;
@@ -181,7 +191,8 @@ realm_status sampler_open(sampler **out, int32_t n_vocab, const sampler_options 
     return REALM_OK;
 }
 
-void sampler_close(sampler *s) {
+void sampler_close(sampler *s)
+{
     if (!s)
         return;
     grammar_close(s->grammar);
@@ -196,7 +207,8 @@ void sampler_close(sampler *s) {
     free(s);
 }
 
-realm_status sampler_set(sampler *s, const sampler_options *o, realm_error *error) {
+realm_status sampler_set(sampler *s, const sampler_options *o, realm_error *error)
+{
     realm_status status = sampler_options_check(o, error);
     if (status == REALM_OK)
         status = set_history(s, o, error);
@@ -207,7 +219,8 @@ realm_status sampler_set(sampler *s, const sampler_options *o, realm_error *erro
     return REALM_OK;
 }
 
-realm_status sampler_clone(sampler **out, const sampler *s, realm_error *error) {
+realm_status sampler_clone(sampler **out, const sampler *s, realm_error *error)
+{
     sampler *copy = NULL;
     realm_status status = sampler_open(&copy, s->n_vocab, &s->options, error);
     if (status != REALM_OK)
@@ -231,7 +244,8 @@ realm_status sampler_clone(sampler **out, const sampler *s, realm_error *error) 
 }
 
 realm_status sampler_bias(sampler *s, const token_id *ids, const float *values, int32_t count,
-                          realm_error *error) {
+                          realm_error *error)
+{
     token_logit *bias = NULL;
     if (count < 0 || count > s->n_vocab)
         return realm_fail(error, REALM_INVALID, "%" PRId32 " biases for a vocabulary of %" PRId32,
@@ -251,42 +265,49 @@ realm_status sampler_bias(sampler *s, const token_id *ids, const float *values, 
     return REALM_OK;
 }
 
-void sampler_constrain(sampler *s, grammar *g) {
+void sampler_constrain(sampler *s, grammar *g)
+{
     grammar_close(s->grammar);
     s->grammar = g;
 }
 
-const grammar *sampler_grammar(const sampler *s) {
+const grammar *sampler_grammar(const sampler *s)
+{
     return s->grammar;
 }
 
-realm_status sampler_accept(sampler *s, token_id token, realm_error *error) {
+realm_status sampler_accept(sampler *s, token_id token, realm_error *error)
+{
     realm_status status = s->grammar ? grammar_accept(s->grammar, token, error) : REALM_OK;
     if (status == REALM_OK)
         remember(s, token);
     return status;
 }
 
-void sampler_see(sampler *s, const token_id *tokens, int32_t count) {
+void sampler_see(sampler *s, const token_id *tokens, int32_t count)
+{
     for (int32_t i = 0; i < count; i++)
         remember(s, tokens[i]);
 }
 
 /* ---- stages that change the row ---------------------------------------------------------------- */
 
-static realm_status reserve(void **scratch, size_t bytes, realm_error *error) {
+static realm_status reserve(void **scratch, size_t bytes, realm_error *error)
+{
     if (*scratch)
         return REALM_OK;
     *scratch = calloc(1, bytes);
     return *scratch ? REALM_OK : realm_fail_memory(error, bytes, "sampling");
 }
 
-static void apply_mask(float *row, const uint32_t *mask, int32_t n) {
+static void apply_mask(float *row, const uint32_t *mask, int32_t n)
+{
     for (int32_t i = 0; i < n; i++)
         row[i] = mask[i / 32] >> (i % 32) & 1 ? row[i] : -INFINITY;
 }
 
-static float penalize(const sampler_options *o, float logit, uint32_t count) {
+static float penalize(const sampler_options *o, float logit, uint32_t count)
+{
     if (logit > 0)
         logit /= o->repetition_penalty;
     else
@@ -295,7 +316,8 @@ static float penalize(const sampler_options *o, float logit, uint32_t count) {
 }
 
 /* Ids whose count fell to zero leave the list on the way. */
-static void apply_penalties(sampler *s, float *row) {
+static void apply_penalties(sampler *s, float *row)
+{
     for (int32_t i = 0; i < s->n_seen;) {
         token_id id = s->seen[i];
         uint32_t count = s->counts[id] & ~LISTED;
@@ -311,7 +333,8 @@ static void apply_penalties(sampler *s, float *row) {
 
 /* The row that is chosen from: logits themselves where nothing changes them. */
 static realm_status change_row(sampler *s, const float *logits, int masked, const float **row,
-                               realm_error *error) {
+                               realm_error *error)
+{
     size_t n = (size_t)s->n_vocab;
     int penalized = has_penalties(&s->options) && s->n_seen > 0;
     *row = logits;
@@ -347,32 +370,37 @@ typedef struct choice {
     int32_t count;     /* -1: dense */
 } choice;
 
-static double weight_of(const choice *c, float logit) {
+static double weight_of(const choice *c, float logit)
+{
     float shifted = logit - c->max, result;
     logits_exp(&shifted, 1, 1, 0, &result);
     return (double)result;
 }
 
-static void know_total(choice *c) {
+static void know_total(choice *c)
+{
     if (c->total == 0)
         c->total = logits_exp_sums(c->row, c->n, 1, -c->max, NULL);
 }
 
-static void collect_above(choice *c, float threshold) {
+static void collect_above(choice *c, float threshold)
+{
     c->count = 0;
     for (int32_t i = 0; i < c->n; i++)
         if (c->row[i] >= threshold && c->row[i] > -INFINITY)
             c->list[c->count++] = (token_logit){i, c->row[i]};
 }
 
-static double list_mass(const choice *c) {
+static double list_mass(const choice *c)
+{
     double sum = 0;
     for (int32_t i = 0; i < c->count; i++)
         sum += weight_of(c, c->list[i].value);
     return sum;
 }
 
-static int by_value(const void *a, const void *b) {
+static int by_value(const void *a, const void *b)
+{
     const token_logit *x = a, *y = b;
     if (x->value != y->value)
         return x->value > y->value ? -1 : 1;
@@ -380,7 +408,8 @@ static int by_value(const void *a, const void *b) {
 }
 
 /* Keeps the shortest beginning of the list whose mass reaches wanted; at least one. */
-static void cut_at_mass(choice *c, double wanted) {
+static void cut_at_mass(choice *c, double wanted)
+{
     double mass = 0;
     int32_t kept = 0;
     while (kept < c->count && (kept == 0 || mass < wanted))
@@ -388,14 +417,16 @@ static void cut_at_mass(choice *c, double wanted) {
     c->count = kept;
 }
 
-static void keep_top_k(choice *c, int32_t k) {
+static void keep_top_k(choice *c, int32_t k)
+{
     c->count = logits_top(c->row, c->n, k, c->list);
     while (c->list[c->count - 1].value == -INFINITY)
         c->count--;
 }
 
 /* Nucleus sampling, arXiv 1904.09751. */
-static void keep_top_p(choice *c, double p) {
+static void keep_top_p(choice *c, double p)
+{
     if (c->count < 0) {
         know_total(c);
         /* The nucleus lies above some threshold; most rows need only the first. */
@@ -412,7 +443,8 @@ static void keep_top_p(choice *c, double p) {
     cut_at_mass(c, p * list_mass(c));
 }
 
-static void keep_min_p(choice *c, float p) {
+static void keep_min_p(choice *c, float p)
+{
     float threshold = c->max + logf(p);
     int32_t kept = 0;
     if (c->count < 0) {
@@ -432,7 +464,8 @@ typedef struct typical_order {
     float centre; /* the logit whose surprise is the entropy: log(total) + max - H */
 } typical_order;
 
-static int by_distance(const void *a, const void *b, void *context) {
+static int by_distance(const void *a, const void *b, void *context)
+{
     const token_logit *x = a, *y = b;
     float centre = ((const typical_order *)context)->centre;
     float dx = fabsf(x->value - centre), dy = fabsf(y->value - centre);
@@ -442,7 +475,8 @@ static int by_distance(const void *a, const void *b, void *context) {
 }
 
 /* The mean logit under the distribution: log(total) + max - H is exactly that. */
-static float mean_logit(const choice *c, double total) {
+static float mean_logit(const choice *c, double total)
+{
     double sum = 0;
     float block[LOGITS_BLOCK];
     for (int32_t i = 0; c->count < 0 && i < c->n; i += LOGITS_BLOCK) {
@@ -457,21 +491,24 @@ static float mean_logit(const choice *c, double total) {
     return (float)(sum / total);
 }
 
-static void collect_near(choice *c, float centre, float distance) {
+static void collect_near(choice *c, float centre, float distance)
+{
     c->count = 0;
     for (int32_t i = 0; i < c->n; i++)
         if (fabsf(c->row[i] - centre) <= distance && c->row[i] > -INFINITY)
             c->list[c->count++] = (token_logit){i, c->row[i]};
 }
 
-static void find_max(choice *c) {
+static void find_max(choice *c)
+{
     c->max = -INFINITY;
     for (int32_t i = 0; i < c->count; i++)
         c->max = c->list[i].value > c->max ? c->list[i].value : c->max;
 }
 
 /* Locally typical sampling, arXiv 2202.00666: what is about as surprising as expected. */
-static void keep_typical(choice *c, double p) {
+static void keep_typical(choice *c, double p)
+{
     double total;
     typical_order order;
     if (c->count < 0) {
@@ -495,7 +532,8 @@ static void keep_typical(choice *c, double p) {
 /* ---- the choice -------------------------------------------------------------------------------- */
 
 /* Where the running sum passes u * total. The last one with any weight catches rounding. */
-static token_id draw_from_list(sampler *s, const choice *c) {
+static token_id draw_from_list(sampler *s, const choice *c)
+{
     float scale = 1 / s->options.temperature;
     double total = 0, sum = 0;
     token_id last = c->list[0].id;
@@ -518,7 +556,8 @@ static token_id draw_from_list(sampler *s, const choice *c) {
     return last;
 }
 
-static token_id draw_in_block(const choice *c, int32_t first, float scale, double wanted) {
+static token_id draw_in_block(const choice *c, int32_t first, float scale, double wanted)
+{
     float weights[LOGITS_BLOCK];
     int32_t count = c->n - first < LOGITS_BLOCK ? c->n - first : LOGITS_BLOCK, last = 0;
     double sum = 0;
@@ -534,7 +573,8 @@ static token_id draw_in_block(const choice *c, int32_t first, float scale, doubl
 }
 
 /* Two passes: sums of blocks, then the block in which the sum passes u * total. */
-static token_id draw_dense(sampler *s, const choice *c) {
+static token_id draw_dense(sampler *s, const choice *c)
+{
     float scale = 1 / s->options.temperature;
     double total = logits_exp_sums(c->row, c->n, scale, -c->max * scale, s->sums);
     double wanted = rng_double(&s->random) * total;
@@ -552,16 +592,19 @@ static token_id draw_dense(sampler *s, const choice *c) {
     return draw_in_block(c, last * LOGITS_BLOCK, scale, wanted - before);
 }
 
-static int is_top_k_on(const sampler *s) {
+static int is_top_k_on(const sampler *s)
+{
     return s->options.top_k > 0 && s->options.top_k < s->n_vocab;
 }
 
-static int is_truncating(const sampler *s) {
+static int is_truncating(const sampler *s)
+{
     const sampler_options *o = &s->options;
     return is_top_k_on(s) || o->typical_p < 1 || o->top_p < 1 || o->min_p > 0;
 }
 
-static void truncate_choice(const sampler *s, choice *c) {
+static void truncate_choice(const sampler *s, choice *c)
+{
     const sampler_options *o = &s->options;
     if (is_top_k_on(s))
         keep_top_k(c, o->top_k);
@@ -573,8 +616,8 @@ static void truncate_choice(const sampler *s, choice *c) {
         keep_min_p(c, o->min_p);
 }
 
-static realm_status draw(sampler *s, const float *row, float max, token_id *out,
-                         realm_error *error) {
+static realm_status draw(sampler *s, const float *row, float max, token_id *out, realm_error *error)
+{
     size_t n = (size_t)s->n_vocab;
     choice c = {.row = row, .n = s->n_vocab, .max = max, .count = -1};
     realm_status status;
@@ -591,7 +634,8 @@ static realm_status draw(sampler *s, const float *row, float max, token_id *out,
     return REALM_OK;
 }
 
-static realm_status choose_from(sampler *s, const float *row, token_id *out, realm_error *error) {
+static realm_status choose_from(sampler *s, const float *row, token_id *out, realm_error *error)
+{
     int has_nan = 0;
     float max = logits_max(row, s->n_vocab, &has_nan);
     if (has_nan || max == INFINITY)
@@ -609,13 +653,15 @@ static realm_status choose_from(sampler *s, const float *row, token_id *out, rea
  * free choice is tried first: keeping it if the grammar allows it (probability a), or else choosing
  * under the mask, gives an allowed token t the probability p(t) + (1 - a) p(t) / a = p(t) / a,
  * which is what choosing under the mask gives. With truncation it would not. */
-static int is_allowed(sampler *s, token_id token) {
+static int is_allowed(sampler *s, token_id token)
+{
     if (grammar_accept(s->grammar, token, NULL) != REALM_OK)
         return 0;
     return grammar_rollback(s->grammar, 1, NULL) == REALM_OK;
 }
 
-realm_status sampler_choose(sampler *s, const float *logits, token_id *out, realm_error *error) {
+realm_status sampler_choose(sampler *s, const float *logits, token_id *out, realm_error *error)
+{
     const float *row = NULL;
     int masked = s->grammar != NULL;
     int try_free = masked && (s->options.temperature == 0 || !is_truncating(s));

@@ -29,8 +29,8 @@ struct scheduler {
     sched_plan plan;    /* picks [max_items] */
 };
 
-realm_status scheduler_open(scheduler **out, int32_t n_pages, int32_t max_items,
-                            realm_error *error) {
+realm_status scheduler_open(scheduler **out, int32_t n_pages, int32_t max_items, realm_error *error)
+{
     size_t n = (size_t)max_items;
     size_t each = sizeof(sched_item *) + sizeof(lane) + sizeof(sched_pick);
     scheduler *s = calloc(1, sizeof *s);
@@ -55,7 +55,8 @@ realm_status scheduler_open(scheduler **out, int32_t n_pages, int32_t max_items,
     return REALM_OK;
 }
 
-void scheduler_close(scheduler *s) {
+void scheduler_close(scheduler *s)
+{
     if (!s)
         return;
     assert(!s->first);
@@ -68,7 +69,8 @@ void scheduler_close(scheduler *s) {
     free(s);
 }
 
-void scheduler_tenant_init(sched_tenant *t, uint32_t number) {
+void scheduler_tenant_init(sched_tenant *t, uint32_t number)
+{
     *t = (sched_tenant){.number = number};
     atomic_init(&t->weight, 1.0f);
     atomic_init(&t->max_pages, 0);
@@ -76,7 +78,8 @@ void scheduler_tenant_init(sched_tenant *t, uint32_t number) {
 
 /* ---- items ------------------------------------------------------------------------------------- */
 
-void scheduler_add(scheduler *s, sched_item *item, sched_tenant *tenant, int32_t class) {
+void scheduler_add(scheduler *s, sched_item *item, sched_tenant *tenant, int32_t class)
+{
     assert(s->n_items < s->max_items);
     item->tenant = tenant;
     item->class = class;
@@ -90,7 +93,8 @@ void scheduler_add(scheduler *s, sched_item *item, sched_tenant *tenant, int32_t
     s->n_items++;
 }
 
-void scheduler_remove(scheduler *s, sched_item *item) {
+void scheduler_remove(scheduler *s, sched_item *item)
+{
     if (item->active)
         scheduler_rest(s, item);
     kv_table_release(s->pool, &item->table);
@@ -99,12 +103,14 @@ void scheduler_remove(scheduler *s, sched_item *item) {
     s->n_items--;
 }
 
-static int32_t least(int32_t a, int32_t b) {
+static int32_t least(int32_t a, int32_t b)
+{
     return a < b ? a : b;
 }
 
 /* Forgets what lies behind n_tokens computed rows. */
-static void cut(scheduler *s, sched_item *item, int32_t n_tokens) {
+static void cut(scheduler *s, sched_item *item, int32_t n_tokens)
+{
     item->computed = least(item->computed, n_tokens);
     item->published = least(item->published, item->computed / KV_PAGE_TOKENS);
     item->paid = least(item->paid, n_tokens);
@@ -114,11 +120,13 @@ static void cut(scheduler *s, sched_item *item, int32_t n_tokens) {
     kv_table_trim(s->pool, &item->table, item->computed);
 }
 
-void scheduler_truncate(scheduler *s, sched_item *item, int32_t n_tokens) {
+void scheduler_truncate(scheduler *s, sched_item *item, int32_t n_tokens)
+{
     cut(s, item, n_tokens);
 }
 
-void scheduler_fork(scheduler *s, sched_item *item, const sched_item *parent, int32_t n_tokens) {
+void scheduler_fork(scheduler *s, sched_item *item, const sched_item *parent, int32_t n_tokens)
+{
     assert(!item->active && item->tenant == parent->tenant);
     int32_t computed = least(n_tokens, parent->computed);
     kv_table_share(s->pool, &item->table, &parent->table, &item->tenant->account, computed);
@@ -131,17 +139,20 @@ void scheduler_fork(scheduler *s, sched_item *item, const sched_item *parent, in
 
 /* ---- tenants come and go ----------------------------------------------------------------------- */
 
-static double weight_of(const sched_tenant *t) {
+static double weight_of(const sched_tenant *t)
+{
     return (double)atomic_load_explicit(&t->weight, memory_order_relaxed);
 }
 
-static void charge(sched_tenant *t, double cost) {
+static void charge(sched_tenant *t, double cost)
+{
     t->counter += cost / weight_of(t);
 }
 
 /* Algorithm 2 of the paper, lines 7 to 13: who comes back starts level with the least served of
  * those who stayed, or with who left last where nobody did. */
-static void enter(scheduler *s, sched_tenant *t) {
+static void enter(scheduler *s, sched_tenant *t)
+{
     double level = s->left_counter;
     if (s->present) {
         level = INFINITY;
@@ -154,7 +165,8 @@ static void enter(scheduler *s, sched_tenant *t) {
     s->present = t;
 }
 
-static void let_leave(scheduler *s) {
+static void let_leave(scheduler *s)
+{
     sched_tenant **link = &s->present;
     while (*link) {
         sched_tenant *t = *link;
@@ -168,7 +180,8 @@ static void let_leave(scheduler *s) {
     }
 }
 
-void scheduler_activate(scheduler *s, sched_item *item) {
+void scheduler_activate(scheduler *s, sched_item *item)
+{
     assert(!item->active && item->computed < item->length);
     if (item->reserved)
         cut(s, item, item->computed);
@@ -180,7 +193,8 @@ void scheduler_activate(scheduler *s, sched_item *item) {
     item->tenant->n_active++;
 }
 
-void scheduler_rest(scheduler *s, sched_item *item) {
+void scheduler_rest(scheduler *s, sched_item *item)
+{
     assert(item->active && item->tenant->n_active > 0);
     item->active = 0;
     if (item->planned) { /* its work ended between plan and step */
@@ -194,27 +208,31 @@ void scheduler_rest(scheduler *s, sched_item *item) {
 
 /* ---- pages ------------------------------------------------------------------------------------- */
 
-int32_t scheduler_page_limit(const scheduler *s, const sched_tenant *t) {
+int32_t scheduler_page_limit(const scheduler *s, const sched_tenant *t)
+{
     int32_t own = atomic_load_explicit(&t->max_pages, memory_order_relaxed);
     int32_t all = kv_pool_count(s->pool);
     return own > 0 && own < all ? own : all;
 }
 
-static int can_give(const sched_item *item) {
-    return item->table.count > 0 && !item->planned && !item->reserved &&
-           item->first_unknown == INT32_MAX;
+static int can_give(const sched_item *item)
+{
+    return item->table.count > 0 && !item->reserved && item->first_unknown == INT32_MAX;
 }
 
-static int is_worse(const sched_item *a, const sched_item *b) {
+static int is_worse(const sched_item *a, const sched_item *b)
+{
     return a->class != b->class ? a->class < b->class : a->order > b->order;
 }
 
-static int has_rested(const scheduler *s, const sched_item *item) {
+static int has_rested(const scheduler *s, const sched_item *item)
+{
     return !item->active && s->round - item->rested_round >= SCHED_GRACE_ROUNDS;
 }
 
 /* Whose pages go next so that asker gets some; NULL: nobody's. */
-static sched_item *find_victim(const scheduler *s, const sched_item *asker, int same_tenant) {
+static sched_item *find_victim(const scheduler *s, const sched_item *asker, int same_tenant)
+{
     sched_item *rested = NULL, *worst = NULL;
     for (sched_item *it = s->first; it; it = it->next) {
         if (it == asker || !can_give(it) || (same_tenant && it->tenant != asker->tenant))
@@ -227,15 +245,40 @@ static sched_item *find_victim(const scheduler *s, const sched_item *asker, int 
     return rested ? rested : worst;
 }
 
-static void preempt(scheduler *s, sched_item *item) {
+static int is_decoding(const sched_item *item)
+{
+    return item->length - item->computed == 1;
+}
+
+/* Decoding items are planned first, so a better item that waits with a prompt may take back what
+ * this very round gave them. Copies that were noted for them hurt nobody: they are made in order,
+ * and before any row is written. */
+static void unplan(scheduler *s, sched_item *item)
+{
+    sched_plan *plan = &s->plan;
+    int32_t i = 0;
+    while (plan->picks[i].item != item)
+        i++;
+    plan->picks[i] = plan->picks[--plan->n_picks];
+    plan->n_rows -= item->planned;
+    plan->n_prompt_rows -= is_decoding(item) ? 0 : item->planned;
+    plan->n_outputs -= !item->no_logits && item->computed + item->planned == item->length;
+    item->planned = 0;
+}
+
+static void preempt(scheduler *s, sched_item *item)
+{
     int32_t paid = item->paid;
+    if (item->planned)
+        unplan(s, item);
     cut(s, item, 0);
     item->paid = paid;
     s->preemptions++;
 }
 
 /* Sees to it that asker can take so many pages; 0 if that cannot be had now. */
-static int make_room(scheduler *s, const sched_item *asker, int32_t count) {
+static int make_room(scheduler *s, const sched_item *asker, int32_t count)
+{
     int32_t limit = scheduler_page_limit(s, asker->tenant);
     for (;;) {
         int of_tenant = asker->tenant->account.n_pages + count > limit;
@@ -248,14 +291,16 @@ static int make_room(scheduler *s, const sched_item *asker, int32_t count) {
     }
 }
 
-static int32_t count_running(const scheduler *s) {
+static int32_t count_running(const scheduler *s)
+{
     int32_t count = 0;
     for (const sched_item *it = s->first; it; it = it->next)
         count += it->active && it->table.count > 0;
     return count;
 }
 
-static void take_known_prefix(scheduler *s, sched_item *item) {
+static void take_known_prefix(scheduler *s, sched_item *item)
+{
     kv_root root = {item->tenant->number, item->adapter};
     /* The last row is always computed: its logits are what the work is for. */
     int32_t known = kv_prefix_match(s->prefix, &root, item->tokens, item->length - 1, &item->table,
@@ -268,7 +313,8 @@ static void take_known_prefix(scheduler *s, sched_item *item) {
 
 /* An item without pages starts only if all of its prompt has room and each running item a page
  * more: otherwise it would be among the first to lose what it had just computed. */
-static int can_start(scheduler *s, sched_item *item) {
+static int can_start(scheduler *s, sched_item *item)
+{
     int32_t running = count_running(s);
     if (!item->uncached)
         take_known_prefix(s, item);
@@ -284,17 +330,20 @@ static int can_start(scheduler *s, sched_item *item) {
 
 /* ---- a round ----------------------------------------------------------------------------------- */
 
-static int by_lane(const sched_item *x, const sched_item *y) {
+static int by_lane(const sched_item *x, const sched_item *y)
+{
     if (x->tenant != y->tenant)
         return x->tenant->number < y->tenant->number ? -1 : 1;
     return x->class != y->class ? (x->class > y->class ? -1 : 1) : 0;
 }
 
-static int by_order(const sched_item *x, const sched_item *y) {
+static int by_order(const sched_item *x, const sched_item *y)
+{
     return (x->order > y->order) - (x->order < y->order);
 }
 
-static int compare_decoding(const void *a, const void *b) {
+static int compare_decoding(const void *a, const void *b)
+{
     const sched_item *x = *(sched_item *const *)a, *y = *(sched_item *const *)b;
     int result = by_lane(x, y);
     if (result == 0)
@@ -302,18 +351,16 @@ static int compare_decoding(const void *a, const void *b) {
     return result ? result : by_order(x, y);
 }
 
-static int compare_prompts(const void *a, const void *b) {
+static int compare_prompts(const void *a, const void *b)
+{
     const sched_item *x = *(sched_item *const *)a, *y = *(sched_item *const *)b;
     int result = by_lane(x, y);
     return result ? result : by_order(x, y);
 }
 
-static int is_decoding(const sched_item *item) {
-    return item->length - item->computed == 1;
-}
-
 /* Sorts this round's candidates into lanes; returns how many lanes. */
-static int32_t make_lanes(scheduler *s, int decoding) {
+static int32_t make_lanes(scheduler *s, int decoding)
+{
     int32_t count = 0, n_lanes = 0;
     for (sched_item *it = s->first; it; it = it->next)
         if (it->active && !it->planned && is_decoding(it) == decoding)
@@ -328,7 +375,8 @@ static int32_t make_lanes(scheduler *s, int decoding) {
     return n_lanes;
 }
 
-static lane *least_served(scheduler *s, int32_t n_lanes) {
+static lane *least_served(scheduler *s, int32_t n_lanes)
+{
     lane *best = NULL;
     for (lane *it = s->lanes; it < s->lanes + n_lanes; it++)
         if (it->next < it->end && (!best || it->tenant->counter < best->tenant->counter))
@@ -336,12 +384,14 @@ static lane *least_served(scheduler *s, int32_t n_lanes) {
     return best;
 }
 
-static int wants_output(const sched_item *item, int32_t n_rows) {
+static int wants_output(const sched_item *item, int32_t n_rows)
+{
     return !item->no_logits && item->computed + item->planned + n_rows == item->length;
 }
 
 /* Adds rows of item to the plan; 0 if pages for them cannot be had now. */
-static int pick(scheduler *s, sched_item *item, int32_t n_rows, double cost) {
+static int pick(scheduler *s, sched_item *item, int32_t n_rows, double cost)
+{
     sched_plan *plan = &s->plan;
     int32_t first = item->computed + item->planned;
     if (!make_room(s, item, kv_table_needs(s->pool, &item->table, first, n_rows)))
@@ -367,7 +417,8 @@ static int pick(scheduler *s, sched_item *item, int32_t n_rows, double cost) {
     return 1;
 }
 
-static void plan_decoding(scheduler *s, const sched_limits *limits) {
+static void plan_decoding(scheduler *s, const sched_limits *limits)
+{
     int32_t n_lanes = make_lanes(s, 1);
     while (s->plan.n_rows < limits->rows) {
         lane *next = least_served(s, n_lanes);
@@ -382,7 +433,8 @@ static void plan_decoding(scheduler *s, const sched_limits *limits) {
 }
 
 /* The next slice of a prompt: at most room rows; the last row waits where no output is left. */
-static int32_t slice_of(const scheduler *s, const sched_item *item, int32_t room, int32_t outputs) {
+static int32_t slice_of(const scheduler *s, const sched_item *item, int32_t room, int32_t outputs)
+{
     int32_t left = item->length - item->computed - item->planned;
     int32_t n_rows = least(least(left, room), SCHED_SLICE_ROWS);
     if (n_rows > 0 && wants_output(item, n_rows) && s->plan.n_outputs == outputs)
@@ -390,7 +442,8 @@ static int32_t slice_of(const scheduler *s, const sched_item *item, int32_t room
     return n_rows;
 }
 
-static void plan_prompts(scheduler *s, const sched_limits *limits) {
+static void plan_prompts(scheduler *s, const sched_limits *limits)
+{
     int32_t n_lanes = make_lanes(s, 0);
     int32_t room = limits->rows - s->plan.n_rows;
     if (s->plan.n_rows > 0)
@@ -411,7 +464,8 @@ static void plan_prompts(scheduler *s, const sched_limits *limits) {
     }
 }
 
-const sched_plan *scheduler_plan(scheduler *s, const sched_limits *limits) {
+const sched_plan *scheduler_plan(scheduler *s, const sched_limits *limits)
+{
     sched_plan *plan = &s->plan;
     s->round++;
     let_leave(s);
@@ -425,7 +479,8 @@ const sched_plan *scheduler_plan(scheduler *s, const sched_limits *limits) {
     return plan;
 }
 
-static void publish(scheduler *s, sched_item *item) {
+static void publish(scheduler *s, sched_item *item)
+{
     int32_t known = least(item->computed, item->first_unknown);
     kv_root root = {item->tenant->number, item->adapter};
     for (; (item->published + 1) * KV_PAGE_TOKENS <= known; item->published++)
@@ -433,7 +488,8 @@ static void publish(scheduler *s, sched_item *item) {
                           &item->tenant->account);
 }
 
-void scheduler_advance(scheduler *s, const sched_pick *done) {
+void scheduler_advance(scheduler *s, const sched_pick *done)
+{
     sched_item *item = done->item;
     item->computed += done->n_rows;
     item->planned = 0;
@@ -444,7 +500,8 @@ void scheduler_advance(scheduler *s, const sched_pick *done) {
 /* ---- rows that guests write -------------------------------------------------------------------- */
 
 realm_status scheduler_reserve(scheduler *s, sched_item *item, int32_t first, int32_t count,
-                               kv_copies *copies, realm_error *error) {
+                               kv_copies *copies, realm_error *error)
+{
     assert(!item->active && first == item->computed);
     int32_t needs = kv_table_needs(s->pool, &item->table, first, count);
     item->reserved = 1;
@@ -457,7 +514,8 @@ realm_status scheduler_reserve(scheduler *s, sched_item *item, int32_t first, in
                             error);
 }
 
-void scheduler_written(scheduler *s, sched_item *item, int32_t n_tokens) {
+void scheduler_written(scheduler *s, sched_item *item, int32_t n_tokens)
+{
     assert(item->reserved && kv_pages_for(n_tokens) <= item->table.count);
     charge(item->tenant, COST_INPUT * (n_tokens - item->computed));
     item->first_unknown = least(item->first_unknown, item->computed);
@@ -467,22 +525,26 @@ void scheduler_written(scheduler *s, sched_item *item, int32_t n_tokens) {
     kv_table_trim(s->pool, &item->table, n_tokens);
 }
 
-void scheduler_forget_adapter(scheduler *s, const void *adapter) {
+void scheduler_forget_adapter(scheduler *s, const void *adapter)
+{
     kv_prefix_forget_adapter(s->prefix, adapter);
 }
 
-int32_t scheduler_pages_held(const scheduler *s) {
+int32_t scheduler_pages_held(const scheduler *s)
+{
     return kv_pool_held(s->pool);
 }
 
-uint64_t scheduler_preemptions(const scheduler *s) {
+uint64_t scheduler_preemptions(const scheduler *s)
+{
     return s->preemptions;
 }
 
 /* ---- invariants -------------------------------------------------------------------------------- */
 
 #ifndef NDEBUG
-static void assert_item(const scheduler *s, const sched_item *it) {
+static void assert_item(const scheduler *s, const sched_item *it)
+{
     assert(it->computed >= 0);
     assert(!it->active || it->computed < it->length); /* S1 */
     int32_t covered = kv_pages_for(it->computed + it->planned);
@@ -494,7 +556,8 @@ static void assert_item(const scheduler *s, const sched_item *it) {
 }
 
 /* S4 to S6: every page of every table, counted once for its tenant. */
-static void assert_tenants(const scheduler *s) {
+static void assert_tenants(const scheduler *s)
+{
     size_t n_pages = (size_t)kv_pool_count(s->pool);
     int32_t *references = calloc(n_pages, sizeof *references);
     const sched_tenant **owner = calloc(n_pages, sizeof *owner);
@@ -520,7 +583,8 @@ static void assert_tenants(const scheduler *s) {
     free(owner);
 }
 
-void scheduler_assert(const scheduler *s) {
+void scheduler_assert(const scheduler *s)
+{
     for (const sched_item *it = s->first; it; it = it->next)
         assert_item(s, it);
     assert_tenants(s);
@@ -528,7 +592,8 @@ void scheduler_assert(const scheduler *s) {
     kv_prefix_assert(s->prefix);
 }
 #else
-void scheduler_assert(const scheduler *s) {
+void scheduler_assert(const scheduler *s)
+{
     (void)s;
 }
 #endif

@@ -8,7 +8,8 @@
 #include "engine/engine_internal.h"
 
 /* Counts the session in, or says which limit is reached. */
-static realm_status register_session(engine *e, session *s, uint32_t tenant, realm_error *error) {
+static realm_status register_session(engine *e, session *s, uint32_t tenant, realm_error *error)
+{
     realm_status status = REALM_OK;
     pthread_mutex_lock(&e->registry);
     tenant_entry *t = engine_tenant_entry(e, tenant);
@@ -34,7 +35,8 @@ static realm_status register_session(engine *e, session *s, uint32_t tenant, rea
     return status;
 }
 
-static void uncount(engine *e, tenant_entry *t) {
+static void uncount(engine *e, tenant_entry *t)
+{
     pthread_mutex_lock(&e->registry);
     t->n_sessions--;
     atomic_fetch_sub_explicit(&e->n_sessions, 1, memory_order_relaxed);
@@ -42,7 +44,8 @@ static void uncount(engine *e, tenant_entry *t) {
 }
 
 static realm_status new_session(session **out, engine *e, uint32_t tenant, priority class,
-                                int32_t n_context, realm_error *error) {
+                                int32_t n_context, realm_error *error)
+{
     session *s = calloc(1, sizeof *s);
     if (!s)
         return realm_fail_memory(error, sizeof *s, "a session");
@@ -58,14 +61,16 @@ static realm_status new_session(session **out, engine *e, uint32_t tenant, prior
     return status;
 }
 
-static int32_t context_of(const engine *e, int32_t wanted) {
+static int32_t context_of(const engine *e, int32_t wanted)
+{
     int64_t room = (int64_t)e->n_pages * KV_PAGE_TOKENS;
     int32_t most = room < e->device.n_context ? (int32_t)room : e->device.n_context;
     return wanted > 0 && wanted < most ? wanted : most;
 }
 
 realm_status session_open(session **out, engine *e, const session_options *options,
-                          realm_error *error) {
+                          realm_error *error)
+{
     sampler *choice = NULL;
     if (options->priority < PRIORITY_BATCH || options->priority > PRIORITY_HIGH)
         return realm_fail(error, REALM_INVALID, "priority is %d", (int)options->priority);
@@ -82,13 +87,15 @@ realm_status session_open(session **out, engine *e, const session_options *optio
     return status;
 }
 
-static void discard(session *s) {
+static void discard(session *s)
+{
     uncount(s->engine, s->tenant);
     engine_unlink(s->engine, s);
     session_free(s);
 }
 
-static realm_status copy_logits(session *s, const session *from, realm_error *error) {
+static realm_status copy_logits(session *s, const session *from, realm_error *error)
+{
     size_t bytes = (size_t)from->engine->device.n_vocab * sizeof(float);
     if (!from->has_logits)
         return REALM_OK;
@@ -100,7 +107,8 @@ static realm_status copy_logits(session *s, const session *from, realm_error *er
     return REALM_OK;
 }
 
-realm_status session_fork(session **out, session *parent, realm_error *error) {
+realm_status session_fork(session **out, session *parent, realm_error *error)
+{
     engine *e = parent->engine;
     session *s = NULL;
     if (atomic_load_explicit(&parent->state, memory_order_acquire) != SESSION_IDLE)
@@ -130,7 +138,8 @@ realm_status session_fork(session **out, session *parent, realm_error *error) {
     return REALM_OK;
 }
 
-void session_close(session *s) {
+void session_close(session *s)
+{
     engine *e = s->engine;
     tenant_entry *t = s->tenant;
     session_cancel(s);
@@ -141,7 +150,8 @@ void session_close(session *s) {
     uncount(e, t);
 }
 
-realm_status session_truncate(session *s, int32_t length, realm_error *error) {
+realm_status session_truncate(session *s, int32_t length, realm_error *error)
+{
     if (atomic_load_explicit(&s->state, memory_order_acquire) != SESSION_IDLE)
         return realm_fail(error, REALM_BUSY, "a session with work in flight cannot be truncated");
     if (length < 0 || length > s->length)
@@ -159,40 +169,48 @@ realm_status session_truncate(session *s, int32_t length, realm_error *error) {
     return REALM_OK;
 }
 
-int32_t session_length(const session *s) {
+int32_t session_length(const session *s)
+{
     return s->length;
 }
 
-const token_id *session_tokens(const session *s) {
+const token_id *session_tokens(const session *s)
+{
     return s->tokens;
 }
 
-engine *session_engine(const session *s) {
+engine *session_engine(const session *s)
+{
     return s->engine;
 }
 
-sampler *session_sampler(session *s) {
+sampler *session_sampler(session *s)
+{
     return s->sampler;
 }
 
-const float *session_logits(const session *s) {
+const float *session_logits(const session *s)
+{
     return s->has_logits ? s->logits : NULL;
 }
 
-realm_status session_adapter(session *s, adapter *a, realm_error *error) {
+realm_status session_adapter(session *s, adapter *a, realm_error *error)
+{
     if (atomic_load_explicit(&s->state, memory_order_acquire) != SESSION_IDLE || s->length > 0)
         return realm_fail(error, REALM_BUSY, "an adapter is chosen before the first token");
     s->adapter = a;
     return REALM_OK;
 }
 
-void session_cancel(session *s) {
+void session_cancel(session *s)
+{
     int expected = SESSION_BUSY;
     atomic_compare_exchange_strong_explicit(&s->state, &expected, SESSION_CANCELLED,
                                             memory_order_relaxed, memory_order_relaxed);
 }
 
-realm_status session_reserve(session *s, int32_t count, realm_error *error) {
+realm_status session_reserve(session *s, int32_t count, realm_error *error)
+{
     int32_t capacity = s->capacity ? s->capacity : 64;
     if (count <= s->capacity)
         return REALM_OK;
@@ -207,14 +225,16 @@ realm_status session_reserve(session *s, int32_t count, realm_error *error) {
     return REALM_OK;
 }
 
-void session_append(session *s, const token_id *tokens, int32_t count) {
+void session_append(session *s, const token_id *tokens, int32_t count)
+{
     assert(s->length + count <= s->capacity);
     memcpy(s->tokens + s->length, tokens, (size_t)count * sizeof *tokens);
     s->length += count;
     s->has_logits = 0;
 }
 
-void session_free(session *s) {
+void session_free(session *s)
+{
     sampler_close(s->sampler);
     generate_release(&s->generate);
     free(s->item.table.pages);

@@ -5,7 +5,8 @@
 #include <string.h>
 
 /* Bytes at the end of text that a stop string could still begin with. */
-static size_t open_end(const char *stop, const char *text, size_t size) {
+static size_t open_end(const char *stop, const char *text, size_t size)
+{
     size_t stop_size = strlen(stop);
     size_t length = size < stop_size - 1 ? size : stop_size - 1;
     while (length > 0 && memcmp(text + size - length, stop, length) != 0)
@@ -13,7 +14,8 @@ static size_t open_end(const char *stop, const char *text, size_t size) {
     return length;
 }
 
-stops_result stops_scan(const char *const *stops, int32_t n_stops, const char *text, size_t size) {
+stops_result stops_scan(const char *const *stops, int32_t n_stops, const char *text, size_t size)
+{
     stops_result result = {.emit = size};
     size_t held = 0;
     for (int32_t i = 0; i < n_stops; i++) {

@@ -3,7 +3,8 @@
 #include "engine/embed.h"
 #include "engine/engine_internal.h"
 
-realm_status work_check_tokens(const engine *e, const session *s, work *w) {
+realm_status work_check_tokens(const engine *e, const session *s, work *w)
+{
     if (w->n_tokens < 0 || (w->n_tokens > 0 && !w->tokens))
         return realm_fail(&w->error, REALM_INVALID, "%" PRId32 " tokens", w->n_tokens);
     if (w->n_tokens > s->n_context - s->length)
@@ -19,7 +20,8 @@ realm_status work_check_tokens(const engine *e, const session *s, work *w) {
     return REALM_OK;
 }
 
-realm_status work_append(engine *e, session *s, work *w, const token_id *tokens, int32_t count) {
+realm_status work_append(engine *e, session *s, work *w, const token_id *tokens, int32_t count)
+{
     int32_t limit = scheduler_page_limit(e->scheduler, s->item.tenant);
     if (kv_pages_for(s->length + count) > limit)
         return realm_fail(&w->error, REALM_QUOTA,
@@ -33,13 +35,15 @@ realm_status work_append(engine *e, session *s, work *w, const token_id *tokens,
 
 /* ---- feed -------------------------------------------------------------------------------------- */
 
-static realm_status feed_begin(engine *e, session *s, work *w) {
+static realm_status feed_begin(engine *e, session *s, work *w)
+{
     realm_status status = work_check_tokens(e, s, w);
     return status == REALM_OK && w->n_tokens > 0 ? work_append(e, s, w, w->tokens, w->n_tokens)
                                                  : status;
 }
 
-static realm_status feed_next(engine *e, session *s, work *w, int *finished) {
+static realm_status feed_next(engine *e, session *s, work *w, int *finished)
+{
     (void)e;
     sampler_see(s->sampler, w->tokens, w->n_tokens);
     w->n_cached = s->item.spared < w->n_tokens ? s->item.spared : w->n_tokens;
@@ -51,7 +55,8 @@ static realm_status feed_next(engine *e, session *s, work *w, int *finished) {
 
 enum { STEP_SAMPLE, STEP_COMPUTED };
 
-static realm_status step_append(engine *e, session *s, work *w) {
+static realm_status step_append(engine *e, session *s, work *w)
+{
     work one = {.tokens = &w->token, .n_tokens = 1};
     realm_status status = work_check_tokens(e, s, &one);
     if (status == REALM_OK)
@@ -64,12 +69,14 @@ static realm_status step_append(engine *e, session *s, work *w) {
     return sampler_accept(s->sampler, w->token, &w->error);
 }
 
-static realm_status step_begin(engine *e, session *s, work *w) {
+static realm_status step_begin(engine *e, session *s, work *w)
+{
     w->progress = STEP_SAMPLE;
     return w->token == -1 ? REALM_OK : step_append(e, s, w);
 }
 
-static realm_status step_next(engine *e, session *s, work *w, int *finished) {
+static realm_status step_next(engine *e, session *s, work *w, int *finished)
+{
     *finished = w->progress == STEP_COMPUTED;
     if (*finished)
         return REALM_OK;
@@ -79,7 +86,8 @@ static realm_status step_next(engine *e, session *s, work *w, int *finished) {
 
 /* ---- generate ---------------------------------------------------------------------------------- */
 
-static realm_status begin_generate(engine *e, session *s, work *w) {
+static realm_status begin_generate(engine *e, session *s, work *w)
+{
     realm_status status = generate_check(&w->generate, &w->error);
     if (status != REALM_OK)
         return status;
@@ -90,7 +98,8 @@ static realm_status begin_generate(engine *e, session *s, work *w) {
     return REALM_OK;
 }
 
-static realm_status next_of_generate(engine *e, session *s, work *w, int *finished) {
+static realm_status next_of_generate(engine *e, session *s, work *w, int *finished)
+{
     int32_t limit = scheduler_page_limit(e->scheduler, s->item.tenant);
     if (!s->generate.wake_due && kv_pages_for(s->length + 1) > limit)
         return realm_fail(&w->error, REALM_QUOTA, "the tenant's %" PRId32 " pages are full", limit);
@@ -99,26 +108,30 @@ static realm_status next_of_generate(engine *e, session *s, work *w, int *finish
 
 /* ---- embed ------------------------------------------------------------------------------------- */
 
-static realm_status begin_embed(engine *e, session *s, work *w) {
+static realm_status begin_embed(engine *e, session *s, work *w)
+{
     realm_status status = work_check_tokens(e, s, w);
     return status == REALM_OK ? embed_begin(e, s, w) : status;
 }
 
 /* ---- compute ----------------------------------------------------------------------------------- */
 
-static realm_status begin_compute(engine *e, session *s, work *w) {
+static realm_status begin_compute(engine *e, session *s, work *w)
+{
     (void)e, (void)s, (void)w;
     return REALM_OK;
 }
 
-static realm_status next_of_compute(engine *e, session *s, work *w, int *finished) {
+static realm_status next_of_compute(engine *e, session *s, work *w, int *finished)
+{
     if (s->item.active) /* earlier tokens had to be computed first */
         scheduler_rest(e->scheduler, &s->item);
     *finished = 1;
     return compute_run(e, s, w);
 }
 
-const work_table *work_table_of(work_kind kind) {
+const work_table *work_table_of(work_kind kind)
+{
     static const work_table tables[] = {
         [WORK_FEED] = {feed_begin, feed_next, 1},
         [WORK_STEP] = {step_begin, step_next, 1},

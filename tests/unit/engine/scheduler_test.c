@@ -1,0 +1,440 @@
+/* tests/unit/engine/scheduler_test.c: the scheduler without engine or model. Random events (open,
+ * feed, step, fork, truncate, write, cancel, close) drive it; after each its invariants are checked
+ * and what each page holds is compared with what its sequence needs. REALM_SIMULATION_EVENTS sets how
+ * many events; a million are meant for once in a while. */
+#include "unit/unit.h"
+
+#include <math.h>
+
+#include "base/rng.h"
+#include "engine/scheduler.h"
+
+#define N_ITEMS   40
+#define N_TENANTS 4
+#define N_PAGES   64
+#define N_CONTEXT 600
+
+typedef struct simulated {
+    sched_item item;
+    token_id tokens[N_CONTEXT];
+    int32_t length;
+    int open;
+    int32_t answer_left; /* tokens to decode after the prompt */
+} simulated;
+
+/* What stands in a slot: enough to tell any mix-up of sequences. */
+typedef struct content {
+    uint64_t history; /* hash of the tokens up to here */
+    uint32_t tenant;
+} content;
+
+typedef struct world {
+    scheduler *s;
+    sched_tenant tenants[N_TENANTS];
+    simulated items[N_ITEMS];
+    content (*slots)[KV_PAGE_TOKENS]; /* of each page */
+    rng random;
+    uint64_t rows, rounds, idle_rounds, spared;
+} world;
+
+static uint64_t below(world *w, uint64_t bound)
+{
+    return rng_next(&w->random) % bound;
+}
+
+static uint64_t history_of(const simulated *it, int32_t position)
+{
+    uint64_t hash = 1469598103934665603u;
+    for (int32_t i = 0; i <= position; i++)
+        hash = (hash ^ (uint64_t)(uint32_t)it->tokens[i]) * 1099511628211u;
+    return hash;
+}
+
+static content *slot_of(world *w, const simulated *it, int32_t position)
+{
+    int32_t page = it->item.table.pages[position / KV_PAGE_TOKENS];
+    return &w->slots[page][position % KV_PAGE_TOKENS];
+}
+
+static void write_rows(world *w, const simulated *it, int32_t first, int32_t count)
+{
+    for (int32_t i = first; i < first + count; i++)
+        *slot_of(w, it, i) = (content){history_of(it, i), it->item.tenant->number};
+}
+
+static void copy_pages(world *w, const kv_copies *copies)
+{
+    for (int32_t i = 0; i < copies->count; i++)
+        memcpy(w->slots[copies->items[i].to], w->slots[copies->items[i].from], sizeof *w->slots);
+}
+
+/* Every computed row of every sequence still stands where its table says. */
+static void check_contents(world *w)
+{
+    for (simulated *it = w->items; it < w->items + N_ITEMS; it++) {
+        uint64_t hash = 1469598103934665603u;
+        for (int32_t i = 0; it->open && i < it->item.computed; i++) {
+            hash = (hash ^ (uint64_t)(uint32_t)it->tokens[i]) * 1099511628211u;
+            assert_int_equal(slot_of(w, it, i)->history, hash);
+            assert_int_equal(slot_of(w, it, i)->tenant, it->item.tenant->number);
+        }
+    }
+}
+
+static void activate(world *w, simulated *it)
+{
+    it->item.tokens = it->tokens;
+    it->item.length = it->length;
+    if (!it->item.active)
+        scheduler_activate(w->s, &it->item);
+}
+
+static void append(world *w, simulated *it, int32_t count)
+{
+    for (int32_t i = 0; i < count; i++) /* few different prompts, so that prefixes meet */
+        it->tokens[it->length + i] = (token_id)(below(w, 50) == 0 ? below(w, 1000) : (uint64_t)i);
+    it->length += count;
+}
+
+static void open_item(world *w, simulated *it)
+{
+    memset(it, 0, sizeof *it);
+    it->open = 1;
+    scheduler_add(w->s, &it->item, &w->tenants[below(w, N_TENANTS)], (int32_t)below(w, 3));
+}
+
+static void fork_item(world *w, simulated *parent)
+{
+    for (simulated *it = w->items; it < w->items + N_ITEMS; it++)
+        if (!it->open) {
+            realm_error error;
+            memset(it, 0, sizeof *it);
+            it->open = 1;
+            memcpy(it->tokens, parent->tokens, sizeof it->tokens);
+            it->length = parent->length;
+            assert_status(kv_table_reserve(&it->item.table, it->length, &error), REALM_OK, error);
+            scheduler_add(w->s, &it->item, parent->item.tenant, parent->item.class);
+            scheduler_fork(w->s, &it->item, &parent->item, it->length);
+            return;
+        }
+}
+
+/* A guest writes rows itself, sometimes without coming to an end. */
+static void write_as_guest(world *w, simulated *it)
+{
+    kv_copies copies = {0};
+    int32_t count = 1 + (int32_t)below(w, 20), first = it->item.computed;
+    if (it->length + count <= N_CONTEXT && first == it->length) {
+        scheduler_truncate(w->s, &it->item, first);
+        realm_status status = scheduler_reserve(w->s, &it->item, first, count, &copies, NULL);
+        assert_true(status == REALM_OK || status == REALM_QUOTA);
+        copy_pages(w, &copies);
+        if (status == REALM_OK && below(w, 4)) {
+            for (int32_t i = 0; i < count; i++)
+                it->tokens[it->length++] = -1;
+            write_rows(w, it, first, count);
+            scheduler_written(w->s, &it->item, it->length);
+        }
+    }
+    free(copies.items);
+}
+
+static void change_resting(world *w, simulated *it)
+{
+    int32_t room = N_CONTEXT - it->length;
+    switch (below(w, 8)) {
+    case 0: fork_item(w, it); break;
+    case 1:
+        it->length = (int32_t)below(w, (uint64_t)it->length + 1);
+        scheduler_truncate(w->s, &it->item, it->length);
+        break;
+    case 2:
+        if (below(w, 4) == 0)
+            write_as_guest(w, it);
+        break;
+    default: { /* a prompt with an answer, or a step */
+        int32_t count = below(w, 2) ? 1 : 1 + (int32_t)below(w, 300);
+        it->answer_left = (int32_t)below(w, 30);
+        append(w, it, count < room ? count : room);
+        if (it->item.computed < it->length)
+            activate(w, it);
+    }
+    }
+}
+
+static void change_something(world *w)
+{
+    simulated *it = &w->items[below(w, N_ITEMS)];
+    if (!it->open) {
+        open_item(w, it);
+    } else if (below(w, 20) == 0) {
+        scheduler_remove(w->s, &it->item);
+        it->open = 0;
+    } else if (!it->item.active) {
+        change_resting(w, it);
+    } else if (below(w, 50) == 0) { /* cancelled */
+        scheduler_rest(w->s, &it->item);
+        it->length = it->item.computed;
+    }
+}
+
+static void finish_round(world *w, const sched_plan *plan)
+{
+    for (int32_t i = 0; i < plan->n_picks; i++) {
+        const sched_pick *pick = &plan->picks[i];
+        write_rows(w, (simulated *)(void *)pick->item, pick->item->computed, pick->n_rows);
+        w->rows += (uint64_t)pick->n_rows;
+    }
+    for (int32_t i = 0; i < plan->n_picks; i++) {
+        simulated *it = (simulated *)(void *)plan->picks[i].item;
+        scheduler_advance(w->s, &plan->picks[i]);
+        if (it->item.computed < it->length)
+            continue;
+        w->spared += (uint64_t)it->item.spared;
+        if (it->answer_left-- > 0 && it->length < N_CONTEXT) {
+            append(w, it, 1);
+            activate(w, it);
+        } else {
+            scheduler_rest(w->s, &it->item);
+        }
+    }
+}
+
+static void play_round(world *w)
+{
+    sched_limits limits = {.rows = 1 + (int32_t)below(w, 200),
+                           .outputs = 1 + (int32_t)below(w, 20),
+                           .prompt_rows = (int32_t)below(w, 200)};
+    const sched_plan *plan = scheduler_plan(w->s, &limits);
+    assert_null(plan->starved);
+    assert_true(plan->n_rows <= limits.rows && plan->n_outputs <= limits.outputs);
+    copy_pages(w, &plan->copies);
+    w->rounds++;
+    w->idle_rounds += plan->n_picks == 0;
+    finish_round(w, plan);
+}
+
+static world *open_world(int32_t n_pages, uint64_t seed)
+{
+    realm_error error;
+    world *w = calloc(1, sizeof *w);
+    rng_init(&w->random, seed);
+    w->slots = calloc((size_t)n_pages, sizeof *w->slots);
+    assert_status(scheduler_open(&w->s, n_pages, N_ITEMS, &error), REALM_OK, error);
+    for (uint32_t t = 0; t < N_TENANTS; t++)
+        scheduler_tenant_init(&w->tenants[t], t);
+    return w;
+}
+
+static void close_world(world *w)
+{
+    for (simulated *it = w->items; it < w->items + N_ITEMS; it++)
+        if (it->open)
+            scheduler_remove(w->s, &it->item);
+    assert_int_equal(scheduler_pages_held(w->s), 0);
+    scheduler_close(w->s);
+    free(w->slots);
+    free(w);
+}
+
+static uint64_t events_wanted(void)
+{
+    const char *text = getenv("REALM_SIMULATION_EVENTS");
+    return text ? strtoull(text, NULL, 10) : 20000;
+}
+
+static void random_events_break_no_invariant_and_lose_no_page(void **state)
+{
+    (void)state;
+    world *w = open_world(N_PAGES, 1);
+    atomic_store(&w->tenants[3].max_pages, 25);
+    uint64_t n_events = events_wanted();
+    for (uint64_t i = 0; i < n_events; i++) {
+        if (below(w, 3))
+            change_something(w);
+        else
+            play_round(w);
+        scheduler_assert(w->s);
+        if (i % 16 == 0)
+            check_contents(w);
+    }
+    assert_true(w->rows > n_events);
+    assert_true(w->spared > 0);
+    assert_true(scheduler_preemptions(w->s) > 0);
+    close_world(w);
+}
+
+/* Whatever is waiting gets done when nothing new comes, however few the pages. */
+static void everything_that_fits_alone_comes_to_an_end(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 1; seed <= 30; seed++) {
+        world *w = open_world(N_CONTEXT / KV_PAGE_TOKENS + 1, seed);
+        int32_t left = 25, rounds = 0;
+        for (int32_t i = 0; i < left; i++) {
+            open_item(w, &w->items[i]);
+            append(w, &w->items[i], 1 + (int32_t)below(w, 400));
+            w->items[i].answer_left = (int32_t)below(w, 150);
+            activate(w, &w->items[i]);
+        }
+        for (; left > 0; rounds++) {
+            play_round(w);
+            scheduler_assert(w->s);
+            left = 0;
+            for (int32_t i = 0; i < 25; i++)
+                left += w->items[i].item.active;
+            assert_true(rounds < 50000);
+        }
+        check_contents(w);
+        close_world(w);
+    }
+}
+
+/* ---- fairness ---------------------------------------------------------------------------------- */
+
+/* Two tenants that always have n waiting: what each was computed in so many rounds. */
+static void share(int32_t n, int32_t prompt, int32_t answer, float heavier, double served[2])
+{
+    world *w = open_world(N_PAGES * 40, 5);
+    atomic_store(&w->tenants[1].weight, heavier);
+    sched_limits limits = {.rows = 64, .outputs = 4, .prompt_rows = 60};
+    served[0] = served[1] = 0;
+    for (int32_t i = 0; i < 2 * n; i++) {
+        simulated *it = &w->items[i];
+        it->open = 1;
+        scheduler_add(w->s, &it->item, &w->tenants[i % 2], 1);
+    }
+    for (int32_t round = 0; round < 20000; round++) {
+        for (int32_t i = 0; i < 2 * n; i++) {
+            simulated *it = &w->items[i];
+            if (it->item.active)
+                continue;
+            scheduler_truncate(w->s, &it->item, 0);
+            it->length = 0;
+            for (int32_t j = 0; j < prompt; j++) /* nobody's prompt repeats */
+                it->tokens[it->length++] = (token_id)below(w, 1u << 30);
+            it->answer_left = answer;
+            activate(w, it);
+        }
+        const sched_plan *plan = scheduler_plan(w->s, &limits);
+        for (int32_t i = 0; i < plan->n_picks; i++)
+            served[plan->picks[i].item->tenant->number] += plan->picks[i].n_rows;
+        finish_round(w, plan);
+    }
+    close_world(w);
+}
+
+static void always_busy_tenants_get_tokens_by_weight(void **state)
+{
+    (void)state;
+    static const struct {
+        int32_t n, prompt, answer;
+        float weight;
+    } cases[] = {{8, 100, 20, 3}, {8, 1, 50, 3}, {12, 300, 2, 3}, {8, 100, 20, 1}, {8, 40, 40, 7}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        double served[2];
+        share(cases[i].n, cases[i].prompt, cases[i].answer, cases[i].weight, served);
+        double ratio = served[1] / served[0] / (double)cases[i].weight;
+        if (fabs(ratio - 1) > 0.03)
+            fail_msg("case %zu: %g and %g rows", i, served[0], served[1]);
+    }
+}
+
+static void a_tenant_with_one_request_does_not_wait_for_another_s_twenty(void **state)
+{
+    (void)state;
+    world *w = open_world(N_PAGES * 40, 5);
+    sched_limits limits = {.rows = 128, .outputs = 16, .prompt_rows = 128};
+    for (int32_t i = 0; i < 20; i++) {
+        open_item(w, &w->items[i]);
+        w->items[i].item.tenant = &w->tenants[0];
+        append(w, &w->items[i], 500);
+        activate(w, &w->items[i]);
+    }
+    for (int32_t i = 0; i < 10; i++)
+        finish_round(w, scheduler_plan(w->s, &limits));
+    simulated *late = &w->items[20];
+    open_item(w, late);
+    late->item.tenant = &w->tenants[1];
+    late->length = 256;
+    for (int32_t i = 0; i < 256; i++)
+        late->tokens[i] = i + 5000;
+    activate(w, late);
+    int32_t rounds = 0;
+    for (; late->item.active; rounds++)
+        finish_round(w, scheduler_plan(w->s, &limits));
+    /* Alone: 2 rounds. It starts level with the other tenant and so gets half of each round. */
+    assert_true(rounds <= 4);
+    close_world(w);
+}
+
+static void returning_tenants_have_saved_up_nothing(void **state)
+{
+    (void)state;
+    world *w = open_world(N_PAGES * 40, 5);
+    sched_limits limits = {.rows = 64, .outputs = 4, .prompt_rows = 64};
+    for (int32_t i = 0; i < 2; i++) {
+        w->items[i].open = 1;
+        scheduler_add(w->s, &w->items[i].item, &w->tenants[i], 1);
+    }
+    double served[2] = {0};
+    for (int32_t round = 0; round < 400; round++) {
+        for (int32_t i = 0; i < 2; i++) {
+            simulated *it = &w->items[i];
+            if (it->item.active || (i == 1 && round < 200))
+                continue;
+            scheduler_truncate(w->s, &it->item, 0);
+            it->length = 0;
+            for (int32_t j = 0; j < 500; j++)
+                it->tokens[it->length++] = (token_id)below(w, 1u << 30);
+            activate(w, it);
+        }
+        const sched_plan *plan = scheduler_plan(w->s, &limits);
+        for (int32_t i = 0; round >= 200 && i < plan->n_picks; i++)
+            served[plan->picks[i].item->tenant->number] += plan->picks[i].n_rows;
+        finish_round(w, plan);
+    }
+    assert_true(fabs(served[0] / served[1] - 1) < 0.05);
+    close_world(w);
+}
+
+static void higher_classes_go_first_and_lower_ones_give_pages_back(void **state)
+{
+    (void)state;
+    world *w = open_world(10, 5);
+    sched_limits limits = {.rows = 400, .outputs = 16, .prompt_rows = 400};
+    simulated *low = &w->items[0], *high = &w->items[1];
+    for (int32_t i = 0; i < 2; i++) {
+        w->items[i].open = 1;
+        scheduler_add(w->s, &w->items[i].item, &w->tenants[0], i * 2);
+        append(w, &w->items[i], 200);
+        w->items[i].answer_left = 50;
+    }
+    activate(w, low);
+    finish_round(w, scheduler_plan(w->s, &limits));
+    assert_int_equal(low->item.computed, 200);
+    w->items[1].tokens[0] = 77; /* no common prefix */
+    activate(w, high);
+    for (int32_t i = 0; i < 3; i++)
+        finish_round(w, scheduler_plan(w->s, &limits));
+    assert_true(high->item.computed >= 200);
+    assert_int_equal(low->item.computed, 0);
+    while (high->item.active || low->item.active)
+        finish_round(w, scheduler_plan(w->s, &limits));
+    assert_int_equal(low->length, 250);
+    check_contents(w);
+    close_world(w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(random_events_break_no_invariant_and_lose_no_page),
+        cmocka_unit_test(everything_that_fits_alone_comes_to_an_end),
+        cmocka_unit_test(always_busy_tenants_get_tokens_by_weight),
+        cmocka_unit_test(a_tenant_with_one_request_does_not_wait_for_another_s_twenty),
+        cmocka_unit_test(returning_tenants_have_saved_up_nothing),
+        cmocka_unit_test(higher_classes_go_first_and_lower_ones_give_pages_back),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
