@@ -10,6 +10,9 @@
 
 #include "compute/cpu/cpu_backend.h"
 
+/* Multiplications below which the caller does it alone: sharing costs a microsecond or two. */
+#define SMALL 65536
+
 /* Below this many pieces a thread, splits of positions even out the load. */
 #define PIECES_A_THREAD 4
 
@@ -149,6 +152,15 @@ static int plan_splits(division *v, int64_t n_pieces)
     return v->n_splits > 1 && used <= v->b->scratch_bytes && need <= v->b->scratch_bytes - used;
 }
 
+/* Multiplications in all, about. */
+static int64_t work_of(const division *v)
+{
+    int64_t keys = 0;
+    for (int32_t i = 0; i < v->b->rows.n_tokens; i++)
+        keys += v->b->rows.positions[i] + 1;
+    return keys * v->options->n_heads * (v->layer->key_dim + v->layer->value_dim);
+}
+
 void attention_run(backend *backend_, tensor out, tensor q, kv_store *kv,
                    const attention_options *options)
 {
@@ -165,6 +177,10 @@ void attention_run(backend *backend_, tensor out, tensor q, kv_store *kv,
     v.blocks = (block *)(void *)b->scratch;
     v.n_blocks = cut_blocks(v.blocks, &b->rows, ATTENTION_QUERIES / v.heads);
     int64_t n_pieces = (int64_t)v.n_blocks * l->n_kv_heads * v.n_groups;
+    if (work_of(&v) < SMALL) {
+        run_pieces(&v, 0, n_pieces, 0);
+        return;
+    }
     if (!plan_splits(&v, n_pieces)) {
         pool_run(b->pool, run_pieces, &v, n_pieces, 1);
         return;
