@@ -6,7 +6,9 @@ For each prompt 24 tokens are generated greedily in double precision (network.py
 prompt's ids, those tokens and at each step the ten most probable ids with their log-probabilities.
 llama.cpp is then led along the same tokens twice: on the file as it is, which gives the distance
 that it has from the truth (a mean and a largest over the five most probable ids of each step),
-and on the same weights written out as F32, which shows that the truth is one.
+and on the same weights written out as F32, which shows that the truth is one: SmolLM2's differ by
+0.000002 on average. Gemma's by 0.0009, which is llama.cpp's GELU, a table of F16: the network here
+differs from itself as much when its GELU is rounded so (0.0010), and by 0.0000025 in F32 without.
 """
 
 import hashlib
