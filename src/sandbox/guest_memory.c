@@ -23,10 +23,18 @@ int64_t guest_trap(guest_call *c, realm_status status, const char *format, ...)
 
 int64_t guest_note(guest_call *c, const realm_error *error)
 {
-    char line[REALM_ERROR_MESSAGE_SIZE + 64];
-    int size = snprintf(line, sizeof line, "%s: %s", c->function->name, error->message);
-    request_log(c->request, LOG_WARN, line, (size_t)size);
+    realm_error *last = &c->request->last_failure;
+    realm_fail(last, error->status, "%s: %s", c->function->name, error->message);
+    request_log(c->request, LOG_DEBUG, last->message, strlen(last->message));
+    c->noted = 1;
     return error->status;
+}
+
+void guest_note_status(guest_call *c, int64_t result)
+{
+    realm_status status = (realm_status)result;
+    realm_fail(&c->request->last_failure, status, "%s: %s", c->function->name,
+               realm_status_meaning(status));
 }
 
 int64_t guest_trap_error(guest_call *c, const realm_error *error)

@@ -17,9 +17,12 @@ int64_t guest_trap(guest_call *c, realm_status status, const char *format, ...)
 /* What engine or model said, which already is a sentence. */
 int64_t guest_trap_error(guest_call *c, const realm_error *error);
 
-/* A status that the guest gets and may handle; the sentence, which it cannot see, goes to the
- * tenant's log as a warning. Returns the status. */
+/* A status that the guest gets and may handle. The sentence, which it cannot see, is remembered: it
+ * becomes the request's error if the guest hands the status on. Returns the status. */
 int64_t guest_note(guest_call *c, const realm_error *error);
+
+/* The same for a negative result that no guest_note explained. */
+void guest_note_status(guest_call *c, int64_t result);
 
 /* Bytes the guest may use now; asks Wasmtime, where that is allowed. */
 size_t guest_memory_size(guest_call *c);

@@ -199,6 +199,13 @@ static wasm_trap_t *unwind(void)
     return wasmtime_trap_new("host", 4);
 }
 
+/* What the guest is about to be told, in words, should it hand the status on. */
+static void remember_failure(guest_call *c, int64_t result)
+{
+    if (result < 0 && c->function->result == 'i' && !c->noted)
+        guest_note_status(c, result);
+}
+
 static wasm_trap_t *plain_call(void *env, wasmtime_caller_t *caller, wasmtime_val_raw_t *values,
                                size_t count)
 {
@@ -208,12 +215,14 @@ static wasm_trap_t *plain_call(void *env, wasmtime_caller_t *caller, wasmtime_va
     c.request = wasmtime_context_get_data(wasmtime_caller_context(caller));
     c.function = b->function;
     c.caller = caller;
-    c.trapped = c.suspended = 0;
+    c.trapped = c.suspended = c.noted = 0;
     for (int i = 0; i < b->n_arguments; i++)
         c.arguments[i].u64 = (uint64_t)values[i].i64 & (UINT32_MAX | (uint64_t)(int64_t)b->wide[i]);
     int64_t result = run(&c);
     if (__builtin_expect(c.trapped, 0))
         return unwind();
+    if (__builtin_expect(result < 0, 0))
+        remember_failure(&c, result);
     values[0].i64 = result; /* an i32 is the lower half, little-endian */
     return NULL;
 }
@@ -241,15 +250,17 @@ static bool go_on(void *env)
         return false;
     guest_call c = r->wait.call;
     c.caller = NULL;
-    c.trapped = c.suspended = 0;
+    c.trapped = c.suspended = c.noted = 0;
     r->wait.kind = WAIT_NONE;
     int64_t result = r->wait.finish(&c);
     if (c.suspended)
         return false;
-    if (c.trapped)
+    if (c.trapped) {
         *r->wait.trap = unwind();
-    else
+    } else {
+        remember_failure(&c, result);
         set_result(r->wait.result, c.function, result);
+    }
     return true;
 }
 
@@ -264,7 +275,7 @@ static void async_call(void *env, wasmtime_caller_t *caller, const wasmtime_val_
     c.request = wasmtime_context_get_data(wasmtime_caller_context(caller));
     c.function = b->function;
     c.caller = caller;
-    c.trapped = c.suspended = 0;
+    c.trapped = c.suspended = c.noted = 0;
     for (int i = 0; i < b->n_arguments; i++)
         c.arguments[i].u64 = (uint64_t)values[i].of.i64 & (UINT32_MAX | (uint64_t)(int64_t)b->wide[i]);
     int64_t result = run(&c);
@@ -277,6 +288,7 @@ static void async_call(void *env, wasmtime_caller_t *caller, const wasmtime_val_
         continuation->callback = go_on;
         continuation->env = c.request;
     } else {
+        remember_failure(&c, result);
         set_result(results, b->function, result);
     }
 }

@@ -25,6 +25,7 @@ typedef struct generate_run {
     uint64_t room;        /* bytes the client may still get */
     int full;             /* something did not fit */
     buffer text, tokens;  /* since the guest was last woken; tokens is JSON without the brackets */
+    int token_open;       /* the last token's text may still get longer */
 
     generate_options options; /* stops points into stops */
     const char *stops[MAX_STOPS];
@@ -36,9 +37,9 @@ typedef struct generate_run {
 
 /* ---- JSON ------------------------------------------------------------------------------------------- */
 
-static void add_json_text(buffer *b, const char *text, size_t size)
+/* The inside of a JSON string. */
+static realm_status add_escaped(buffer *b, const char *text, size_t size)
 {
-    buffer_add(b, "\"", 1);
     size_t plain = 0; /* where what needs no escape began */
     for (size_t i = 0; i < size; i++) {
         unsigned char byte = (unsigned char)text[i];
@@ -51,8 +52,7 @@ static void add_json_text(buffer *b, const char *text, size_t size)
             buffer_printf(b, "\\u%04x", byte);
         plain = i + 1;
     }
-    buffer_add(b, text + plain, size - plain);
-    buffer_add(b, "\"", 1);
+    return size > plain ? buffer_add(b, text + plain, size - plain) : REALM_OK;
 }
 
 static void add_json_number(buffer *b, float number)
@@ -65,23 +65,36 @@ static void add_json_number(buffer *b, float number)
 
 /* ---- on the engine's thread -------------------------------------------------------------------------- */
 
+static void close_token(generate_run *run)
+{
+    if (run->token_open && buffer_add_text(&run->tokens, "\"}") != REALM_OK)
+        run->full = 1;
+    run->token_open = 0;
+}
+
+/* Text that was held back until the end comes with the id -1 and belongs to the last token. So the
+ * text stands last in a token's object, and the object stays open until the next token comes. */
 static void add_token(generate_run *run, const generated_token *t)
 {
     buffer *b = &run->tokens;
-    buffer_printf(b, "%s{\"id\":%d,\"text\":", b->size ? "," : "", t->id);
-    add_json_text(b, t->text, t->text_size);
-    if (run->options.want_logprobs) {
-        buffer_add_text(b, ",\"logprob\":");
-        add_json_number(b, t->logprob);
-        buffer_add_text(b, ",\"top\":[");
-        for (int32_t i = 0; i < t->n_top; i++) {
-            buffer_printf(b, "%s{\"id\":%d,\"logprob\":", i ? "," : "", t->top[i].id);
-            add_json_number(b, t->top[i].value);
-            buffer_add_text(b, "}");
+    if (t->id >= 0) {
+        close_token(run);
+        buffer_printf(b, "%s{\"id\":%d,", b->size ? "," : "", t->id);
+        if (run->options.want_logprobs) {
+            buffer_add_text(b, "\"logprob\":");
+            add_json_number(b, t->logprob);
+            buffer_add_text(b, ",\"top\":[");
+            for (int32_t i = 0; i < t->n_top; i++) {
+                buffer_printf(b, "%s{\"id\":%d,\"logprob\":", i ? "," : "", t->top[i].id);
+                add_json_number(b, t->top[i].value);
+                buffer_add_text(b, "}");
+            }
+            buffer_add_text(b, "],");
         }
-        buffer_add_text(b, "]");
+        buffer_add_text(b, "\"text\":\"");
+        run->token_open = 1;
     }
-    if (buffer_add_text(b, "}") != REALM_OK)
+    if (run->token_open && add_escaped(b, t->text, t->text_size) != REALM_OK)
         run->full = 1;
 }
 
@@ -262,10 +275,12 @@ static realm_status write_result(generate_run *run, const work *w)
     buffer_printf(b, "{\"finish_reason\":\"%s\",\"n_tokens\":%d", reasons[w->finish],
                   w->n_generated);
     if (run->return_text) {
-        buffer_add_text(b, ",\"text\":");
-        add_json_text(b, run->text.data, run->text.size);
+        buffer_add_text(b, ",\"text\":\"");
+        add_escaped(b, run->text.data, run->text.size);
+        buffer_add_text(b, "\"");
     }
     if (run->return_tokens) {
+        close_token(run);
         buffer_add_text(b, ",\"tokens\":[");
         buffer_add(b, run->tokens.data, run->tokens.size);
         buffer_add_text(b, "]");
@@ -295,7 +310,7 @@ static int64_t finish(guest_call *c)
                           "the output is larger than the tenant's limit of %" PRIu64 " bytes",
                           c->request->tenant->grants.limits.output_bytes);
     if (w->status != REALM_OK)
-        return w->status;
+        return guest_note(c, &w->error);
     if (write_result(run, w) != REALM_OK)
         return REALM_NO_MEMORY;
     return give_result(c, run);
@@ -307,7 +322,7 @@ static int64_t submit(guest_call *c, session_entry *s)
     generate_run *run = s->run;
     buffer_clear(&run->text);
     buffer_clear(&run->tokens);
-    run->full = run->unread = 0;
+    run->full = run->unread = run->token_open = 0;
     run->room = r->tenant->grants.limits.output_bytes - r->usage.output_bytes;
     s->sampled = 1;
     s->stepping = 0;

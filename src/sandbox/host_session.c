@@ -113,7 +113,7 @@ int64_t host_session_open(guest_call *c)
         return REALM_QUOTA;
     session *opened;
     realm_status status = session_open(&opened, m->engine, &o, &error);
-    return status == REALM_OK ? adopt(c, opened, m->engine, &o.sampler) : status;
+    return status == REALM_OK ? adopt(c, opened, m->engine, &o.sampler) : guest_note(c, &error);
 }
 
 int64_t host_session_fork(guest_call *c)
@@ -127,7 +127,7 @@ int64_t host_session_fork(guest_call *c)
     session *forked;
     realm_error error;
     realm_status status = session_fork(&forked, s->session, &error);
-    return status == REALM_OK ? adopt(c, forked, s->engine, &s->sampler) : status;
+    return status == REALM_OK ? adopt(c, forked, s->engine, &s->sampler) : guest_note(c, &error);
 }
 
 int64_t host_session_truncate(guest_call *c)
@@ -140,7 +140,8 @@ int64_t host_session_truncate(guest_call *c)
     if (length < 0 || length > session_length(s->session))
         return REALM_INVALID;
     realm_error error;
-    return session_truncate(s->session, length, &error);
+    realm_status status = session_truncate(s->session, length, &error);
+    return status == REALM_OK ? 0 : guest_note(c, &error);
 }
 
 int64_t host_session_length(guest_call *c)
@@ -234,8 +235,8 @@ static int copy_tokens(session_entry *s, const token_id *ids, size_t count)
 static int64_t finish_feed(guest_call *c)
 {
     session_entry *s = guest_handle(c, 0, HANDLE_SESSION);
-    realm_status status = s->op.work.status;
-    return status == REALM_OK ? session_length(s->session) : status;
+    const work *w = &s->op.work;
+    return w->status == REALM_OK ? session_length(s->session) : guest_note(c, &w->error);
 }
 
 int64_t host_session_feed(guest_call *c)
@@ -269,14 +270,15 @@ static void begin_step(sandbox_request *r, session_entry *s, token_id token)
     engine_op_submit(r, &s->op, s->engine);
 }
 
-static int64_t step_outcome(const session_entry *s)
+static int64_t step_outcome(guest_call *c, const session_entry *s)
 {
-    return s->op.work.status == REALM_OK ? s->op.work.token : s->op.work.status;
+    const work *w = &s->op.work;
+    return w->status == REALM_OK ? w->token : guest_note(c, &w->error);
 }
 
 static int64_t finish_step(guest_call *c)
 {
-    return step_outcome(guest_handle(c, 0, HANDLE_SESSION));
+    return step_outcome(c, guest_handle(c, 0, HANDLE_SESSION));
 }
 
 int64_t host_session_step(guest_call *c)
@@ -309,7 +311,7 @@ int64_t host_session_step_result(guest_call *c)
     session_entry *s = idle_session(c, &result);
     if (!s)
         return result;
-    return s->op.work.kind == WORK_STEP && s->op.work.session ? step_outcome(s) : REALM_NOT_FOUND;
+    return s->op.work.kind == WORK_STEP && s->op.work.session ? step_outcome(c, s) : REALM_NOT_FOUND;
 }
 
 /* Index of a session whose step is over, which is thereby reported, or NOT_FOUND. */
@@ -563,7 +565,7 @@ static int64_t finish_embed(guest_call *c)
 {
     sandbox_request *r = c->request;
     const work *w = &r->embed_op.work;
-    int64_t result = w->status;
+    int64_t result = w->status == REALM_OK ? 0 : guest_note(c, &w->error);
     if (w->status == REALM_OK) {
         const sandbox_model *m = guest_handle(c, 0, HANDLE_MODEL);
         uint64_t n = (uint64_t)model_hyperparameters(engine_model(m->engine))->n_embd;
@@ -622,9 +624,8 @@ int64_t host_session_embed(guest_call *c)
         return guest_trap_error(c, &error);
     if (r->n_sessions >= r->tenant->grants.limits.sessions)
         return REALM_QUOTA;
-    realm_status status = prepare_embed(r, m->engine, ids, (size_t)count, &error);
-    if (status != REALM_OK)
-        return status;
+    if (prepare_embed(r, m->engine, ids, (size_t)count, &error) != REALM_OK)
+        return guest_note(c, &error);
     w.session = r->embed_session;
     w.tokens = r->embed_op.work.tokens;
     w.n_tokens = (int32_t)count;

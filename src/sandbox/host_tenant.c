@@ -156,9 +156,8 @@ int64_t host_tenant_call(guest_call *c)
         return REALM_NOT_FOUND;
     program *p;
     realm_error error;
-    realm_status status = g->resolve(g->resolve_context, name, name_size, &p, &error);
-    if (status != REALM_OK)
-        return status;
+    if (g->resolve(g->resolve_context, name, name_size, &p, &error) != REALM_OK)
+        return guest_note(c, &error);
     int64_t result = start_child(c, p, input, c->arguments[3].u64);
     program_release(p);
     return result;

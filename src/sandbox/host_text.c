@@ -135,7 +135,7 @@ int64_t host_text_tokenize(guest_call *c)
     if (status == REALM_OK && count)
         memcpy(out, ids, (count < cap ? count : (size_t)cap) * sizeof *ids);
     arena_release(&a);
-    return status == REALM_OK ? (int64_t)count : status;
+    return status == REALM_OK ? (int64_t)count : guest_note(c, &error);
 }
 
 int64_t host_text_decode_token(guest_call *c)
@@ -162,11 +162,11 @@ int64_t host_text_chat_template(guest_call *c)
     if (size > TEXT_MAX_BYTES)
         return REALM_TOO_LARGE;
     gguf_string template_text;
-    if (chat_template_find(model_gguf(m), NULL, &template_text, NULL) != REALM_OK)
-        return REALM_NOT_FOUND;
+    realm_error error;
+    if (chat_template_find(model_gguf(m), NULL, &template_text, &error) != REALM_OK)
+        return guest_note(c, &error);
     buffer out;
     buffer_init(&out, c->request->tenant->grants.limits.output_bytes);
-    realm_error error;
     realm_status status = chat_template_render(template_text, model_tokenizer(m), json,
                                                (size_t)size, &out, &error);
     int64_t result;

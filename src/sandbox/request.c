@@ -313,6 +313,8 @@ static void guest_has_returned(sandbox_request *r)
     int32_t status = r->returned.of.i32;
     if (r->responded.status != REALM_OK)
         request_fail(r, r->responded.status, "%s", r->responded.message);
+    else if (status < 0 && r->last_failure.status == (realm_status)status)
+        request_fail(r, (realm_status)status, "%s", r->last_failure.message);
     else if (status < 0)
         request_fail(r, status < REALM_INTERNAL ? REALM_INVALID : (realm_status)status,
                      "the program returned %s (%" PRId32 ")", realm_status_name(status), status);

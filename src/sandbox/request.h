@@ -94,6 +94,7 @@ typedef struct guest_call {
     wasmtime_caller_t *caller;   /* NULL once the guest is suspended */
     int trapped;                 /* set by guest_trap: the result does not matter */
     int suspended;               /* set by guest_suspend */
+    int noted;                   /* set by guest_note: last_failure tells of this call */
     guest_value arguments[GUEST_MAX_ARGUMENTS];
 } guest_call;
 
@@ -205,6 +206,7 @@ struct sandbox_request {
     arena arena;
     rng random;
     realm_error failure;     /* status REALM_OK: none */
+    realm_error last_failure; /* of a host function, as the guest got it; REALM_OK: none */
 
     wasmtime_store_t *store;
     wasmtime_context_t *context;

@@ -82,6 +82,7 @@ static void generate_gives_tokens_with_their_log_probabilities(void **state)
         "  (call $respond_json (i32.const 1024) (call $gen (call $open) (i32.const 200))))"), "");
     assert_string_equal(o.message, "");
     assert_holds(o.json, "\"logprob\":-0.5,\"top\":[{\"id\":");
+    assert_holds(o.json, "\"logprob\":-0.5}],\"text\":\"");
     assert_string_equal(o.text, "");
 }
 
