@@ -104,7 +104,7 @@ static void broken_text_becomes_replacement_characters(void **state)
     (void)state;
 }
 
-/* A million characters of what could be read over and over; seconds or hours if it were. */
+/* Much of what could be read over and over; hours, if it were. */
 static void hostile_text_takes_linear_time(void **state)
 {
     static const char *const units[] = {" ", "\n", " \r",     "'",  "1",
