@@ -48,6 +48,13 @@ add_library(realm::math ALIAS realm_math)
 
 # realm::deps: Wasmtime, llguidance and MiniJinja, packaged by deps/. Built here, at configure time,
 # so that its headers are there before anything compiles; it is in the cache after the first time.
+option(REALM_WITHOUT_DEPS
+       "Build the rooms below the sandbox alone, without grammars and chat templates, where deps/ cannot be built" OFF)
+if(REALM_WITHOUT_DEPS)
+    message(STATUS "deps: left out, and with it sandbox, library, the realm program, guests and examples")
+    set_property(GLOBAL PROPERTY REALM_MISSING_realm::deps "this build leaves it out (REALM_WITHOUT_DEPS)")
+    return()
+endif()
 set(REALM_DEPS_DIR "" CACHE PATH "A finished build of deps/ to use instead of building it")
 set(realm_deps_dir "${REALM_DEPS_DIR}")
 if(NOT realm_deps_dir)

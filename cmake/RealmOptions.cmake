@@ -36,6 +36,13 @@ add_compile_options(-D_GNU_SOURCE=)
 # the scalar reference gives the same bits with every compiler and instruction set.
 add_compile_options(-ffp-contract=off)
 
+# gcc 12 for 64-bit ARM crashes on loops that look for the largest double with fmax; as a plain call it is
+# not made a vector. No kernel uses these functions.
+if(CMAKE_C_COMPILER_ID STREQUAL GNU AND CMAKE_C_COMPILER_VERSION VERSION_LESS 13 AND
+   CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+    add_compile_options(-fno-builtin-fmax -fno-builtin-fmaxf -fno-builtin-fmin -fno-builtin-fminf)
+endif()
+
 # What is not used of the Rust archive, most of it, is left out at link time.
 add_compile_options(-ffunction-sections -fdata-sections)
 if(APPLE)
@@ -44,10 +51,11 @@ else()
     add_link_options(-Wl,--gc-sections)
 endif()
 
-# The archive is 60 MB: lld links in a third of the time of the default linker.
+# The archive is 60 MB: lld links in a third of the time of the default linker. (A compiler for another
+# machine looks for one with that machine's name, and has no archive to link.)
 find_program(REALM_LLD NAMES ld.lld)
 mark_as_advanced(REALM_LLD)
-if(REALM_LLD AND NOT APPLE)
+if(REALM_LLD AND NOT APPLE AND NOT CMAKE_CROSSCOMPILING)
     add_link_options(-fuse-ld=lld)
 endif()
 
