@@ -169,6 +169,8 @@ static cpu_weight *make_weights(const cpu_matmul *kernel, uint32_t type, int32_t
             fprintf(stderr, "kernels: %s\n", error.message);
             exit(1);
         }
+        if (kernel->pack_rows)
+            kernel->pack_rows(&weights[i], 0, n_rows);
         if (i == 1)
             printf("%-7s packing: %.2f GB/s\n", dtype_name(type), (double)size / (seconds() - begin) * 1e-9);
     }

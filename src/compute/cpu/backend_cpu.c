@@ -63,8 +63,8 @@ static void run_small_or_shared(cpu_backend *b, pool_task task, void *context, i
 
 static void *map_memory(size_t bytes)
 {
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
     return p == MAP_FAILED ? NULL : p;
 }
 
@@ -98,10 +98,10 @@ static uint64_t available_bytes(void)
 
 static void memory(const backend *b, backend_memory *out)
 {
-    *out = (backend_memory){
-        .total_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE),
-        .free_bytes = available_bytes(),
-        .weight_bytes = ((const cpu_backend *)b)->weight_bytes};
+    *out = (backend_memory){.total_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) *
+                                           (uint64_t)sysconf(_SC_PAGESIZE),
+                            .free_bytes = available_bytes(),
+                            .weight_bytes = ((const cpu_backend *)b)->weight_bytes};
 }
 
 static realm_status tensor_open(backend *backend_, tensor *out, int32_t n_rows, int32_t n_cols,
@@ -165,7 +165,8 @@ static void weight_close(backend *backend_, weight *w_)
     free(w);
 }
 
-/* Keeps one copy: the file's pages come back from the file if the rows are read again (embed). */
+/* Keeps one copy: the file's pages come back from the file if the rows are read again (embed, of
+ * weights whose kernel has no row). */
 static void drop_file_pages(const weight_source *source, size_t bytes)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)source->data;
@@ -195,6 +196,15 @@ static int is_float(uint32_t type)
     return type == DTYPE_F32 || type == DTYPE_F16 || type == DTYPE_BF16;
 }
 
+static void pack_pieces(void *context, int64_t first, int64_t count, int32_t thread)
+{
+    const cpu_weight *w = context;
+    int64_t row = first * PIECE_ROWS, end = row + count * PIECE_ROWS;
+    (void)thread;
+    end = end < w->head.n_rows ? end : w->head.n_rows;
+    w->kernel->pack_rows(w, (int32_t)row, (int32_t)(end - row));
+}
+
 static realm_status choose_kernel(const cpu_backend *b, cpu_weight *w, const weight_source *source,
                                   realm_error *error)
 {
@@ -209,6 +219,9 @@ static realm_status choose_kernel(const cpu_backend *b, cpu_weight *w, const wei
     realm_status status = w->kernel->pack(w, error);
     if (status != REALM_OK)
         return realm_fail_in(error, status, "tensor '%s'", source->name);
+    if (w->kernel->pack_rows)
+        pool_run(b->pool, pack_pieces, w, ((int64_t)w->head.n_rows + PIECE_ROWS - 1) / PIECE_ROWS,
+                 1);
     if (w->packed)
         drop_file_pages(source, w->row_bytes * (size_t)w->head.n_rows);
     return REALM_OK;
@@ -389,7 +402,11 @@ static void embed_rows(void *context, int64_t first, int64_t count, int32_t thre
     for (int64_t i = first; i < first + count; i++) {
         float *out = j->out.data + (size_t)i * (size_t)n;
         assert(j->ids[i] >= 0 && j->ids[i] < j->w->head.n_rows);
-        quants_dequantize(j->w->head.type, out, j->w->data + (size_t)j->ids[i] * j->w->row_bytes, n);
+        if (j->w->kernel && j->w->kernel->row)
+            j->w->kernel->row(out, j->w, j->ids[i]);
+        else
+            quants_dequantize(j->w->head.type, out,
+                              j->w->data + (size_t)j->ids[i] * j->w->row_bytes, n);
         if (j->scale != 1.0f)
             j->b->kernels->scale(out, n, j->scale);
     }
@@ -416,8 +433,8 @@ static void norm_rows(void *context, int64_t first, int64_t count, int32_t threa
     (void)thread;
     for (int64_t i = first; i < first + count; i++) {
         size_t at = (size_t)i * (size_t)j->x.n_cols;
-        j->b->kernels->norm(j->out.data + at, j->x.data + at, j->x.n_cols, j->kind, j->gain, j->bias,
-                            j->epsilon);
+        j->b->kernels->norm(j->out.data + at, j->x.data + at, j->x.n_cols, j->kind, j->gain,
+                            j->bias, j->epsilon);
     }
 }
 
@@ -641,7 +658,8 @@ static void prepare_tokens(void *context, int64_t first, int64_t count, int32_t 
         int32_t token = (int32_t)group * j->token_step;
         int32_t n_tokens = (int32_t)n * j->token_step;
         n_tokens = n_tokens < j->n_tokens - token ? n_tokens : j->n_tokens - token;
-        j->inputs[input]->prepare(j->prepared[input], j->x, token, n_tokens, j->n_tokens, j->n_cols);
+        j->inputs[input]->prepare(j->prepared[input], j->x, token, n_tokens, j->n_tokens,
+                                  j->n_cols);
         first += n;
         count -= n;
     }
@@ -809,7 +827,9 @@ static const backend_table table = {
 static const cpu_kernels *best_kernels(const cpu_features *f)
 {
 #if defined(__x86_64__)
-    return f->avx512_vnni ? &cpu_kernels_avx512 : f->avx2 ? &cpu_kernels_avx2 : &cpu_kernels_generic;
+    return f->avx512_vnni ? &cpu_kernels_avx512
+           : f->avx2      ? &cpu_kernels_avx2
+                          : &cpu_kernels_generic;
 #elif defined(__aarch64__)
     (void)f;
     return &cpu_kernels_neon;
@@ -835,8 +855,7 @@ static void choose_kernels(cpu_backend *b, const backend_cpu_options *o)
     b->matmuls[n] = &reference_matmul;
 }
 
-realm_status backend_cpu_open(backend **out, const backend_cpu_options *options,
-                              realm_error *error)
+realm_status backend_cpu_open(backend **out, const backend_cpu_options *options, realm_error *error)
 {
     static const backend_cpu_options usual = {0};
     const backend_cpu_options *o = options ? options : &usual;
@@ -845,10 +864,10 @@ realm_status backend_cpu_open(backend **out, const backend_cpu_options *options,
         return realm_fail_memory(error, sizeof *b, "the CPU backend");
     b->head.table = &table;
     choose_kernels(b, o);
-    realm_status status =
-        pool_open(&b->pool, o->n_threads > 0 ? o->n_threads : cpu_count(), error);
+    realm_status status = pool_open(&b->pool, o->n_threads > 0 ? o->n_threads : cpu_count(), error);
     if (status == REALM_OK)
-        status = reserve(&b->scratch, &b->scratch_bytes, SCRATCH_BYTES_MORE, "scratch memory", error);
+        status = reserve(&b->scratch, &b->scratch_bytes, SCRATCH_BYTES_MORE, "scratch memory",
+                         error);
     if (status != REALM_OK) {
         close_backend(&b->head);
         return status;

@@ -1,9 +1,17 @@
 # Sources of the matrix products (quantized weights x quantized activations) and the flags each needs.
 list(APPEND compute_sources cpu/matmul_kernels.c cpu/matmul_packed.c cpu/matmul_scalar.c cpu/pack.c)
 
+# Kernels are optimized in debug builds too: without, their vectors stay in memory and intrinsics with
+# immediate operands do not compile. Sanitizers take a minute for these files at -O3.
+if(REALM_SANITIZE)
+    set(matmul_optimize -O1)
+else()
+    set(matmul_optimize -O3)
+endif()
+
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     list(APPEND compute_sources cpu/matmul_avx2.c cpu/matmul_avx512.c)
-    set_source_files_properties(cpu/matmul_avx2.c PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-O3")
+    set_source_files_properties(cpu/matmul_avx2.c PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;${matmul_optimize}")
     set_source_files_properties(cpu/matmul_avx512.c PROPERTIES COMPILE_OPTIONS
-        "-mavx2;-mfma;-mf16c;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mprefer-vector-width=512;-O3")
+        "-mavx2;-mfma;-mf16c;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mprefer-vector-width=512;${matmul_optimize}")
 endif()

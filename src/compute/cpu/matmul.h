@@ -37,9 +37,19 @@ struct cpu_matmul {
     /* 1 if this kernel takes such a weight. n_cols is already known to be whole blocks. */
     int (*accepts)(uint32_t type, int32_t n_rows, int32_t n_cols);
 
-    /* Sets w->packed and w->packed_bytes from w->data. Loading thread. NULL: nothing to pack.
+    /* Sets w->packed and w->packed_bytes; fills them from w->data unless there is a pack_rows. Loading
+     * thread. NULL: nothing to pack.
      *   REALM_NO_MEMORY  *w is as before */
     realm_status (*pack)(cpu_weight *w, realm_error *error);
+
+    /* Fills what is first_row .. first_row+row_count-1's of the packed form, from w->data. Ranges as
+     * product's, each row once, on several pool threads. NULL: pack did it. */
+    void (*pack_rows)(const cpu_weight *w, int32_t first_row, int32_t row_count);
+
+    /* out[0 .. n_cols) = one row as F32 from the packed form, with the bits that dequantizing the
+     * file's row gives; so that embedding tokens needs no pages of the file. Pool threads. NULL: read
+     * w->data. */
+    void (*row)(float *out, const cpu_weight *w, int32_t row);
 
     /* Frees w->packed. NULL: it is from malloc or aligned_alloc and free does it. */
     void (*unpack)(cpu_weight *w);

@@ -41,11 +41,20 @@ static realm_status pack(cpu_weight *w, realm_error *error)
     if (alignment == HUGE_BYTES)
         madvise(packed, size, MADV_HUGEPAGE); /* a wish: small pages do as well, slower */
 #endif
-    pack_panels(packed, h->type, w->data, h->n_rows, h->n_cols, 0,
-                (h->n_rows + PACK_ROWS - 1) / PACK_ROWS);
     w->packed = packed;
     w->packed_bytes = size;
     return REALM_OK;
+}
+
+static void pack_rows(const cpu_weight *w, int32_t first_row, int32_t row_count)
+{
+    pack_panels(w->packed, w->head.type, w->data, w->head.n_rows, w->head.n_cols,
+                first_row / PACK_ROWS, (row_count + PACK_ROWS - 1) / PACK_ROWS);
+}
+
+static void row(float *out, const cpu_weight *w, int32_t index)
+{
+    pack_row(out, w->packed, w->head.type, w->head.n_cols, index);
 }
 
 /* ---- the product ---------------------------------------------------------------------------- */
@@ -126,6 +135,8 @@ static void product(const matmul_isa *isa, const cpu_weight *w, const void *prep
         .name = "packed " #isa,                                                                    \
         .accepts = accepts,                                                                        \
         .pack = pack,                                                                              \
+        .pack_rows = pack_rows,                                                                    \
+        .row = row,                                                                                \
         .input_bytes = matmul_prepared_bytes,                                                      \
         .prepare = prepare_##isa,                                                                  \
         .token_step = 1,                                                                           \

@@ -197,7 +197,7 @@ INLINE void put_codes(int n_bits, uint8_t *values, int row, const uint64_t c[4])
         memcpy(values + 64 * i + 4 * row, &v[i], 4);
 }
 
-static void get_codes(int n_bits, uint8_t codes[32], const uint8_t *values, int row)
+INLINE void get_codes(int n_bits, uint8_t codes[32], const uint8_t *values, int row)
 {
     uint32_t v[8] = {0}, q[8];
     for (int i = 0; i < n_bits; i++)
@@ -379,7 +379,7 @@ static float half_at(const uint8_t *p)
 /* Scale and minimum (to be added) of the sixteen values in half h of block i of a scale group: the
  * products that dequantizing the file's block makes. The minimum of types without is -0, which
  * changes no number it is added to. */
-static void get_scale(uint32_t type, float *scale, float *minimum, const uint8_t *s, int row,
+INLINE void get_scale(uint32_t type, float *scale, float *minimum, const uint8_t *s, int row,
                       int i, int h)
 {
     size_t r = (size_t)row, eighth = 16 * (size_t)i + r;
@@ -423,7 +423,7 @@ static void get_scale(uint32_t type, float *scale, float *minimum, const uint8_t
 }
 
 /* The integer that a code stands for, in units of the scale (doubled for MXFP4, as there). */
-static int integer(uint32_t type, int code)
+INLINE int integer(uint32_t type, int code)
 {
     switch (type) {
     case DTYPE_Q4_0: return code - 8;
@@ -459,13 +459,9 @@ void pack_block(uint32_t type, const void *panel, int32_t n_blocks, int32_t bloc
     }
 }
 
-void pack_row(float *out, const void *packed, uint32_t type, int32_t n_cols, int32_t row)
+INLINE void unpack_row(uint32_t type, shape s, float *out, const uint8_t *panel, int32_t n_blocks,
+                       int row)
 {
-    shape s = shapes[type];
-    int32_t n_blocks = n_cols / PACK_BLOCK;
-    const uint8_t *panel =
-        (const uint8_t *)packed + (size_t)(row / PACK_ROWS) * pack_panel_bytes(type, n_cols);
-    row %= PACK_ROWS;
     for (int32_t block = 0; block < n_blocks; block++, out += PACK_BLOCK) {
         uint8_t codes[PACK_BLOCK];
         get_codes(value_bits(s), codes, panel + values_offset(s, n_blocks, block), row);
@@ -480,5 +476,20 @@ void pack_row(float *out, const void *packed, uint32_t type, int32_t n_cols, int
                     if (codes[i] == 8)
                         out[i] = -0.0f; /* the one number that integers lack */
         }
+    }
+}
+
+void pack_row(float *out, const void *packed, uint32_t type, int32_t n_cols, int32_t row)
+{
+    const uint8_t *panel =
+        (const uint8_t *)packed + (size_t)(row / PACK_ROWS) * pack_panel_bytes(type, n_cols);
+    switch (type) {
+#define UNPACK(type, super, scale_bytes, value_bytes)                                              \
+    case DTYPE_##type:                                                                             \
+        unpack_row(DTYPE_##type, (shape){super, scale_bytes, value_bytes}, out, panel,             \
+                   n_cols / PACK_BLOCK, row % PACK_ROWS);                                          \
+        break;
+        PACK_MAP(UNPACK)
+#undef UNPACK
     }
 }

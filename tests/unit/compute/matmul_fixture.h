@@ -95,6 +95,7 @@ static inline void fixture_open(fixture *f, uint32_t type, int32_t n_rows, int32
     f->weight.data = f->data;
     assert_true(matmul_packed_scalar.accepts(type, n_rows, n_cols));
     assert_status(matmul_packed_scalar.pack(&f->weight, &error), REALM_OK, error);
+    matmul_packed_scalar.pack_rows(&f->weight, 0, n_rows);
 }
 
 static inline void fixture_close(fixture *f)

@@ -15,7 +15,7 @@ static void a_packed_row_comes_back_as_the_file_dequantizes(void **state)
                 fixture_open(&f, packed_types[t], rows[i], n_cols);
                 float *out = malloc((size_t)n_cols * sizeof *out);
                 for (int32_t r = 0; r < rows[i]; r++) {
-                    pack_row(out, f.weight.packed, packed_types[t], n_cols, r);
+                    matmul_packed_scalar.row(out, &f.weight, r);
                     assert_bits(out, f.rows + r * n_cols, n_cols);
                 }
                 free(out);
