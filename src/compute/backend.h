@@ -70,8 +70,8 @@ typedef struct kv_store kv_store; /* opaque: the pages of all layers */
 /* Which sequences the rows of a step belong to. Host memory, borrowed from begin to end. */
 typedef struct step_rows {
     int32_t n_tokens;
-    const int32_t *positions;    /* [n_tokens] place of each token in its sequence, from 0 */
-    const int32_t *sequences;    /* [n_tokens] index into page_tables; rows of one sequence are
+    const int32_t *positions; /* [n_tokens] place of each token in its sequence, from 0 */
+    const int32_t *sequences; /* [n_tokens] index into page_tables; rows of one sequence are
                                     neighbours and ascend by one in position */
     int32_t n_sequences;
     const int32_t *const *page_tables; /* [n_sequences] -> page ids, in order of position */
@@ -97,7 +97,11 @@ typedef struct rope {
     float magnitude;
 } rope;
 
-typedef enum activation_kind { ACTIVATION_SILU, ACTIVATION_GELU_TANH, ACTIVATION_GELU } activation_kind;
+typedef enum activation_kind {
+    ACTIVATION_SILU,
+    ACTIVATION_GELU_TANH,
+    ACTIVATION_GELU
+} activation_kind;
 
 typedef struct attention_options {
     int32_t layer;
@@ -108,11 +112,11 @@ typedef struct attention_options {
 } attention_options;
 
 typedef struct weight_source {
-    uint32_t type;         /* dtype in the file */
+    uint32_t type; /* dtype in the file */
     int32_t n_rows, n_cols;
-    const void *data;      /* the file's bytes, mapped; borrowed until weight_close */
-    const char *name;      /* for messages; borrowed for the call */
-    int from_file;         /* 1: data is a clean mapping of a file, so that a backend which made its
+    const void *data; /* the file's bytes, mapped; borrowed until weight_close */
+    const char *name; /* for messages; borrowed for the call */
+    int from_file;    /* 1: data is a clean mapping of a file, so that a backend which made its
                               own copy may drop the pages (madvise); 0: leave them */
 } weight_source;
 
@@ -207,9 +211,9 @@ struct backend {
 /* ---- devices -------------------------------------------------------------------------------- */
 
 typedef struct backend_cpu_options {
-    int32_t n_threads;    /* 0: cpu_count() */
-    int reference;        /* only the scalar reference kernels: the truth that tests compare with */
-    int exact;            /* quantized weights are multiplied with F32 activations: slower, for
+    int32_t n_threads; /* 0: cpu_count() */
+    int reference;     /* only the scalar reference kernels: the truth that tests compare with */
+    int exact;         /* quantized weights are multiplied with F32 activations: slower, for
                              measuring what quantizing activations costs */
 } backend_cpu_options;
 

@@ -110,10 +110,9 @@ static void combine_splits(void *context, int64_t first, int64_t count, int32_t 
     (void)thread;
     for (int64_t i = first; i < first + count; i++) {
         attention_piece p = piece_at(v, i);
-        v->b->kernels->attention_combine(&p,
-                                         v->partials + (size_t)i * (size_t)v->n_splits *
-                                                           v->partial_floats,
-                                         v->partial_floats, p.n_splits);
+        v->b->kernels->attention_combine(
+            &p, v->partials + (size_t)i * (size_t)v->n_splits * v->partial_floats,
+            v->partial_floats, p.n_splits);
     }
 }
 
@@ -166,11 +165,17 @@ void attention_run(backend *backend_, tensor out, tensor q, kv_store *kv,
 {
     cpu_backend *b = (cpu_backend *)backend_;
     const kv_layer *l = &kv->layers[options->layer];
-    division v = {.b = b, .out = out, .q = q, .kv = kv, .layer = l, .options = options,
+    division v = {.b = b,
+                  .out = out,
+                  .q = q,
+                  .kv = kv,
+                  .layer = l,
+                  .options = options,
                   .group = options->n_heads / l->n_kv_heads};
     assert(q.n_rows == b->rows.n_tokens && out.n_rows == q.n_rows);
     assert(options->n_heads % l->n_kv_heads == 0);
-    assert(q.n_cols == options->n_heads * l->key_dim && out.n_cols == options->n_heads * l->value_dim);
+    assert(q.n_cols == options->n_heads * l->key_dim &&
+           out.n_cols == options->n_heads * l->value_dim);
     assert((size_t)b->rows.n_tokens * sizeof(block) <= b->scratch_bytes);
     v.heads = min32(v.group, ATTENTION_QUERIES);
     v.n_groups = (v.group + v.heads - 1) / v.heads;

@@ -31,11 +31,11 @@
 typedef struct attention_state {
     const attention_piece *piece;
     int32_t n_queries, key_dim, stride; /* stride: value_dim up to a multiple of 16 */
-    float *queries; /* [N_TILES][key_dim][QUERY_TILE] */
-    float *keys;    /* [key_dim][32] of the page, when converted */
-    float *values;  /* [32][stride] of the page, when converted */
-    float *scores;  /* [ATTENTION_QUERIES][32], then weights */
-    float *sums;    /* [ATTENTION_QUERIES][stride] of the split */
+    float *queries;                     /* [N_TILES][key_dim][QUERY_TILE] */
+    float *keys;                        /* [key_dim][32] of the page, when converted */
+    float *values;                      /* [32][stride] of the page, when converted */
+    float *scores;                      /* [ATTENTION_QUERIES][32], then weights */
+    float *sums;                        /* [ATTENTION_QUERIES][stride] of the split */
     float *weights; /* [ATTENTION_QUERIES][VF_LANES] sums of weights by lane, of the split */
     float *total;   /* [ATTENTION_QUERIES][stride + 16] of the splits so far */
     int32_t positions[ATTENTION_QUERIES];
@@ -77,7 +77,7 @@ static void attention_init(attention_state *s, const attention_piece *p, float *
     }
 }
 
-/* ---- a page of keys and values as floats -------------------------------------------------------- */
+/* ---- a page of keys and values as floats ----------------------------------------------------- */
 
 static void attention_keys_f16(float *out, const uint8_t *head, int32_t key_dim)
 {
@@ -117,7 +117,7 @@ static void attention_values_q8_0(float *out, const uint8_t *head, const kv_laye
     }
 }
 
-/* ---- scores ------------------------------------------------------------------------------------- */
+/* ---- scores ---------------------------------------------------------------------------------- */
 
 /* n queries of a tile against VECTOR_TILE vectors of tokens; half says what keys points at. */
 VF_INLINE void attention_score_tile(float *scores, const float *queries, const void *keys,
@@ -221,22 +221,19 @@ static void attention_score_floats(float *scores, const float *queries, const vo
 static void attention_value_halves(float *sums, const float *rescale, const float *weights,
                                    const void *values, int32_t stride, int32_t n_tokens, int n)
 {
-#define CALL(count)                                                                                \
-    attention_value_tile(sums, rescale, weights, values, stride, n_tokens, 1, count)
+#define CALL(count) attention_value_tile(sums, rescale, weights, values, stride, n_tokens, 1, count)
     TILE_SWITCH(n, CALL)
 #undef CALL
 }
 
 static void attention_value_floats(float *sums, const float *rescale, const float *weights,
-                                   const void *values, int32_t stride, int32_t n_tokens, int n)
-{
-#define CALL(count)                                                                                \
-    attention_value_tile(sums, rescale, weights, values, stride, n_tokens, 0, count)
+                                   const void *values, int32_t stride, int32_t n_tokens, int n){
+#define CALL(count) attention_value_tile(sums, rescale, weights, values, stride, n_tokens, 0, count)
     TILE_SWITCH(n, CALL)
 #undef CALL
 }
 
-/* ---- softmax ------------------------------------------------------------------------------------ */
+/* ---- softmax --------------------------------------------------------------------------------- */
 
 /* Scales, caps and masks a page's scores of a query that sees positions first .. position; returns
  * the largest. whole: it sees all of the page, which is then not looked at token by token. */
@@ -293,7 +290,8 @@ static int attention_tile_count(const attention_state *s, int32_t tile)
     return left < QUERY_TILE ? left : QUERY_TILE;
 }
 
-/* One page for all queries. A single tile converts halves on the way; more share a converted page. */
+/* One page for all queries. A single tile converts halves on the way; several share a converted
+ * page. */
 static void attention_page(attention_state *s, int32_t page_index)
 {
     const attention_piece *p = s->piece;
@@ -333,7 +331,7 @@ static void attention_page(attention_state *s, int32_t page_index)
     }
 }
 
-/* ---- splits ------------------------------------------------------------------------------------- */
+/* ---- splits ---------------------------------------------------------------------------------- */
 
 /* Adds a split to a row of totals: [stride] sums, the largest score, the sum of weights. */
 static void attention_merge(float *total, const float *sums, float largest, float weights,

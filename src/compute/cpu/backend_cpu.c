@@ -27,7 +27,8 @@
  * sharing costs one or two. */
 #define SMALL 16384
 
-/* Rows of weights handed out as one piece; a multiple of MATMUL_ROW_STEP and of dense.inl's block. */
+/* Rows of weights handed out as one piece: a multiple of MATMUL_ROW_STEP and of dense.inl's
+ * block. */
 #define PIECE_ROWS 32
 
 /* Pieces a thread gets a product in, at least, so that a thread that lost its core for a while can

@@ -33,14 +33,14 @@ typedef struct attention_piece {
     const kv_layer *layer;
     const int32_t *page_table;
     const attention_options *options;
-    const float *q;            /* [n_tokens, q_stride], at the first token's first head */
-    float *out;                /* [n_tokens, out_stride], likewise */
+    const float *q; /* [n_tokens, q_stride], at the first token's first head */
+    float *out;     /* [n_tokens, out_stride], likewise */
     size_t q_stride, out_stride;
     int32_t n_tokens, n_heads; /* n_tokens * n_heads <= ATTENTION_QUERIES */
     int32_t kv_head;
-    int32_t first_position;    /* of the first token */
+    int32_t first_position; /* of the first token */
     int32_t first_split, n_splits;
-    float *partial;            /* NULL: combine and write out. Else write the one split's sums
+    float *partial; /* NULL: combine and write out. Else write the one split's sums
                                   here, attention_partial_floats of them, and leave out alone */
 } attention_piece;
 
@@ -66,8 +66,8 @@ typedef struct cpu_kernels {
     void (*add)(float *out, const float *x, const float *y, int64_t n, float scale);
     void (*soft_cap)(float *x, int64_t n, float cap);
     /* One token's heads; cosines and sines [n_rot / 2], magnitude included. */
-    void (*rotate)(float *x, int32_t n_heads, int32_t head_dim, const rope *r,
-                   const float *cosines, const float *sines);
+    void (*rotate)(float *x, int32_t n_heads, int32_t head_dim, const rope *r, const float *cosines,
+                   const float *sines);
 
     /* Stores one token's head; as kv_pages_put. */
     void (*kv_put)(const kv_store *kv, const kv_layer *l, uint8_t *head, int32_t slot,
@@ -77,8 +77,8 @@ typedef struct cpu_kernels {
     void (*attention)(const attention_piece *piece, void *scratch);
     /* Combines the n_splits partials (partial_floats apart; the first is overwritten) of a piece
      * and writes its out. NULL: this kernel cannot split. */
-    void (*attention_combine)(const attention_piece *piece, float *partials,
-                              size_t partial_floats, int32_t n_splits);
+    void (*attention_combine)(const attention_piece *piece, float *partials, size_t partial_floats,
+                              int32_t n_splits);
 
     const cpu_matmul *dense; /* F32 arithmetic on weights of every type */
 } cpu_kernels;

@@ -10,8 +10,8 @@
  * bring it, so the same code serves one token.
  *
  * A result is ((sum of columns 0..255) + (sum of 256..511) + ...) + bias, each sum a chain of fused
- * multiply-adds by ascending column: the same for any number of tokens, any rows. Blocks of 256 also
- * keep the rounding error of long rows down. */
+ * multiply-adds by ascending column: the same for any number of tokens, any rows. Blocks of 256
+ * also keep the rounding error of long rows down. */
 
 #define BLOCK_COLS 256
 #define BLOCK_ROWS (2 * VF_LANES)
@@ -27,7 +27,7 @@
 #define TOKEN_TILE 4
 #endif
 
-/* ---- weights to panels -------------------------------------------------------------------------- */
+/* ---- weights to panels ----------------------------------------------------------------------- */
 
 /* r[i] lane j -> r[j] lane i */
 #if VF_LANES == 16
@@ -87,8 +87,8 @@ VF_INLINE void dense_transpose(vf r[VF_LANES])
 }
 #endif
 
-/* VF_LANES rows (n of them real, the rest zero), row_bytes apart, count columns -> columns of panel.
- * count is a multiple of VF_LANES. Short pieces of many rows are no pattern for the processor's own
+/* VF_LANES rows (n of them real, the rest zero), row_bytes apart, count columns -> columns of
+ * panel. count is a multiple of VF_LANES. Short pieces of many rows are no pattern for the processor's own
  * prefetcher: ahead is where the next panel begins. */
 VF_INLINE void dense_panel_rows(float *panel, const uint8_t *rows, const uint8_t *ahead,
                                 size_t row_bytes, int n, int32_t count, uint32_t type)
@@ -153,10 +153,10 @@ static void dense_panel(float *panel, const cpu_weight *w, int32_t row, int32_t 
     }
 }
 
-/* ---- tokens times panel ------------------------------------------------------------------------- */
+/* ---- tokens times panel ---------------------------------------------------------------------- */
 
 typedef struct dense_out {
-    float *at;         /* first token, first row of the block */
+    float *at; /* first token, first row of the block */
     size_t stride;
     int32_t n_rows;    /* of the block that exist */
     int first;         /* the first columns: at holds nothing yet */
@@ -229,7 +229,7 @@ static void dense_tile_of(const dense_out *o, const float *panel, const float *x
     }
 }
 
-/* ---- the kernel --------------------------------------------------------------------------------- */
+/* ---- the kernel ------------------------------------------------------------------------------ */
 
 static int dense_accepts(uint32_t type, int32_t n_rows, int32_t n_cols)
 {
@@ -281,9 +281,8 @@ static void dense_product(const cpu_weight *w, const void *prepared, int32_t n_t
             for (int32_t t = 0; t < n_tokens; t += TOKEN_TILE) {
                 int32_t width = dense_width(t / TOKEN_TILE, n_tokens);
                 o.at = out + (size_t)t * (size_t)out_stride + row;
-                dense_tile_of(&o, panel,
-                              x + (size_t)t * (size_t)n_cols + (size_t)c * (size_t)width, count,
-                              width);
+                dense_tile_of(&o, panel, x + (size_t)t * (size_t)n_cols + (size_t)c * (size_t)width,
+                              count, width);
             }
         }
     }

@@ -137,8 +137,7 @@ static void dequantize_q3_k(float *out, const uint8_t *b, int64_t n)
             const uint8_t *q = b + 32 + s / 8 * 32 + s % 2 * 16, *h = b + s % 2 * 16;
             int shift = s % 8 / 2 * 2, bit = s / 2;
             for (int i = 0; i < 16; i++)
-                out[s * 16 + i] =
-                    scale * (float)((q[i] >> shift & 3) - (~h[i] >> bit & 1) * 4);
+                out[s * 16 + i] = scale * (float)((q[i] >> shift & 3) - (~h[i] >> bit & 1) * 4);
         }
     }
 }

@@ -1,4 +1,4 @@
-/* compute/cpu/isa_generic.c: the kernels for what every processor of an architecture has (SSE2 on x86).
+/* compute/cpu/isa_generic.c: the kernels for any processor (SSE2 on x86).
  * The .inl files say what is computed and who calls; CMakeLists.txt gives the compiler's flags. */
 #include <math.h>
 
@@ -21,14 +21,14 @@ static const cpu_matmul dense = {.name = "f32 generic",
                                  .product = dense_product};
 
 const cpu_kernels cpu_kernels_generic = {.name = "generic",
-                                       .scale = ops_scale,
-                                       .norm = ops_norm,
-                                       .gated = ops_gated,
-                                       .add = ops_add,
-                                       .soft_cap = ops_soft_cap,
-                                       .rotate = ops_rotate,
-                                       .kv_put = ops_kv_put,
-                                       .attention_scratch = attention_scratch,
-                                       .attention = attention_run_piece,
-                                       .attention_combine = attention_combine,
-                                       .dense = &dense};
+                                         .scale = ops_scale,
+                                         .norm = ops_norm,
+                                         .gated = ops_gated,
+                                         .add = ops_add,
+                                         .soft_cap = ops_soft_cap,
+                                         .rotate = ops_rotate,
+                                         .kv_put = ops_kv_put,
+                                         .attention_scratch = attention_scratch,
+                                         .attention = attention_run_piece,
+                                         .attention_combine = attention_combine,
+                                         .dense = &dense};

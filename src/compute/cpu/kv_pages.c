@@ -85,8 +85,10 @@ realm_status kv_pages_open(kv_store **out, const kv_shape *shape, realm_error *e
         const kv_layer_shape *s = &shape->layers[i];
         status = check_layer(s, shape->type, i, error);
         kv_layer *l = &kv->layers[i];
-        *l = (kv_layer){.n_kv_heads = s->n_kv_heads, .key_dim = s->key_dim,
-                        .value_dim = s->value_dim, .offset = kv->page_bytes};
+        *l = (kv_layer){.n_kv_heads = s->n_kv_heads,
+                        .key_dim = s->key_dim,
+                        .value_dim = s->value_dim,
+                        .offset = kv->page_bytes};
         lay_out(l, shape->type);
         kv->page_bytes += l->head_bytes * (size_t)l->n_kv_heads;
     }
@@ -154,9 +156,8 @@ static void put_q8_0(const kv_layer *l, uint8_t *head, int32_t slot, const float
     uint16_t *key_scales = (uint16_t *)(void *)head;
     int8_t *keys = (int8_t *)(head + l->key_values) + slot;
     for (int32_t i = 0; i < l->key_dim / BLOCK; i++)
-        key_scales[i * KV_PAGE_TOKENS + slot] =
-            quantize_block(key + i * BLOCK, keys + (size_t)i * BLOCK * KV_PAGE_TOKENS,
-                           KV_PAGE_TOKENS);
+        key_scales[i * KV_PAGE_TOKENS + slot] = quantize_block(
+            key + i * BLOCK, keys + (size_t)i * BLOCK * KV_PAGE_TOKENS, KV_PAGE_TOKENS);
     int32_t n = l->value_dim / BLOCK;
     uint16_t *value_scales = (uint16_t *)(void *)(head + l->values) + slot * n;
     int8_t *values = (int8_t *)(head + l->value_values) + (size_t)slot * l->value_dim;

@@ -14,8 +14,8 @@
  *
  * Keys and values are stored saturated: a number beyond the largest half becomes that half, so that
  * no infinity can ever turn a masked score times zero into NaN. A NaN stays NaN as F16 and becomes
- * zero as Q8_0. Either way attention (attention.inl) lets nothing beyond a sequence's own last token
- * into a sum, so what a page held before, for another sequence, cannot be seen.
+ * zero as Q8_0. Either way attention (attention.inl) lets nothing beyond a sequence's own last
+ * token into a sum, so what a page held before, for another sequence, cannot be seen.
  *
  * Written and read by the engine's pool threads inside operations, on disjoint tokens. */
 #ifndef REALM_COMPUTE_CPU_KV_PAGES_H
@@ -25,10 +25,10 @@
 
 typedef struct kv_layer {
     int32_t n_kv_heads, key_dim, value_dim;
-    int32_t value_stride;                     /* elements from one token's value to the next */
-    size_t offset;                            /* of this layer in a page */
-    size_t head_bytes;                        /* one kv head: key block, value block */
-    size_t key_values, values, value_values;  /* offsets in a head of: int8 keys (0 for F16), the
+    int32_t value_stride;                    /* elements from one token's value to the next */
+    size_t offset;                           /* of this layer in a page */
+    size_t head_bytes;                       /* one kv head: key block, value block */
+    size_t key_values, values, value_values; /* offsets in a head of: int8 keys (0 for F16), the
                                                  value block, int8 values (= values for F16) */
 } kv_layer;
 

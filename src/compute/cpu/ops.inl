@@ -91,7 +91,7 @@ VF_INLINE vf ops_gelu(vf x)
 VF_INLINE vf ops_activate(vf x, activation_kind kind)
 {
     /* x / (1 + inf) is -0, but -inf / inf would be NaN where the function's limit is 0. */
-    vf y = kind == ACTIVATION_SILU ? ops_silu(x)
+    vf y = kind == ACTIVATION_SILU        ? ops_silu(x)
            : kind == ACTIVATION_GELU_TANH ? ops_gelu_tanh(x)
                                           : ops_gelu(x);
     return vf_select(x == vf_set(-__builtin_inff()), vf_set(-0.0f), y);
@@ -104,10 +104,9 @@ VF_INLINE void ops_gated_kind(float *out, const float *gate, const float *up, in
     for (; i + VF_LANES <= n; i += VF_LANES)
         vf_store(out + i, ops_activate(vf_load(gate + i), kind) * vf_load(up + i));
     if (i < n)
-        vf_store_part(out + i,
-                      ops_activate(vf_load_part(gate + i, n - i), kind) *
-                          vf_load_part(up + i, n - i),
-                      n - i);
+        vf_store_part(
+            out + i,
+            ops_activate(vf_load_part(gate + i, n - i), kind) * vf_load_part(up + i, n - i), n - i);
 }
 
 static void ops_gated(float *out, const float *gate, const float *up, int64_t n,
@@ -180,7 +179,7 @@ VF_INLINE vf ops_half_range(vf x)
     return vf_max(vf_set(-65504.0f), vf_min(vf_set(65504.0f), x));
 }
 
-/* 32 values as int8 with one scale, largest / 127; returns the scale as a half. Nearest, ties to even. */
+/* 32 values as int8 with one scale, largest / 127, to nearest; returns the scale as a half. */
 static uint16_t ops_quantize_block(int8_t *to, const float *x)
 {
     vf values[32 / VF_LANES], largest = vf_set(0);
@@ -240,6 +239,6 @@ static void ops_kv_put(const kv_store *kv, const kv_layer *l, uint8_t *head, int
         vf_store_f16(v + d, ops_half_range(vf_load(value + d)));
     /* value_stride is a multiple of every VF_LANES: the padding becomes zero. */
     for (; d < l->value_stride; d += VF_LANES)
-        vf_store_f16(v + d, ops_half_range(vf_load_part(
-                                value + d, d < l->value_dim ? l->value_dim - d : 0)));
+        vf_store_f16(v + d, ops_half_range(
+                                vf_load_part(value + d, d < l->value_dim ? l->value_dim - d : 0)));
 }

@@ -26,13 +26,13 @@
 #include <string.h>
 #include <time.h>
 
-#define OPEN         ((uint64_t)1 << 16)
-#define INSIDE_MASK  (OPEN - 1)
-#define GENERATION   (OPEN << 1)
-#define SPIN_NS      50000 /* longer than the gap between two operations, shorter than a time slice */
-#define PAUSES       32    /* between two looks at the clock: about a microsecond */
-#define MAX_THREADS  1024
-#define STACK_BYTES  ((size_t)1 << 20) /* kernels keep panels of up to 256 KiB on the stack */
+#define OPEN        ((uint64_t)1 << 16)
+#define INSIDE_MASK (OPEN - 1)
+#define GENERATION  (OPEN << 1)
+#define SPIN_NS     50000 /* longer than the gap between two operations, far below a time slice */
+#define PAUSES      32    /* between two looks at the clock: about a microsecond */
+#define MAX_THREADS 1024
+#define STACK_BYTES ((size_t)1 << 20) /* kernels keep panels of up to 256 KiB on the stack */
 
 typedef struct cursor {
     _Alignas(64) _Atomic int64_t next;
@@ -50,7 +50,7 @@ struct pool {
     _Alignas(64) pool_task task;
     void *context;
     int64_t grain;
-    cursor *cursors;   /* [n_threads] */
+    cursor *cursors; /* [n_threads] */
     int32_t n_threads;
     int32_t n_started; /* helpers that exist */
     helper *helpers;   /* [n_threads], the first unused */
@@ -83,8 +83,7 @@ static void work(pool *p, int32_t thread)
         cursor *c = &p->cursors[(thread + i) % p->n_threads];
         /* A look before the fetch_add keeps finished cursors' lines shared. */
         while (atomic_load_explicit(&c->next, memory_order_relaxed) < c->end) {
-            int64_t first =
-                atomic_fetch_add_explicit(&c->next, p->grain, memory_order_relaxed);
+            int64_t first = atomic_fetch_add_explicit(&c->next, p->grain, memory_order_relaxed);
             if (first >= c->end)
                 break;
             int64_t left = c->end - first;

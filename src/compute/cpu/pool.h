@@ -10,7 +10,7 @@
  * pool with more threads than free cores loses time, never correctness. Which thread runs an item
  * is therefore open; items must not care.
  *
- * One thread calls pool_run, always the same at a time (the engine's). Opened and closed anywhere. */
+ * One thread at a time calls pool_run (the engine's). Opened and closed on any thread. */
 #ifndef REALM_COMPUTE_CPU_POOL_H
 #define REALM_COMPUTE_CPU_POOL_H
 

@@ -43,7 +43,7 @@ uint16_t quants_float_f16(float f)
     if (magnitude >= 0x477FF000) /* rounds to 65536 or more */
         return (uint16_t)(sign | 0x7C00);
     if (magnitude < 0x38800000) {
-        /* Subnormal: adding 0.5 leaves the value in units of 2^-24, rounded to even, in the low bits. */
+        /* Subnormal: adding 0.5 leaves units of 2^-24, rounded to even, in the low bits. */
         float shifted = quants_bits_float(magnitude) + 0.5f;
         return (uint16_t)(sign | (quants_float_bits(shifted) - 0x3F000000));
     }

@@ -63,8 +63,8 @@ static void soft_cap(float *x, int64_t n, float cap)
         x[i] = (float)((double)cap * tanh((double)x[i] / (double)cap));
 }
 
-static void rotate(float *x, int32_t n_heads, int32_t head_dim, const rope *r,
-                   const float *cosines, const float *sines)
+static void rotate(float *x, int32_t n_heads, int32_t head_dim, const rope *r, const float *cosines,
+                   const float *sines)
 {
     int32_t n_pairs = r->n_rot / 2;
     for (int32_t h = 0; h < n_heads; h++, x += head_dim) {
@@ -167,8 +167,8 @@ static double dot(const cpu_weight *w, int32_t row, const float *x)
     double sum = 0;
     for (int32_t c = 0; c < n; c += step) {
         int32_t count = n - c < step ? n - c : step;
-        quants_dequantize(w->head.type, values,
-                          data + dtype_row_bytes(w->head.type, (uint64_t)c), count);
+        quants_dequantize(w->head.type, values, data + dtype_row_bytes(w->head.type, (uint64_t)c),
+                          count);
         for (int32_t i = 0; i < count; i++)
             sum += (double)values[i] * (double)x[c + i];
     }
@@ -186,11 +186,21 @@ static void product(const cpu_weight *w, const void *prepared, int32_t n_tokens,
                         (bias ? (double)bias[r] : 0));
 }
 
-const cpu_matmul reference_matmul = {
-    .name = "reference", .accepts = accepts, .input_bytes = input_bytes, .prepare = prepare,
-    .token_step = 1, .product = product};
+const cpu_matmul reference_matmul = {.name = "reference",
+                                     .accepts = accepts,
+                                     .input_bytes = input_bytes,
+                                     .prepare = prepare,
+                                     .token_step = 1,
+                                     .product = product};
 
-const cpu_kernels cpu_kernels_reference = {
-    .name = "reference", .scale = scale, .norm = norm, .gated = gated, .add = add,
-    .soft_cap = soft_cap, .rotate = rotate, .kv_put = kv_pages_put,
-    .attention_scratch = attention_scratch, .attention = attention, .dense = &reference_matmul};
+const cpu_kernels cpu_kernels_reference = {.name = "reference",
+                                           .scale = scale,
+                                           .norm = norm,
+                                           .gated = gated,
+                                           .add = add,
+                                           .soft_cap = soft_cap,
+                                           .rotate = rotate,
+                                           .kv_put = kv_pages_put,
+                                           .attention_scratch = attention_scratch,
+                                           .attention = attention,
+                                           .dense = &reference_matmul};

@@ -72,7 +72,7 @@ VF_INLINE vf vf_load_bf16(const uint16_t *p)
     return (vf)(__builtin_convertvector(halves, vi) << 16);
 }
 
-/* ---- what differs --------------------------------------------------------------------------- */
+/* ---- what differs ---------------------------------------------------------------------------- */
 
 /* a * b + c, fused where the set can; halves -> floats; int8 -> floats. vf_max(a, b) is b if either
  * is NaN on x86 and NaN elsewhere: give the number that may be NaN as b. */
@@ -277,7 +277,7 @@ VF_INLINE vf vf_scale(vf a, vf n)
 #endif
 }
 
-/* ---- sums over lanes, always in the same order -------------------------------------------------- */
+/* ---- sums over lanes, always in the same order ----------------------------------------------- */
 
 VF_INLINE float vf_sum(vf x)
 {
@@ -305,10 +305,11 @@ VF_INLINE float vf_largest(vf x)
 #endif
 }
 
-/* ---- functions ---------------------------------------------------------------------------------- */
+/* ---- functions ------------------------------------------------------------------------------- */
 
 /* e^x. Relative error below 2e-7 (tested over all exponents) for results that are normal floats;
- * 0 below -87.33, where results would be subnormal; infinity above 88.72; NaN for NaN; exactly 1 for 0.
+ * 0 below -87.33, where results would be subnormal; infinity above 88.72; NaN for NaN; exactly 1
+ * for 0.
  * Reduction by ln 2 in two parts and a polynomial after Cephes expf. */
 VF_INLINE vf vf_exp(vf x)
 {
@@ -333,8 +334,8 @@ VF_INLINE vf vf_exp(vf x)
     return vf_select(x == x, result, x);
 }
 
-/* e^x for x <= 0 (or NaN), the same polynomial with less to guard: what softmax needs. Exactly 1 for 0
- * and 0 below -87.33. */
+/* e^x for x <= 0 (or NaN), the same polynomial with less to guard: what softmax needs. Exactly 1
+ * for 0; 0 below -87.33. */
 VF_INLINE vf vf_exp_negative(vf x)
 {
     const vf low = vf_set(-87.3365402f);

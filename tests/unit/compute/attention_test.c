@@ -10,10 +10,10 @@ typedef struct shape {
 } shape;
 
 static const shape shapes[] = {
-    {9, 3, 64, 64, DTYPE_F16, 0, 0},    {4, 1, 256, 256, DTYPE_F16, 0, 40},
-    {8, 8, 128, 128, DTYPE_F16, 50, 0}, {6, 2, 80, 48, DTYPE_F16, 0, 0},
-    {5, 5, 7, 3, DTYPE_F16, 0, 5},      {40, 1, 16, 16, DTYPE_F16, 0, 0},
-    {9, 3, 64, 64, DTYPE_Q8_0, 0, 0},   {8, 2, 32, 96, DTYPE_Q8_0, 20, 33},
+    {9, 3, 64, 64, DTYPE_F16, 0, 0},      {4, 1, 256, 256, DTYPE_F16, 0, 40},
+    {8, 8, 128, 128, DTYPE_F16, 50, 0},   {6, 2, 80, 48, DTYPE_F16, 0, 0},
+    {5, 5, 7, 3, DTYPE_F16, 0, 5},        {40, 1, 16, 16, DTYPE_F16, 0, 0},
+    {9, 3, 64, 64, DTYPE_Q8_0, 0, 0},     {8, 2, 32, 96, DTYPE_Q8_0, 20, 33},
     {16, 2, 100, 20, DTYPE_F16, 10, 300},
 };
 #define N_SHAPES ((int)(sizeof shapes / sizeof *shapes))

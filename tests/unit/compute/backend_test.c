@@ -18,8 +18,12 @@ static const uint32_t ws_types[3] = {DTYPE_F16, DTYPE_Q8_0, DTYPE_F32};
 static inputs random_inputs(rng *r)
 {
     static float frequencies[32];
-    inputs in = {random_floats(r, ROWS * COLS, 3), random_floats(r, ROWS * COLS, 3),
-                 random_floats(r, COLS, 1), random_floats(r, OUTS, 1), {0}, frequencies};
+    inputs in = {random_floats(r, ROWS * COLS, 3),
+                 random_floats(r, ROWS * COLS, 3),
+                 random_floats(r, COLS, 1),
+                 random_floats(r, OUTS, 1),
+                 {0},
+                 frequencies};
     for (int i = 0; i < 3; i++)
         in.ws[i] = random_weights(r, ws_types[i], OUTS, COLS);
     for (int i = 0; i < 32; i++)
@@ -34,7 +38,7 @@ static void free_inputs(inputs *in)
         free(in->ws[i]);
 }
 
-#define N_RESULTS 9
+#define N_RESULTS     9
 #define RESULT_FLOATS (ROWS * COLS)
 
 /* Every operation on rows first .. first+count-1; results[i] as [count, ...]. */
@@ -125,7 +129,8 @@ static void a_row_alone_in_a_batch_and_over_threads_has_the_same_bits(void **sta
             run_rows(b, &in, 0, ROWS, threads == 1 ? all : some);
             for (int i = 0; i < N_RESULTS && threads > 1; i++)
                 assert_same_bits(some[i], all[i], ROWS * row_floats(i), "threads");
-            for (int32_t first = 0, count = 1; first < ROWS; first += count, count = count % 5 + 1) {
+            for (int32_t first = 0, count = 1; first < ROWS;
+                 first += count, count = count % 5 + 1) {
                 int32_t left = ROWS - first;
                 run_rows(b, &in, first, count < left ? count : left, some);
                 for (int i = 0; i < N_RESULTS; i++)

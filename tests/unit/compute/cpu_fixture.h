@@ -34,8 +34,8 @@ static inline backend *open_with(const cpu_kernels *kernels, int32_t n_threads)
 {
     realm_error error;
     backend *b;
-    backend_cpu_options o = {.n_threads = n_threads, .exact = 1,
-                             .reference = kernels == &cpu_kernels_reference};
+    backend_cpu_options o = {
+        .n_threads = n_threads, .exact = 1, .reference = kernels == &cpu_kernels_reference};
     assert_status(backend_cpu_open(&b, &o, &error), REALM_OK, error);
     cpu_backend *cpu = (cpu_backend *)b;
     cpu->kernels = kernels;
@@ -92,11 +92,20 @@ static inline uint8_t *random_weights(rng *r, uint32_t type, int32_t n_rows, int
         switch (type) {
         case DTYPE_F32: memcpy(p, &f, 4); break;
         case DTYPE_F16: memcpy(p, &one, 2); break;
-        case DTYPE_BF16: one = quants_float_bf16(f); memcpy(p, &one, 2); break;
-        case DTYPE_Q2_K: memcpy(p + 80, &small, 2); memcpy(p + 82, &small, 2); break;
+        case DTYPE_BF16:
+            one = quants_float_bf16(f);
+            memcpy(p, &one, 2);
+            break;
+        case DTYPE_Q2_K:
+            memcpy(p + 80, &small, 2);
+            memcpy(p + 82, &small, 2);
+            break;
         case DTYPE_Q3_K: memcpy(p + 108, &small, 2); break;
         case DTYPE_Q6_K: memcpy(p + 208, &tiny, 2); break;
-        case DTYPE_Q8_K: f /= 100; memcpy(p, &f, 4); break;
+        case DTYPE_Q8_K:
+            f /= 100;
+            memcpy(p, &f, 4);
+            break;
         case DTYPE_MXFP4: p[0] = (uint8_t)(116 + p[0] % 8); break;
         case DTYPE_IQ4_XS: memcpy(p, &tiny, 2); break;
         case DTYPE_Q4_K:
@@ -106,7 +115,10 @@ static inline uint8_t *random_weights(rng *r, uint32_t type, int32_t n_rows, int
             break;
         case DTYPE_Q4_1:
         case DTYPE_Q5_1:
-        case DTYPE_Q8_1: memcpy(p, &small, 2); memcpy(p + 2, &small, 2); break;
+        case DTYPE_Q8_1:
+            memcpy(p, &small, 2);
+            memcpy(p + 2, &small, 2);
+            break;
         default: memcpy(p, &small, 2); break;
         }
     }
@@ -114,8 +126,8 @@ static inline uint8_t *random_weights(rng *r, uint32_t type, int32_t n_rows, int
 }
 
 static const uint32_t weight_types[] = {
-    DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0,
-    DTYPE_Q5_1, DTYPE_Q8_0, DTYPE_Q8_1, DTYPE_Q2_K, DTYPE_Q3_K, DTYPE_Q4_K,
+    DTYPE_F32,  DTYPE_F16,  DTYPE_BF16, DTYPE_Q4_0,   DTYPE_Q4_1,   DTYPE_Q5_0,
+    DTYPE_Q5_1, DTYPE_Q8_0, DTYPE_Q8_1, DTYPE_Q2_K,   DTYPE_Q3_K,   DTYPE_Q4_K,
     DTYPE_Q5_K, DTYPE_Q6_K, DTYPE_Q8_K, DTYPE_IQ4_NL, DTYPE_IQ4_XS, DTYPE_MXFP4};
 #define N_WEIGHT_TYPES (sizeof weight_types / sizeof *weight_types)
 
@@ -135,7 +147,8 @@ static inline void assert_same_bits(const float *a, const float *b, size_t n, co
 {
     for (size_t i = 0; i < n; i++)
         if (memcmp(a + i, b + i, sizeof *a) != 0)
-            fail_msg("%s: element %zu of %zu is %a, not %a", what, i, n, (double)a[i], (double)b[i]);
+            fail_msg("%s: element %zu of %zu is %a, not %a", what, i, n, (double)a[i],
+                     (double)b[i]);
 }
 
 #endif

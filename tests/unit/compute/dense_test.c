@@ -7,7 +7,8 @@ static float *multiply(const cpu_matmul *kernel, const cpu_weight *w, const floa
                        int32_t n_tokens, const float *bias)
 {
     float *out = calloc((size_t)n_tokens * (size_t)w->head.n_rows + 1, sizeof *out);
-    void *prepared = aligned_alloc(64, (kernel->input_bytes(n_tokens, w->head.n_cols) + 127) & ~63ul);
+    void *prepared = aligned_alloc(64,
+                                   (kernel->input_bytes(n_tokens, w->head.n_cols) + 127) & ~63ul);
     kernel->prepare(prepared, x, 0, n_tokens, n_tokens, w->head.n_cols);
     kernel->product(w, prepared, n_tokens, out, w->head.n_rows, bias, 0, w->head.n_rows);
     free(prepared);
@@ -33,7 +34,7 @@ static void check_type(const cpu_kernels *k, uint32_t type, int32_t n_rows, int3
     char what[100];
     snprintf(what, sizeof what, "%s %s %d x %d, %d tokens", k->name, dtype_name(type), n_rows,
              n_cols, n_tokens);
-    /* Weights are about 1, so a sum of n terms is about sqrt(n); an error is a few 2^-24 of that. */
+    /* Weights are about 1, so a sum of n is about sqrt(n); an error is a few 2^-24 of that. */
     assert_near(out, wanted, (size_t)n_tokens * n_rows, 1e-6, 4e-7 * sqrt(n_cols) + 1e-6, what);
     free(data), free(x), free(bias), free(out), free(wanted);
 }
@@ -83,7 +84,8 @@ static void a_token_alone_and_in_a_batch_has_the_same_bits(void **state)
             float *x = random_floats(&r, TOKENS * COLS, 1), *bias = random_floats(&r, ROWS, 1);
             cpu_weight w = weight_of(types[t], ROWS, COLS, data);
             float *all = multiply(list[i]->dense, &w, x, TOKENS, bias);
-            for (int32_t first = 0, count = 1; first < TOKENS; first += count, count = count % 7 + 1) {
+            for (int32_t first = 0, count = 1; first < TOKENS;
+                 first += count, count = count % 7 + 1) {
                 int32_t some = count < TOKENS - first ? count : TOKENS - first;
                 float *part = multiply(list[i]->dense, &w, x + first * COLS, some, bias);
                 assert_same_bits(part, all + first * ROWS, (size_t)some * ROWS, list[i]->name);
@@ -112,7 +114,8 @@ static void rows_and_tokens_may_be_divided_anywhere(void **state)
         for (int32_t t = 0; t < TOKENS; t += 5)
             d->prepare(prepared, x, t, TOKENS - t < 5 ? TOKENS - t : 5, TOKENS, COLS);
         for (int32_t row = 0; row < ROWS; row += 48)
-            d->product(&w, prepared, TOKENS, out, ROWS, NULL, row, ROWS - row < 48 ? ROWS - row : 48);
+            d->product(&w, prepared, TOKENS, out, ROWS, NULL, row,
+                       ROWS - row < 48 ? ROWS - row : 48);
         assert_same_bits(out, all, TOKENS * ROWS, d->name);
         free(all), free(out), free(prepared);
     }

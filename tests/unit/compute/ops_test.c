@@ -4,7 +4,8 @@
 
 #include <float.h>
 
-static const int32_t sizes[] = {1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 576, 1023};
+static const int32_t sizes[] = {1,  2,  3,  4,  5,  7,  8,   15,  16,
+                                17, 31, 33, 63, 64, 65, 100, 576, 1023};
 #define N_SIZES ((int)(sizeof sizes / sizeof *sizes))
 
 #define FOR_EACH_KERNEL(k)                                                                         \
@@ -18,7 +19,8 @@ static void norms_are_those_of_the_reference(void **state)
     (void)state;
     rng r;
     rng_init(&r, 1);
-    FOR_EACH_KERNEL(k) {
+    FOR_EACH_KERNEL(k)
+    {
         for (int s = 0; s < N_SIZES; s++) {
             int32_t n = sizes[s];
             for (int variant = 0; variant < 8; variant++) {
@@ -53,7 +55,8 @@ static void activations_are_those_of_the_reference(void **state)
                          : ldexpf(random_unit(&r), (int)(rng_next(&r) % 40) - 33);
         up[i] = random_unit(&r) * 3;
     }
-    FOR_EACH_KERNEL(k) {
+    FOR_EACH_KERNEL(k)
+    {
         const activation_kind kinds[] = {ACTIVATION_SILU, ACTIVATION_GELU_TANH, ACTIVATION_GELU};
         for (int a = 0; a < 3; a++) {
             k->gated(out, x, up, N, kinds[a]);
@@ -76,8 +79,10 @@ static void soft_caps_are_those_of_the_reference(void **state)
     enum { N = 100003 };
     float *x = malloc(N * 4), *out = malloc(N * 4), *wanted = malloc(N * 4);
     for (int i = 0; i < N; i++)
-        x[i] = i % 2 ? random_unit(&r) * 200 : ldexpf(random_unit(&r), (int)(rng_next(&r) % 30) - 20);
-    FOR_EACH_KERNEL(k) {
+        x[i] = i % 2 ? random_unit(&r) * 200
+                     : ldexpf(random_unit(&r), (int)(rng_next(&r) % 30) - 20);
+    FOR_EACH_KERNEL(k)
+    {
         memcpy(out, x, N * 4);
         memcpy(wanted, x, N * 4);
         k->soft_cap(out, N, 30);
@@ -92,7 +97,8 @@ static void sums_scales_and_rotations_are_those_of_the_reference(void **state)
     (void)state;
     rng r;
     rng_init(&r, 4);
-    FOR_EACH_KERNEL(k) {
+    FOR_EACH_KERNEL(k)
+    {
         for (int s = 0; s < N_SIZES; s++) {
             int32_t n = sizes[s];
             float *x = random_floats(&r, n, 1), *y = random_floats(&r, n, 1);
@@ -129,7 +135,8 @@ static void elements_do_not_depend_on_their_neighbours(void **state)
     rng_init(&r, 5);
     enum { N = 199 };
     float *x = random_floats(&r, N, 8), *y = random_floats(&r, N, 2);
-    FOR_EACH_KERNEL(k) {
+    FOR_EACH_KERNEL(k)
+    {
         float all[3][N], one[3];
         k->gated(all[0], x, y, N, ACTIVATION_SILU);
         k->gated(all[1], x, y, N, ACTIVATION_GELU_TANH);
@@ -150,7 +157,8 @@ static void elements_do_not_depend_on_their_neighbours(void **state)
 static void what_is_no_number_stays_none_and_infinity_has_its_limit(void **state)
 {
     (void)state;
-    FOR_EACH_KERNEL(k) {
+    FOR_EACH_KERNEL(k)
+    {
         const float up[4] = {1, 1, 1, 1};
         float x[4] = {NAN, INFINITY, -INFINITY, -1000}, out[4];
         for (int kind = ACTIVATION_SILU; kind <= ACTIVATION_GELU; kind++) {

@@ -94,7 +94,8 @@ static void sleepers_wake_for_work(void **state)
     tally *t = calloc(1, sizeof *t);
     t->grain = 1;
     for (int run = 0; run < 50; run++) {
-        struct timespec pause = {0, 20000 * (run % 10)}; /* around the time after which they sleep */
+        struct timespec pause = {0,
+                                 20000 * (run % 10)}; /* around the time after which they sleep */
         nanosleep(&pause, NULL);
         pool_run(p, count_items, t, N_ITEMS, 1);
     }

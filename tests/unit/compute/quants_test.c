@@ -37,9 +37,9 @@ static const uint8_t *find(uint32_t type, uint32_t *elements, uint32_t *bytes)
     return NULL;
 }
 
-static const uint32_t types[] = {DTYPE_F16,  DTYPE_BF16, DTYPE_Q4_0,   DTYPE_Q4_1,   DTYPE_Q5_0,
-                                 DTYPE_Q5_1, DTYPE_Q8_0, DTYPE_Q8_1,   DTYPE_Q2_K,   DTYPE_Q3_K,
-                                 DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K,   DTYPE_Q8_K,   DTYPE_IQ4_NL,
+static const uint32_t types[] = {DTYPE_F16,    DTYPE_BF16, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0,
+                                 DTYPE_Q5_1,   DTYPE_Q8_0, DTYPE_Q8_1, DTYPE_Q2_K, DTYPE_Q3_K,
+                                 DTYPE_Q4_K,   DTYPE_Q5_K, DTYPE_Q6_K, DTYPE_Q8_K, DTYPE_IQ4_NL,
                                  DTYPE_IQ4_XS, DTYPE_MXFP4};
 
 static void blocks_of_every_type_mean_what_the_gguf_package_says(void **state)
