@@ -15,6 +15,10 @@ const cpu_matmul *const *matmul_kernels(const cpu_features *features)
         return avx512;
     if (features->avx2)
         return avx2;
+#elif defined(__aarch64__)
+    static const cpu_matmul *const neon[] = {&matmul_packed_neon, NULL};
+    if (features->neon_dot)
+        return neon;
 #endif
     (void)features;
     return none;

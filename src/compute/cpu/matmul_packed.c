@@ -147,4 +147,6 @@ KERNEL(scalar)
 #if defined(__x86_64__)
 KERNEL(avx2)
 KERNEL(avx512)
+#elif defined(__aarch64__)
+KERNEL(neon)
 #endif

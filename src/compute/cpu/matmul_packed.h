@@ -139,12 +139,16 @@ typedef struct matmul_isa {
 extern const matmul_isa matmul_isa_scalar;
 #if defined(__x86_64__)
 extern const matmul_isa matmul_isa_avx2, matmul_isa_avx512;
+#elif defined(__aarch64__)
+extern const matmul_isa matmul_isa_neon;
 #endif
 
 /* The kernels of the backend's contract made of them. Each takes all packed types. */
 extern const cpu_matmul matmul_packed_scalar;
 #if defined(__x86_64__)
 extern const cpu_matmul matmul_packed_avx2, matmul_packed_avx512;
+#elif defined(__aarch64__)
+extern const cpu_matmul matmul_packed_neon;
 #endif
 
 #endif

@@ -14,6 +14,9 @@ static int find_kernels(void **state)
         kernels[n_kernels++] = &matmul_packed_avx2;
     if (cpu_features_get()->avx512_vnni)
         kernels[n_kernels++] = &matmul_packed_avx512;
+#elif defined(__aarch64__)
+    if (cpu_features_get()->neon_dot)
+        kernels[n_kernels++] = &matmul_packed_neon;
 #endif
     return 0;
 }
