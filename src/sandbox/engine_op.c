@@ -34,7 +34,9 @@ int engine_op_collect(sandbox_request *r, engine_op *op)
         return 0;
     op->in_flight = 0;
     r->n_in_flight--;
-    const work *w = &op->work;
+    work *w = &op->work;
+    if (w->status != REALM_OK && w->error.status != w->status) /* a status that speaks for itself */
+        realm_fail(&w->error, w->status, "%s", realm_status_meaning(w->status));
     if (w->kind == WORK_FEED || w->kind == WORK_EMBED) {
         if (w->status == REALM_OK)
             r->usage.prompt_tokens += (uint64_t)w->n_tokens;

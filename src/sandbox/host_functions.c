@@ -32,9 +32,9 @@ const host_function host_functions[] = {
     /* text */
     {"model_open",     "name:p size:n",                           'i', FREE, PLAIN, BOTH, host_text_model_open},
     {"model_info",     "model:i out:p cap:n",                     'i', FREE, PLAIN, BOTH, host_text_model_info},
-    {"tokenize",       "model:i text:p size:n flags:i out:p cap:n", 'i', FREE, PLAIN, BOTH, host_text_tokenize},
+    {"tokenize",       "model:i text:p size:n flags:i out:p cap:n", 'i', FREE, SUSPENDS, BOTH, host_text_tokenize},
     {"decode_token",   "model:i token:i out:p cap:n",             'i', FREE, PLAIN, BOTH, host_text_decode_token},
-    {"chat_template",  "model:i json:p size:n out:p cap:n",       'i', FREE, PLAIN, BOTH, host_text_chat_template},
+    {"chat_template",  "model:i json:p size:n out:p cap:n",       'i', FREE, SUSPENDS, BOTH, host_text_chat_template},
     /* session */
     {"session_open",   "model:i options:p size:n",                'i', FREE, PLAIN, BOTH, host_session_open},
     {"session_fork",   "session:i",                               'i', FREE, SUSPENDS, BOTH, host_session_fork},
@@ -50,7 +50,7 @@ const host_function host_functions[] = {
     {"top_logits",     "session:i k:i ids:p values:p",            'i', CAPABILITY_LOGITS, PLAIN, BOTH, host_session_top_logits},
     {"bias",           "session:i ids:p values:p count:n",        'i', FREE, PLAIN, BOTH, host_session_bias},
     {"sample",         "session:i options:p size:n",              'i', FREE, PLAIN, BOTH, host_session_sample},
-    {"constrain",      "session:i kind:i text:p size:n",          'i', FREE, PLAIN, BOTH, host_session_constrain},
+    {"constrain",      "session:i kind:i text:p size:n",          'i', FREE, SUSPENDS, BOTH, host_session_constrain},
     {"adapter_use",    "session:i name:p size:n",                 'i', CAPABILITY_ADAPTERS, PLAIN, BOTH, host_session_adapter_use},
     {"embed",          "model:i ids:p count:n options:p size:n out:p cap:n", 'i', FREE, SUSPENDS, BOTH, host_session_embed},
     /* fused */

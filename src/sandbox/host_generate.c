@@ -31,8 +31,7 @@ typedef struct generate_run {
     const char *stops[MAX_STOPS];
     json_t *parsed;       /* holds the stops' text */
     buffer options_text;  /* as the guest gave them, to recognize going on */
-    buffer result;        /* the last result */
-    int unread;           /* it did not fit the guest's buffer */
+    buffer result;        /* the last result, for a guest that had too little room */
 } generate_run;
 
 /* ---- JSON ------------------------------------------------------------------------------------------- */
@@ -291,11 +290,9 @@ static realm_status write_result(generate_run *run, const work *w)
         ms_between(w->submitted_ns, w->first_token_ns), ms_between(w->submitted_ns, w->done_ns));
 }
 
-static int64_t give_result(guest_call *c, generate_run *run)
+static int64_t give_result(guest_call *c, const generate_run *run)
 {
-    int64_t size = guest_give(c, 3, 4, run->result.data, run->result.size);
-    run->unread = size > 0 && (uint64_t)size > c->arguments[4].u64;
-    return size;
+    return guest_give(c, 3, 4, run->result.data, run->result.size);
 }
 
 static int64_t finish(guest_call *c)
@@ -322,7 +319,8 @@ static int64_t submit(guest_call *c, session_entry *s)
     generate_run *run = s->run;
     buffer_clear(&run->text);
     buffer_clear(&run->tokens);
-    run->full = run->unread = run->token_open = 0;
+    buffer_clear(&run->result);
+    run->full = run->token_open = 0;
     run->room = r->tenant->grants.limits.output_bytes - r->usage.output_bytes;
     s->sampled = 1;
     s->stepping = 0;
@@ -373,11 +371,11 @@ int64_t host_generate(guest_call *c)
     if (host_tensor_flush_first(c, s))
         return 0;
     size_t size = c->arguments[2].u64;
-    if (size == 0 && s->run && s->run->unread)
+    if (size == 0 && s->run && s->run->result.size)
         return give_result(c, s->run);
     int same = s->run && size == s->run->options_text.size &&
                memcmp(text, s->run->options_text.data ? s->run->options_text.data : "", size) == 0;
-    if (may_go_on(s) && (size == 0 || same))
+    if (may_go_on(s) && same)
         return submit(c, s);
     return start(c, s, text, size);
 }

@@ -12,6 +12,8 @@
 #include "sandbox/host_tensor.h"
 #include "sandbox/guest_options.h"
 
+#define GRAMMAR_MAX_BYTES ((uint64_t)1 << 20)
+
 /* The session of argument 0 if it is idle; else NULL, and *result says what to return. */
 static session_entry *idle_session(guest_call *c, int64_t *result)
 {
@@ -487,28 +489,48 @@ int64_t host_session_sample(guest_call *c)
     return status == REALM_OK ? token : guest_note(c, &error);
 }
 
+static void compile_grammar(helper_job *job)
+{
+    static const grammar_kind kinds[] = {GRAMMAR_JSON_OBJECT, GRAMMAR_JSON_SCHEMA, GRAMMAR_REGEX,
+                                         GRAMMAR_LARK};
+    job->status = grammar_open(&job->grammar, model_tokenizer(job->model), kinds[job->number - 1],
+                               buffer_text(&job->text), job->text.size, &job->error);
+}
+
+static int64_t finish_constrain(guest_call *c)
+{
+    session_entry *s = guest_handle(c, 0, HANDLE_SESSION);
+    helper_job *job = &c->request->job;
+    if (job->status != REALM_OK)
+        return guest_note(c, &job->error);
+    sampler_constrain(session_sampler(s->session), job->grammar);
+    job->grammar = NULL; /* the sampler's now */
+    helper_clear(c->request);
+    return 0;
+}
+
 int64_t host_session_constrain(guest_call *c)
 {
     int64_t result;
+    sandbox_request *r = c->request;
     session_entry *s = idle_session(c, &result);
     const char *text = s ? guest_bytes(c, 2, 3) : NULL;
     if (!text)
         return s ? GUEST_TRAPPED : result;
-    static const grammar_kind kinds[] = {GRAMMAR_JSON_OBJECT, GRAMMAR_JSON_SCHEMA, GRAMMAR_REGEX,
-                                         GRAMMAR_LARK};
     int32_t kind = c->arguments[1].i32;
     if (kind < 0 || kind > 4)
         return guest_trap(c, REALM_INVALID, "argument 'kind': %" PRId32 " is not 0 to 4", kind);
-    grammar *g = NULL;
-    realm_error error;
-    if (kind > 0) {
-        realm_status status = grammar_open(&g, model_tokenizer(engine_model(s->engine)),
-                                           kinds[kind - 1], text, c->arguments[3].u64, &error);
-        if (status != REALM_OK)
-            return guest_note(c, &error);
+    if (kind == 0) {
+        sampler_constrain(session_sampler(s->session), NULL);
+        return 0;
     }
-    sampler_constrain(session_sampler(s->session), g);
-    return 0;
+    uint64_t size = c->arguments[3].u64;
+    if (size > GRAMMAR_MAX_BYTES)
+        return REALM_TOO_LARGE;
+    if (helper_prepare(r, engine_model(s->engine), text, (size_t)size, kind, 0) != REALM_OK)
+        return REALM_NO_MEMORY;
+    helper_submit(r, compile_grammar);
+    return guest_suspend(c, WAIT_JOB, NULL, finish_constrain);
 }
 
 int64_t host_session_adapter_use(guest_call *c)

@@ -1,7 +1,7 @@
 /* sandbox/host_text.c: models by name, their facts, their tokenizer and their chat template.
  *
- * Everything here works on a model's constant parts, so it runs on the sandbox's thread at once. The
- * input is bounded, since a host function cannot be preempted. */
+ * Everything here works on a model's constant parts, so no engine is asked: short texts are worked on at
+ * once, on the sandbox's thread, long ones by the helper. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -111,31 +111,63 @@ int64_t host_text_model_info(guest_call *c)
 
 /* ---- tokens --------------------------------------------------------------------------------------- */
 
+/* Does the request's job: short ones at once, long ones on the helper's thread. */
+static int64_t do_job(guest_call *c, void (*work_on)(helper_job *job), int64_t (*finish)(guest_call *c))
+{
+    sandbox_request *r = c->request;
+    if (r->job.text.size <= HELPER_MIN_BYTES) {
+        work_on(&r->job);
+        return finish(c);
+    }
+    helper_submit(r, work_on);
+    return guest_suspend(c, WAIT_JOB, NULL, finish);
+}
+
+static void tokenize(helper_job *job)
+{
+    arena a;
+    arena_init(&a, job->text.size * TOKENIZE_WORK_BYTES + ((size_t)1 << 20));
+    token_id *ids;
+    size_t count;
+    job->status = tokenizer_encode(model_tokenizer(job->model), &a, buffer_text(&job->text),
+                                   job->text.size, (unsigned)job->number, &ids, &count, &job->error);
+    if (job->status == REALM_OK && buffer_add(&job->out, ids, count * sizeof *ids) != REALM_OK)
+        job->status = realm_fail_memory(&job->error, count * sizeof *ids, "tokens");
+    arena_release(&a);
+}
+
+static int64_t finish_tokenize(guest_call *c)
+{
+    helper_job *job = &c->request->job;
+    token_id *out = guest_words(c, 4, 5);
+    if (!out)
+        return GUEST_TRAPPED;
+    if (job->status != REALM_OK)
+        return guest_note(c, &job->error);
+    size_t count = job->out.size / sizeof *out;
+    uint64_t cap = c->arguments[5].u64;
+    memcpy(out, buffer_text(&job->out), (count < cap ? count : (size_t)cap) * sizeof *out);
+    helper_clear(c->request);
+    return (int64_t)count;
+}
+
 int64_t host_text_tokenize(guest_call *c)
 {
     const model *m = the_model(c);
     const char *text = m ? guest_bytes(c, 1, 2) : NULL;
-    token_id *out = text ? guest_words(c, 4, 5) : NULL;
-    if (!out)
+    if (!text || !guest_words(c, 4, 5))
         return GUEST_TRAPPED;
-    uint64_t size = c->arguments[2].u64, cap = c->arguments[5].u64;
+    uint64_t size = c->arguments[2].u64;
     int32_t flags = c->arguments[3].i32;
     if (flags & ~(TOKENIZE_ADD_SPECIAL | TOKENIZE_PARSE_SPECIAL))
         return guest_trap(c, REALM_INVALID, "argument 'flags': %" PRId32 " has bits that mean nothing",
                           flags);
     if (size > TEXT_MAX_BYTES)
         return REALM_TOO_LARGE;
-    arena a;
-    arena_init(&a, (size_t)size * TOKENIZE_WORK_BYTES + ((size_t)1 << 20));
-    token_id *ids;
-    size_t count;
-    realm_error error;
-    realm_status status = tokenizer_encode(model_tokenizer(m), &a, text, (size_t)size,
-                                           (unsigned)flags, &ids, &count, &error);
-    if (status == REALM_OK && count)
-        memcpy(out, ids, (count < cap ? count : (size_t)cap) * sizeof *ids);
-    arena_release(&a);
-    return status == REALM_OK ? (int64_t)count : guest_note(c, &error);
+    size_t cap = (size_t)size * TOKENIZE_WORK_BYTES + 4096;
+    if (helper_prepare(c->request, m, text, (size_t)size, flags, cap) != REALM_OK)
+        return REALM_NO_MEMORY;
+    return do_job(c, tokenize, finish_tokenize);
 }
 
 int64_t host_text_decode_token(guest_call *c)
@@ -152,28 +184,37 @@ int64_t host_text_decode_token(guest_call *c)
     return guest_give(c, 2, 3, piece, size);
 }
 
+static void render(helper_job *job)
+{
+    gguf_string template_text;
+    const model *m = job->model;
+    job->status = chat_template_find(model_gguf(m), NULL, &template_text, &job->error);
+    if (job->status == REALM_OK)
+        job->status = chat_template_render(template_text, model_tokenizer(m), buffer_text(&job->text),
+                                           job->text.size, &job->out, &job->error);
+}
+
+static int64_t finish_render(guest_call *c)
+{
+    helper_job *job = &c->request->job;
+    if (job->status != REALM_OK)
+        return guest_note(c, &job->error);
+    int64_t result = guest_give(c, 3, 4, job->out.data, job->out.size);
+    helper_clear(c->request);
+    return result;
+}
+
 int64_t host_text_chat_template(guest_call *c)
 {
     const model *m = the_model(c);
     const char *json = m ? guest_bytes(c, 1, 2) : NULL;
-    if (!json)
+    if (!json || !guest_bytes(c, 3, 4))
         return GUEST_TRAPPED;
     uint64_t size = c->arguments[2].u64;
     if (size > TEXT_MAX_BYTES)
         return REALM_TOO_LARGE;
-    gguf_string template_text;
-    realm_error error;
-    if (chat_template_find(model_gguf(m), NULL, &template_text, &error) != REALM_OK)
-        return guest_note(c, &error);
-    buffer out;
-    buffer_init(&out, c->request->tenant->grants.limits.output_bytes);
-    realm_status status = chat_template_render(template_text, model_tokenizer(m), json,
-                                               (size_t)size, &out, &error);
-    int64_t result;
-    if (status == REALM_OK)
-        result = guest_give(c, 3, 4, out.data, out.size);
-    else
-        result = guest_note(c, &error);
-    buffer_release(&out);
-    return result;
+    uint64_t cap = c->request->tenant->grants.limits.output_bytes;
+    if (helper_prepare(c->request, m, json, (size_t)size, 0, (size_t)cap) != REALM_OK)
+        return REALM_NO_MEMORY;
+    return do_job(c, render, finish_render);
 }

@@ -339,6 +339,7 @@ int request_wait_is_over(sandbox_request *r)
     case WAIT_OP: return engine_op_collect(r, r->wait.op);
     case WAIT_ANY: return any_step_is_over(r);
     case WAIT_CHILD: return r->child_done;
+    case WAIT_JOB: return helper_collect(r);
     default: return 1;
     }
 }
@@ -416,6 +417,7 @@ static void collect_all(sandbox_request *r)
         engine_op_collect(r, &s->op);
     engine_op_collect(r, &r->tensors.op);
     engine_op_collect(r, &r->embed_op);
+    helper_collect(r);
 }
 
 static void tell(sandbox_request *r)
@@ -435,7 +437,7 @@ static void tell(sandbox_request *r)
 
 static void release_all(sandbox_request *r)
 {
-    host_session_close_all(r);
+    helper_clear(r);
     handles_release(&r->handles);
     buffer_release(&r->child_output);
     buffer_release(&r->kept);

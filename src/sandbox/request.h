@@ -47,6 +47,7 @@
 #include "engine/compute_list.h"
 #include "formats/json.h"
 #include "sandbox/handles.h"
+#include "sandbox/helper.h"
 #include "sandbox/sandbox.h"
 
 typedef struct sandbox_thread sandbox_thread;
@@ -103,6 +104,7 @@ typedef enum wait_kind {
     WAIT_OP,    /* for wait.op */
     WAIT_ANY,   /* for one of wait.sessions or wait.until_ns */
     WAIT_CHILD, /* for a called program */
+    WAIT_JOB,   /* for the helper's thread */
 } wait_kind;
 
 typedef struct guest_wait {
@@ -229,6 +231,7 @@ struct sandbox_request {
     int32_t n_sessions;      /* open ones */
     int32_t n_in_flight;
     tensor_state tensors;
+    helper_job job;
     engine_op embed_op;
     session *embed_session;
     float *embed_floats;

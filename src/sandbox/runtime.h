@@ -73,6 +73,7 @@ struct sandbox_host {
     wasm_engine_t *engines[2]; /* [0] 32-bit, [1] 64-bit memories */
     wasmtime_linker_t *linkers[2];
     ticker ticker;
+    helper helper;
     sandbox_thread *threads; /* [options.n_threads] */
     int n_threads_open;
 

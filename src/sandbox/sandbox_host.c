@@ -83,6 +83,8 @@ realm_status sandbox_host_open(sandbox_host **out, const sandbox_host_options *o
     if (status == REALM_OK)
         status = ticker_open(&h->ticker, h->engines[0], h->engines[1], error);
     if (status == REALM_OK)
+        status = helper_open(&h->helper, error);
+    if (status == REALM_OK)
         status = open_threads(h, error);
     if (status != REALM_OK) {
         sandbox_host_close(h);
@@ -140,6 +142,7 @@ void sandbox_host_close(sandbox_host *h)
     for (int i = 0; i < h->n_threads_open; i++)
         sandbox_thread_close(&h->threads[i]);
     free(h->threads);
+    helper_close(&h->helper);
     ticker_close(&h->ticker);
     for (int i = 0; i < 2; i++) {
         if (h->linkers[i])

@@ -62,6 +62,16 @@ static const char steps[] =
     "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 24))))"
     "  (i32.const 0)))";
 
+/* In parts of five tokens until the end. */
+static const char wakes[] =
+    "(module " HEAD("realm", "i32") "(memory (export \"memory\") 1)"
+    "(data (i32.const 100) \"{\\\"max_tokens\\\":24,\\\"ignore_eos\\\":true,\\\"stream\\\":true,\\\"wake_every\\\":5}\") " OPEN
+    "(func (export \"realm_handle\") (result i32) (local $s i32) (local $n i32) (local $i i32)"
+    "  (local.set $s (call $open))"
+    "  (loop $l (local.set $n (call $generate (local.get $s) (i32.const 100) (i32.const 64) (i32.const 1024) (i32.const 8000)))"
+    "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 5))))"
+    "  (call $respond_json (i32.const 1024) (local.get $n))))";
+
 typedef struct answer {
     char text[400];
     char json[4000];
@@ -188,6 +198,18 @@ static void a_guest_generates_what_the_engine_generates(void **state)
     program_release(p);
 }
 
+static void a_guest_that_is_woken_between_writes_the_same(void **state)
+{
+    (void)state;
+    program *p = compile(wakes);
+    answer a;
+    start(p, &a);
+    await(&a);
+    assert_string_equal(a.text, native);
+    assert_holds(a.json, "\"finish_reason\":\"length\",\"n_tokens\":4");
+    program_release(p);
+}
+
 static void a_guest_that_steps_writes_the_same_tokens(void **state)
 {
     (void)state;
@@ -307,6 +329,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_guest_generates_what_the_engine_generates),
+        cmocka_unit_test(a_guest_that_is_woken_between_writes_the_same),
         cmocka_unit_test(a_guest_that_steps_writes_the_same_tokens),
         cmocka_unit_test(sixteen_guests_at_once_get_what_one_gets),
         cmocka_unit_test(a_64_bit_guest_maps_a_layer_and_cannot_change_it),

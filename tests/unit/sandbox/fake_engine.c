@@ -84,6 +84,7 @@ realm_status chat_template_render(gguf_string template_text, const tokenizer *t,
     (void)template_text; (void)t; (void)json; (void)size; (void)out;
     return realm_fail(error, REALM_NOT_FOUND, "no template");
 }
+void grammar_close(grammar *g) { (void)g; }
 realm_status grammar_open(grammar **out, const tokenizer *t, grammar_kind kind, const char *text,
                           size_t size, realm_error *error)
 {

@@ -75,6 +75,7 @@ void harness_assert_clean(harness *h);
     "(import \"" M "\" \"top_logits\" (func $top_logits (param i32 i32 " P " " P ") (result i32)))" \
     "(import \"" M "\" \"bias\" (func $bias (param i32 " P " " P " " P ") (result i32)))"           \
     "(import \"" M "\" \"sample\" (func $sample (param i32 " P " " P ") (result i32)))"             \
+    "(import \"" M "\" \"constrain\" (func $constrain (param i32 i32 " P " " P ") (result i32)))"   \
     "(import \"" M "\" \"adapter_use\" (func $adapter_use (param i32 " P " " P ") (result i32)))"   \
     "(import \"" M "\" \"embed\" (func $embed (param i32 " P " " P " " P " " P " " P " " P ") (result i32)))" \
     "(import \"" M "\" \"generate\" (func $generate (param i32 " P " " P " " P " " P ") (result i32)))" \

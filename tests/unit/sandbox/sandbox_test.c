@@ -95,7 +95,8 @@ static void generate_wakes_the_guest_and_goes_on(void **state)
         "  (local.set $s (call $open))"
         "  (drop (call $gen (local.get $s) (i32.const 200))) (call $puts (i32.const 1024))"
         "  (drop (call $gen (local.get $s) (i32.const 200))) (call $puts (i32.const 1024))"
-        "  (drop (call $generate (local.get $s) (i32.const 0) (i32.const 0) (i32.const 1024) (i32.const 2000))) (call $puts (i32.const 1024))"
+        "  (drop (call $generate (local.get $s) (i32.const 0) (i32.const 0) (i32.const 1024) (i32.const 2000)))" /* the last again */
+        "  (drop (call $gen (local.get $s) (i32.const 200))) (call $puts (i32.const 1024))"
         "  (i32.sub (call $session_length (local.get $s)) (i32.const 10)))"), "");
     assert_string_equal(o.message, "");
     const char *second = strstr(strstr(o.text, "wake") + 1, "wake");
@@ -272,6 +273,23 @@ static void a_64_bit_program_does_the_same(void **state)
     assert_string_equal(o.text, "far away");
 }
 
+/* 20 000 bytes: more than are tokenized at once. */
+static void long_texts_are_tokenized_beside(void **state)
+{
+    (void)state;
+    outcome o = harness_run(&h, WAT(
+        "(func $handle (result i32) (local $n i32)"
+        "  (drop (memory.grow (i32.const 3)))"
+        "  (memory.fill (i32.const 70000) (i32.const 98) (i32.const 20000))"
+        "  (local.set $n (call $tokenize (call $model_open (i32.const 0) (i32.const 0)) (i32.const 70000) (i32.const 20000) (i32.const 1) (i32.const 100000) (i32.const 20000)))"
+        "  (if (i32.ne (local.get $n) (i32.const 20000)) (then unreachable))"
+        "  (if (i32.ne (i32.load (i32.const 179996)) (i32.const 98)) (then unreachable))"
+        "  (if (i32.ne (call $constrain (call $open) (i32.const 3) (i32.const 70000) (i32.const 20)) (i32.const -1)) (then unreachable))"
+        "  (i32.const 0))"), "");
+    assert_string_equal(o.message, "");
+    assert_holds(o.log, "no grammars here");
+}
+
 static void the_same_seed_gives_the_same_bytes(void **state)
 {
     (void)state;
@@ -345,6 +363,7 @@ int main(void)
         cmocka_unit_test(state_outlives_the_request),
         cmocka_unit_test(a_program_calls_another_and_reads_its_answer),
         cmocka_unit_test(a_64_bit_program_does_the_same),
+        cmocka_unit_test(long_texts_are_tokenized_beside),
         cmocka_unit_test(the_same_seed_gives_the_same_bytes),
         cmocka_unit_test(an_answer_may_be_json_or_an_error),
         cmocka_unit_test(many_requests_take_turns),
