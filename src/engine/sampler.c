@@ -370,11 +370,15 @@ typedef struct choice {
     int32_t count;     /* -1: dense */
 } choice;
 
-static double weight_of(const choice *c, float logit)
+/* exp((value - max) * scale) of at most LOGITS_BLOCK candidates from first on; returns how many. */
+static int32_t weigh(const choice *c, int32_t first, float scale, float *weights)
 {
-    float shifted = logit - c->max, result;
-    logits_exp(&shifted, 1, 1, 0, &result);
-    return (double)result;
+    int32_t count = c->count - first < LOGITS_BLOCK ? c->count - first : LOGITS_BLOCK;
+    float values[LOGITS_BLOCK];
+    for (int32_t i = 0; i < count; i++)
+        values[i] = c->list[first + i].value - c->max;
+    logits_exp(values, count, scale, 0, weights);
+    return count;
 }
 
 static void know_total(choice *c)
@@ -391,11 +395,15 @@ static void collect_above(choice *c, float threshold)
             c->list[c->count++] = (token_logit){i, c->row[i]};
 }
 
-static double list_mass(const choice *c)
+static double list_mass(const choice *c, float scale)
 {
+    float weights[LOGITS_BLOCK];
     double sum = 0;
-    for (int32_t i = 0; i < c->count; i++)
-        sum += weight_of(c, c->list[i].value);
+    for (int32_t i = 0, count; i < c->count; i += count) {
+        count = weigh(c, i, scale, weights);
+        for (int32_t j = 0; j < count; j++)
+            sum += (double)weights[j];
+    }
     return sum;
 }
 
@@ -410,11 +418,18 @@ static int by_value(const void *a, const void *b)
 /* Keeps the shortest beginning of the list whose mass reaches wanted; at least one. */
 static void cut_at_mass(choice *c, double wanted)
 {
+    float weights[LOGITS_BLOCK];
     double mass = 0;
-    int32_t kept = 0;
-    while (kept < c->count && (kept == 0 || mass < wanted))
-        mass += weight_of(c, c->list[kept++].value);
-    c->count = kept;
+    for (int32_t i = 0, count; i < c->count; i += count) {
+        count = weigh(c, i, 1, weights);
+        for (int32_t j = 0; j < count; j++) {
+            mass += (double)weights[j];
+            if (mass >= wanted) {
+                c->count = i + j + 1;
+                return;
+            }
+        }
+    }
 }
 
 static void keep_top_k(choice *c, int32_t k)
@@ -430,7 +445,7 @@ static void keep_top_p(choice *c, double p)
     if (c->count < 0) {
         know_total(c);
         /* The nucleus lies above some threshold; most rows need only the first. */
-        for (float depth = 4; c->count < 0 || list_mass(c) < p * c->total; depth *= 2) {
+        for (float depth = 4; c->count < 0 || list_mass(c, 1) < p * c->total; depth *= 2) {
             collect_above(c, c->max - depth);
             if (depth > 200) /* all that has any weight is in: rounding alone is missing */
                 break;
@@ -440,7 +455,7 @@ static void keep_top_p(choice *c, double p)
         return;
     }
     qsort(c->list, (size_t)c->count, sizeof *c->list, by_value);
-    cut_at_mass(c, p * list_mass(c));
+    cut_at_mass(c, p * list_mass(c, 1));
 }
 
 static void keep_min_p(choice *c, float p)
@@ -474,20 +489,29 @@ static int by_distance(const void *a, const void *b, void *context)
     return (x->id > y->id) - (x->id < y->id);
 }
 
+/* Sum of weight * value of count values. */
+static double weighted_sum(const float *weights, const float *values, int32_t count)
+{
+    double sum = 0;
+    for (int32_t i = 0; i < count; i++)
+        if (weights[i] > 0) /* a forbidden token's value is -INFINITY */
+            sum += (double)weights[i] * (double)values[i];
+    return sum;
+}
+
 /* The mean logit under the distribution: log(total) + max - H is exactly that. */
 static float mean_logit(const choice *c, double total)
 {
+    float weights[LOGITS_BLOCK], values[LOGITS_BLOCK];
+    int32_t n = c->count < 0 ? c->n : c->count;
     double sum = 0;
-    float block[LOGITS_BLOCK];
-    for (int32_t i = 0; c->count < 0 && i < c->n; i += LOGITS_BLOCK) {
-        int32_t count = c->n - i < LOGITS_BLOCK ? c->n - i : LOGITS_BLOCK;
-        logits_exp(c->row + i, count, 1, -c->max, block);
+    for (int32_t i = 0, count; i < n; i += count) {
+        count = n - i < LOGITS_BLOCK ? n - i : LOGITS_BLOCK;
         for (int32_t j = 0; j < count; j++)
-            if (block[j] > 0)
-                sum += (double)block[j] * (double)c->row[i + j];
+            values[j] = c->count < 0 ? c->row[i + j] : c->list[i + j].value;
+        logits_exp(values, count, 1, -c->max, weights);
+        sum += weighted_sum(weights, values, count);
     }
-    for (int32_t i = 0; i < c->count; i++)
-        sum += weight_of(c, c->list[i].value) * (double)c->list[i].value;
     return (float)(sum / total);
 }
 
@@ -515,13 +539,13 @@ static void keep_typical(choice *c, double p)
         know_total(c);
         total = c->total;
         order.centre = mean_logit(c, total);
-        for (float distance = 0.5f; c->count < 0 || list_mass(c) < p * total; distance *= 2) {
+        for (float distance = 0.5f; c->count < 0 || list_mass(c, 1) < p * total; distance *= 2) {
             collect_near(c, order.centre, distance);
             if (distance > 200)
                 break;
         }
     } else {
-        total = list_mass(c);
+        total = list_mass(c, 1);
         order.centre = mean_logit(c, total);
     }
     qsort_r(c->list, (size_t)c->count, sizeof *c->list, by_distance, &order);
@@ -534,21 +558,15 @@ static void keep_typical(choice *c, double p)
 /* Where the running sum passes u * total. The last one with any weight catches rounding. */
 static token_id draw_from_list(sampler *s, const choice *c)
 {
-    float scale = 1 / s->options.temperature;
-    double total = 0, sum = 0;
+    float weights[LOGITS_BLOCK], scale = 1 / s->options.temperature;
+    double wanted = rng_double(&s->random) * list_mass(c, scale), sum = 0;
     token_id last = c->list[0].id;
-    for (int pass = 0; pass < 2; pass++) {
-        double wanted = pass ? rng_double(&s->random) * total : 0;
-        for (int32_t i = 0; i < c->count; i++) {
-            float shifted = (c->list[i].value - c->max) * scale, weight;
-            logits_exp(&shifted, 1, 1, 0, &weight);
-            if (!pass) {
-                total += (double)weight;
-                continue;
-            }
-            sum += (double)weight;
-            if (weight > 0)
-                last = c->list[i].id;
+    for (int32_t i = 0, count; i < c->count; i += count) {
+        count = weigh(c, i, scale, weights);
+        for (int32_t j = 0; j < count; j++) {
+            sum += (double)weights[j];
+            if (weights[j] > 0)
+                last = c->list[i + j].id;
             if (sum > wanted)
                 return last;
         }
