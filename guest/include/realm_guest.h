@@ -83,6 +83,7 @@ REALM_IMPORT(session_close) int32_t realm_session_close(int32_t session);
 REALM_IMPORT(feed) int32_t realm_feed(int32_t session, const int32_t *ids, size_t count);
 REALM_IMPORT(step) int32_t realm_step(int32_t session, int32_t token);
 REALM_IMPORT(step_begin) int32_t realm_step_begin(int32_t session, int32_t token);
+REALM_IMPORT(step_result) int32_t realm_step_result(int32_t session);
 REALM_IMPORT(wait_any)
 int32_t realm_wait_any(const int32_t *sessions, size_t count, int32_t timeout_ms);
 REALM_IMPORT(logits) int32_t realm_logits(int32_t session, float *out, size_t cap);

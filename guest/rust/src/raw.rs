@@ -37,6 +37,7 @@ extern "C" {
     pub fn feed(session: i32, ids: *const i32, count: usize) -> i32;
     pub fn step(session: i32, token: i32) -> i32;
     pub fn step_begin(session: i32, token: i32) -> i32;
+    pub fn step_result(session: i32) -> i32;
     pub fn wait_any(sessions: *const i32, count: usize, timeout_ms: i32) -> i32;
     pub fn logits(session: i32, out: *mut f32, cap: usize) -> i32;
     pub fn top_logits(session: i32, k: i32, ids: *mut i32, values: *mut f32) -> i32;
