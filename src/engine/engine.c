@@ -612,6 +612,16 @@ realm_status engine_tenant_set(engine *e, uint32_t tenant, const engine_tenant *
     return t ? REALM_OK : realm_fail_memory(error, sizeof *t, "a tenant");
 }
 
+void engine_forget_adapter(engine *e, const adapter *a)
+{
+    atomic_int finished = 0;
+    command c = {.kind = COMMAND_FORGET, .adapter = a, .finished = &finished};
+    const struct timespec moment = {.tv_nsec = 50000};
+    queue_put(&e->queue, &c.node);
+    while (!atomic_load_explicit(&finished, memory_order_acquire))
+        nanosleep(&moment, NULL); /* rare and off every hot path: not worth a condition variable */
+}
+
 void engine_stats_get(engine *e, engine_stats *out)
 {
     *out = (engine_stats){

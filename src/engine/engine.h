@@ -37,6 +37,10 @@ realm_status engine_open(engine **out, model *m, const engine_options *options,
 void engine_close(engine *e);
 model *engine_model(engine *e);
 
+/* Before adapter_close: the prefix cache forgets what was computed with it, since another adapter may
+ * get its address. Waits for the engine thread; no session may use the adapter any longer. */
+void engine_forget_adapter(engine *e, const adapter *a);
+
 /* A tenant's share. Unknown tenants have weight 1 and no limits of their own. Any thread. */
 typedef struct engine_tenant {
     float weight;           /* of its virtual token counter; > 0 */
@@ -87,7 +91,9 @@ const float *session_logits(const session *s);
 /* NULL: none. The adapter must outlive its use. REALM_BUSY once tokens are in (keys and values
  * of two adapters do not mix). */
 realm_status session_adapter(session *s, adapter *a, realm_error *error);
-/* The work in flight ends with REALM_CANCELLED within an iteration. Any thread. */
+/* The work in flight ends with REALM_CANCELLED within an iteration; without one it means nothing. Any
+ * thread. A work that fails leaves the tokens as they were before it, but for those that GENERATE
+ * had handed out already; the sampler keeps what it has seen. */
 void session_cancel(session *s);
 
 /* ---- work ---------------------------------------------------------------------------------------- */
@@ -95,9 +101,12 @@ void session_cancel(session *s);
 typedef struct work work;
 
 typedef enum work_kind {
-    WORK_FEED,     /* append tokens; logits of the last one */
-    WORK_STEP,     /* append one token (or sample it first: token -1); logits after it */
-    WORK_GENERATE, /* sample and append until a stop */
+    WORK_FEED,     /* append tokens (none: only see to the logits); logits of the last one. The
+                      sampler sees them */
+    WORK_STEP,     /* append one token (or sample it first: token -1); logits after it. The sampler
+                      accepts it either way */
+    WORK_GENERATE, /* sample and append until a stop. Logits are there again after FINISH_WAKE; after
+                      another end, when they are next needed */
     WORK_EMBED,    /* append tokens; pooled hidden state */
     WORK_COMPUTE,  /* a list of tensor operations, see compute_list.h */
 } work_kind;
@@ -105,19 +114,20 @@ typedef enum work_kind {
 typedef enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_WAKE } finish_reason;
 
 typedef struct generate_options {
-    int32_t max_tokens;      /* > 0; FINISH_LENGTH */
+    int32_t max_tokens;      /* > 0; FINISH_LENGTH. Counted over a work and its continuations */
     const char *const *stops; /* [n_stops] FINISH_STOP before the text of one would be emitted */
     int32_t n_stops;
     int ignore_eos;
     int32_t wake_every;      /* > 0: FINISH_WAKE after so many tokens, to be continued by the same
-                                work submitted again */
+                                work submitted again, its finish still FINISH_WAKE */
     int32_t n_top_logprobs;  /* 0..20 with each token */
     int want_logprobs;
 } generate_options;
 
 /* A token as generate hands it out. Log-probabilities are of the untempered, unbiased model. */
 typedef struct generated_token {
-    token_id id;
+    token_id id;                 /* -1: no token, only text that was held back until the end. The
+                                    token that ends generation is never handed out or appended */
     float logprob;               /* valid if want_logprobs */
     int32_t n_top;
     const token_logit *top;      /* [n_top] value: log-probability; borrowed for the call */

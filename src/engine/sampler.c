@@ -59,12 +59,12 @@ realm_status sampler_options_check(const sampler_options *o, realm_error *error)
         return refuse(error, "temperature", (double)o->temperature, "between 0 and 100");
     if (o->top_k < 0)
         return refuse(error, "top_k", o->top_k, "0 (all) or more");
-    if (!(o->top_p > 0 && o->top_p <= 1))
-        return refuse(error, "top_p", (double)o->top_p, "above 0 and at most 1");
+    if (!(o->top_p >= 0 && o->top_p <= 1))
+        return refuse(error, "top_p", (double)o->top_p, "between 0 and 1");
     if (!(o->min_p >= 0 && o->min_p <= 1))
         return refuse(error, "min_p", (double)o->min_p, "between 0 and 1");
-    if (!(o->typical_p > 0 && o->typical_p <= 1))
-        return refuse(error, "typical_p", (double)o->typical_p, "above 0 and at most 1");
+    if (!(o->typical_p >= 0 && o->typical_p <= 1))
+        return refuse(error, "typical_p", (double)o->typical_p, "between 0 and 1");
     if (!(o->repetition_penalty > 0 && o->repetition_penalty <= 100))
         return refuse(error, "repetition_penalty", (double)o->repetition_penalty,
                       "above 0 and at most 100");
@@ -539,7 +539,7 @@ static void keep_typical(choice *c, double p)
         know_total(c);
         total = c->total;
         order.centre = mean_logit(c, total);
-        for (float distance = 0.5f; c->count < 0 || list_mass(c, 1) < p * total; distance *= 2) {
+        for (float distance = 0.5f; c->count < 1 || list_mass(c, 1) < p * total; distance *= 2) {
             collect_near(c, order.centre, distance);
             if (distance > 200)
                 break;

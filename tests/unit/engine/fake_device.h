@@ -25,20 +25,20 @@ typedef struct fake {
     const char *pieces[FAKE_VOCAB]; /* text of tokens; NULL: the byte, or "<id>" from 256 on */
 } fake;
 
-static uint64_t fake_mix(uint64_t a, uint64_t b)
+static inline uint64_t fake_mix(uint64_t a, uint64_t b)
 {
     uint64_t z = (a ^ (b + 0x9E3779B97F4A7C15u)) * 0xBF58476D1CE4E5B9u;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
     return z ^ (z >> 31);
 }
 
-static uint64_t fake_next(uint64_t state, token_id token, const void *lora)
+static inline uint64_t fake_next(uint64_t state, token_id token, const void *lora)
 {
     return fake_mix(fake_mix(state, (uint64_t)token + 1), (uint64_t)(uintptr_t)lora);
 }
 
 /* The number after all of tokens. */
-static uint64_t fake_state(const token_id *tokens, int32_t count, const void *lora)
+static inline uint64_t fake_state(const token_id *tokens, int32_t count, const void *lora)
 {
     uint64_t state = 7;
     for (int32_t i = 0; i < count; i++)
@@ -46,7 +46,7 @@ static uint64_t fake_state(const token_id *tokens, int32_t count, const void *lo
     return state;
 }
 
-static float fake_logit(uint64_t state, int32_t v)
+static inline float fake_logit(uint64_t state, int32_t v)
 {
     return (float)(fake_mix(state, (uint64_t)v) >> 40) * 0x1p-24f * 12.0f - 6.0f;
 }

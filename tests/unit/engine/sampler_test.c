@@ -196,13 +196,13 @@ static void each_truncation_alone_is_its_definition(void **state)
         for (o.top_k = 1; o.top_k < 3000; o.top_k = o.top_k * 7 + 1)
             assert_draws(&o, 2000, 800);
         o.top_k = 0;
-        for (o.top_p = 0.05f; o.top_p < 1; o.top_p += 0.3f)
+        for (o.top_p = 0; o.top_p < 1; o.top_p += 0.3f)
             assert_draws(&o, 2000, 800);
         o.top_p = 1;
         for (o.min_p = 0.01f; o.min_p <= 1; o.min_p *= 3)
             assert_draws(&o, 2000, 800);
         o.min_p = 0;
-        for (o.typical_p = 0.1f; o.typical_p < 1; o.typical_p += 0.25f)
+        for (o.typical_p = 0; o.typical_p < 1; o.typical_p += 0.25f)
             assert_draws(&o, 2000, 800);
     }
 }
@@ -472,9 +472,9 @@ static void settings_out_of_range_are_named(void **state)
         {{.temperature = -1}, "temperature"},
         {{.temperature = NAN}, "temperature"},
         {{.top_k = -1}, "top_k"},
-        {{.top_p = 0}, "top_p"},
+        {{.top_p = -0.1f}, "top_p"},
         {{.top_p = 1, .min_p = 2}, "min_p"},
-        {{.top_p = 1, .typical_p = 0}, "typical_p"},
+        {{.top_p = 1, .typical_p = -0.1f}, "typical_p"},
         {{.top_p = 1, .typical_p = 1, .repetition_penalty = 0}, "repetition_penalty"},
         {{.top_p = 1, .typical_p = 1, .repetition_penalty = 1, .frequency_penalty = NAN},
          "frequency_penalty"},
