@@ -163,6 +163,12 @@ static json_t *plain_answer(run *r, const realm_call_result *result)
     return answer;
 }
 
+/* Clocks tell no more. */
+static json_t *thousandths(double value)
+{
+    return json_real(round(value * 1000) / 1000);
+}
+
 static void add_timings(run *r, json_t *answer, const realm_call_result *result)
 {
     json_t *timings = json_object_get(answer, "timings");
@@ -170,10 +176,10 @@ static void add_timings(run *r, json_t *answer, const realm_call_result *result)
         timings = json_object();
         json_object_set_new(answer, "timings", timings);
     }
-    json_object_set_new(timings, "load_ms", json_real(r->load_ms));
-    json_object_set_new(timings, "wall_ms", json_real((double)result->wall_ns / 1e6));
-    json_object_set_new(timings, "sandbox_start_us", json_real((double)result->start_ns / 1e3));
-    json_object_set_new(timings, "sandbox_cpu_ms", json_real((double)result->cpu_ns / 1e6));
+    json_object_set_new(timings, "load_ms", thousandths(r->load_ms));
+    json_object_set_new(timings, "wall_ms", thousandths((double)result->wall_ns / 1e6));
+    json_object_set_new(timings, "sandbox_start_us", thousandths((double)result->start_ns / 1e3));
+    json_object_set_new(timings, "sandbox_cpu_ms", thousandths((double)result->cpu_ns / 1e6));
 }
 
 static void print_answer(run *r, const realm_call_result *result)
@@ -418,7 +424,7 @@ int cmd_run(int argc, char **argv)
          .max = 100, .help = "taken once from the logit of a token that occurred"},
         {.name = "penalty-tokens", .kind = OPTION_INT, .out = &o->penalty_tokens, .value = "N",
          .min = -1, .max = 1 << 30, .help = "how many recent tokens penalties look at (-1: all)"},
-        {.name = "seed", .kind = OPTION_INT, .out = &o->seed, .value = "S", .min = 0, .max = 9e15,
+        {.name = "seed", .kind = OPTION_INT, .out = &o->seed, .value = "S", .min = 0, .max = 0x1p62,
          .help = "the same seed gives the same text; without it each run draws anew"},
         {.name = "stop", .kind = OPTION_TEXT, .out = &o->stop, .value = "TEXT",
          .help = "stop before this text"},

@@ -2,10 +2,12 @@
  *
  * The only place where the process ends. */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "cli/commands.h"
@@ -96,8 +98,18 @@ static int finish_output(int code)
     return EXIT_FAILED;
 }
 
+/* A stream that the caller closed would lend its number to the next file we open, and what we print
+ * would go there. /dev/null takes its place, opened the wrong way round so that using it still fails. */
+static void fill_closed_streams(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF)
+            (void)!open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+}
+
 int main(int argc, char **argv)
 {
+    fill_closed_streams();
     /* A reader that goes away early, like head(1), ends us quietly, as it ends every filter, even
      * if whoever started us ignores the signal. What opens sockets ignores it for itself. */
     signal(SIGPIPE, SIG_DFL);

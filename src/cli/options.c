@@ -142,8 +142,16 @@ static int wrong_number(const options_command *command, const option *o, const c
     const char *kind = o->kind == OPTION_INT ? "a whole number" : "a number";
     if (!has_limits(o))
         return options_wrong(command, "--%s wants %s, not '%.80s'", o->name, kind, text);
-    return options_wrong(command, "--%s wants %s from %.15g to %.15g, not '%.80s'", o->name, kind,
-                         o->min, o->max, text);
+    char limits[2][32];
+    for (int i = 0; i < 2; i++) {
+        double limit = i ? o->max : o->min;
+        if (o->kind == OPTION_INT)
+            snprintf(limits[i], sizeof limits[i], "%.0f", limit);
+        else
+            snprintf(limits[i], sizeof limits[i], "%.15g", limit);
+    }
+    return options_wrong(command, "--%s wants %s from %s to %s, not '%.80s'", o->name, kind, limits[0],
+                         limits[1], text);
 }
 
 static int read_value(const options_command *command, const option *o, const char *text)

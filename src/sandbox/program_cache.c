@@ -37,6 +37,15 @@ void program_cache_hash(char hex[65], const void *const *parts, const size_t *si
         snprintf(hex + 2 * i, 3, "%02x", digest[i]);
 }
 
+/* Programs run without a cache too, only start later: a home that is missing or cannot be written must
+ * not keep anyone from running them. */
+static realm_status do_without(sandbox_host *h, const realm_error *why)
+{
+    LOG_W("sandbox", "programs are not cached: %s", why->message);
+    h->cache_folder[0] = '\0';
+    return REALM_OK;
+}
+
 realm_status program_cache_open(sandbox_host *h, const char *folder, realm_error *error)
 {
     if (folder && !*folder)
@@ -45,14 +54,14 @@ realm_status program_cache_open(sandbox_host *h, const char *folder, realm_error
         realm_status status =
             file_cache_path(h->cache_folder, sizeof h->cache_folder, "programs", error);
         if (status != REALM_OK)
-            return status;
+            return do_without(h, error);
     } else if (snprintf(h->cache_folder, sizeof h->cache_folder, "%s", folder) >=
                (int)sizeof h->cache_folder) {
         return realm_fail(error, REALM_TOO_LARGE, "the program cache's path is too long");
     }
     realm_status status = file_make_folders(h->cache_folder, error);
     if (status != REALM_OK)
-        return status;
+        return do_without(h, error);
     struct stat info;
     if (stat(h->cache_folder, &info) != 0 || info.st_uid != geteuid() || (info.st_mode & 077)) {
         LOG_W("sandbox", "programs are not cached: %s may be changed by others (it must be ours, mode 0700)",
