@@ -41,6 +41,9 @@ int64_t host_request_respond_text(guest_call *c)
     return 0;
 }
 
+/* A parsed value takes up to 30 times its text, and parsing cannot be preempted. */
+#define JSON_MAX_BYTES ((size_t)4 << 20)
+
 int64_t host_request_respond_json(guest_call *c)
 {
     sandbox_request *r = c->request;
@@ -54,7 +57,7 @@ int64_t host_request_respond_json(guest_call *c)
         return output_is_full(c);
     json_t *value;
     realm_error error;
-    if (json_parse(&value, text, size, size, JSON_USUAL_DEPTH, &error) != REALM_OK)
+    if (json_parse(&value, text, size, JSON_MAX_BYTES, JSON_USUAL_DEPTH, &error) != REALM_OK)
         return guest_trap_error(c, &error);
     json_decref(value);
     r->json = malloc(size + 1);

@@ -56,6 +56,7 @@ void harness_open(harness *h, const fake_options *fake, int max_requests)
                                 .n_models = 1, .state = h->state, .resolve = resolve,
                                 .resolve_context = h};
     h->grants.limits.wall_ns = 20000000000ull;
+    h->grants.limits.memory64_bytes = 16ull << 30;
     harness_tenant(h);
 }
 
