@@ -432,32 +432,33 @@ INLINE void put_block(matmul_input *in, const __m256i q[4], float d)
     in->unused = 0;
 }
 
-static int quantize_block(matmul_input *in, const float *x, float threshold)
+INLINE float magnitude(const float *x)
 {
     /* As integers magnitudes are in the same order, with infinity and NaN above all numbers. */
-    const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
-    __m256 a[4];
-    __m256i q[4], m8 = _mm256_setzero_si256();
+    const __m256i mask = _mm256_set1_epi32(0x7FFFFFFF);
+    __m256i m8 = _mm256_setzero_si256();
     for (int i = 0; i < 4; i++) {
-        a[i] = _mm256_loadu_ps(x + 8 * i);
-        m8 = _mm256_max_epi32(m8, _mm256_and_si256(_mm256_castps_si256(a[i]), magnitude));
-        q[i] = _mm256_setzero_si256();
+        __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)(x + 8 * i));
+        m8 = _mm256_max_epi32(m8, _mm256_and_si256(a, mask));
     }
     __m128i m4 = _mm_max_epi32(_mm256_castsi256_si128(m8), _mm256_extracti128_si256(m8, 1));
     m4 = _mm_max_epi32(m4, _mm_shuffle_epi32(m4, 0x4E));
     m4 = _mm_max_epi32(m4, _mm_shuffle_epi32(m4, 0xB1));
-    float largest = _mm_cvtss_f32(_mm_castsi128_ps(m4));
+    return _mm_cvtss_f32(_mm_castsi128_ps(m4));
+}
+
+INLINE void quantize_block(matmul_input *in, const float *x, float largest)
+{
+    __m256i q[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
+                    _mm256_setzero_si256()};
     if (!(largest >= 0x1p-100f && largest <= __FLT_MAX__)) {
         put_block(in, q, largest < 0x1p-100f ? 0 : __builtin_nanf(""));
-        return 0;
+        return;
     }
-    if (largest > threshold)
-        return 1;
-    float inverse = 127 / largest;
+    const __m256 inverse = _mm256_set1_ps(127 / largest);
     for (int i = 0; i < 4; i++)
-        q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(a[i], _mm256_set1_ps(inverse)));
-    put_block(in, q, largest / 127);
-    return 0;
+        q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse));
+    put_block(in, q, largest * (1.0f / 127));
 }
 
 #include "compute/cpu/matmul_prepare.inl"

@@ -387,41 +387,49 @@ INLINE void put_block(matmul_input *in, __m512i a, __m512i b, float d)
     const __m128i offset = _mm_set1_epi8((char)0x80), zero = _mm_setzero_si128();
     __m128i sa = _mm_sad_epu8(_mm_xor_si128(qa, offset), zero);
     __m128i sb = _mm_sad_epu8(_mm_xor_si128(qb, offset), zero);
-    __m128i s = _mm_add_epi32(_mm_unpacklo_epi64(sa, sb), _mm_unpackhi_epi64(sa, sb));
-    int32_t first = _mm_cvtsi128_si32(s) - 2048, second = _mm_extract_epi32(s, 2) - 2048;
-    in->d = d;
-    in->sum = d * (float)(first + second);
-    in->bias = -128 * (first + second);
-    in->half_bias[0] = -128 * first;
-    in->half_bias[1] = -128 * second;
-    in->half_sum[0] = d * (float)first;
-    in->half_sum[1] = d * (float)second;
-    in->unused = 0;
+    /* The two sums as 64-bit lanes, both plus 2048. */
+    __m128i s = _mm_add_epi64(_mm_unpacklo_epi64(sa, sb), _mm_unpackhi_epi64(sa, sb));
+    s = _mm_sub_epi32(s, _mm_setr_epi32(2048, 0, 2048, 0));
+    __m128i total = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
+    /* first, total, second, 0 */
+    s = _mm_or_si128(s, _mm_slli_epi64(_mm_move_epi64(total), 32));
+    /* d .. unused in the order of the struct: the integer 1 becomes d. */
+    __m256i all = _mm256_permutevar8x32_epi32(_mm256_setr_m128i(s, _mm_setr_epi32(1, 0, 0, 0)),
+                                              _mm256_setr_epi32(4, 1, 1, 0, 2, 0, 2, 3));
+    __m256 floats = _mm256_mul_ps(_mm256_cvtepi32_ps(all), _mm256_set1_ps(d));
+    __m256i biases = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(all, 7));
+    _mm256_store_si256((__m256i *)(void *)&in->d,
+                       _mm256_blend_epi32(_mm256_castps_si256(floats), biases, 0x1C));
 }
 
-static int quantize_block(matmul_input *in, const float *x, float threshold)
+_Static_assert(offsetof(matmul_input, d) == 32 && offsetof(matmul_input, bias) == 40 &&
+                   offsetof(matmul_input, half_sum) == 52,
+               "what put_block writes at once");
+
+INLINE float magnitude(const float *x)
 {
-    __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
     /* As integers magnitudes are in the same order, with infinity and NaN above all numbers. */
-    const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
-    __m512i m16 = _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a), magnitude),
-                                   _mm512_and_si512(_mm512_castps_si512(b), magnitude));
+    const __m512i mask = _mm512_set1_epi32(0x7FFFFFFF);
+    __m512i m16 = _mm512_max_epi32(_mm512_and_si512(_mm512_loadu_si512(x), mask),
+                                   _mm512_and_si512(_mm512_loadu_si512(x + 16), mask));
     __m256i m8 = _mm256_max_epi32(_mm512_castsi512_si256(m16), _mm512_extracti64x4_epi64(m16, 1));
     __m128i m4 = _mm_max_epi32(_mm256_castsi256_si128(m8), _mm256_extracti128_si256(m8, 1));
     m4 = _mm_max_epi32(m4, _mm_shuffle_epi32(m4, 0x4E));
     m4 = _mm_max_epi32(m4, _mm_shuffle_epi32(m4, 0xB1));
-    float largest = _mm_cvtss_f32(_mm_castsi128_ps(m4));
+    return _mm_cvtss_f32(_mm_castsi128_ps(m4));
+}
+
+INLINE void quantize_block(matmul_input *in, const float *x, float largest)
+{
     if (!(largest >= 0x1p-100f && largest <= __FLT_MAX__)) {
         put_block(in, _mm512_setzero_si512(), _mm512_setzero_si512(),
                   largest < 0x1p-100f ? 0 : __builtin_nanf(""));
-        return 0;
+        return;
     }
-    if (largest > threshold)
-        return 1;
     const __m512 inverse = _mm512_set1_ps(127 / largest);
-    put_block(in, _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)),
-              _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)), largest / 127);
-    return 0;
+    put_block(in, _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), inverse)),
+              _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + 16), inverse)),
+              largest * (1.0f / 127));
 }
 
 #include "compute/cpu/matmul_prepare.inl"

@@ -1,8 +1,9 @@
 /* compute/cpu/matmul_prepare.inl: the walk over tokens and blocks that prepares activations
  * (matmul_prepared.h). Included by each instruction set's file after its own
- *   static int quantize_block(matmul_input *in, const float *x, float threshold)
- *       writes *in from x[32] and returns 0; or returns 1, having written nothing, if all values
- *       are numbers and a magnitude is above threshold
+ *   static float magnitude(const float *x)
+ *       the largest magnitude of x[32], infinity and NaN above all numbers
+ *   static void quantize_block(matmul_input *in, const float *x, float largest)
+ *       writes *in from x[32]; largest is magnitude(x)
  *   static float energy(const float *x, int32_t n)
  *       sum of squares of n (a multiple of 32) values: sixteen sums of values 16 apart, products
  *       rounded before they are added; then the upper half of the sums onto the lower until one
@@ -28,7 +29,7 @@ static void take_outliers(matmul_list *list, uint32_t room, float rest[32], floa
         float inverse = 127 / largest;
         int sum = 0;
         o->quad = (uint32_t)block * 8 + (uint32_t)j;
-        o->d = largest / 127;
+        o->d = largest * (1.0f / 127);
         for (int i = 0; i < 4; i++) {
             int q = (int)lrintf(v[i] * inverse);
             o->q[i] = (int8_t)q;
@@ -48,12 +49,19 @@ static void prepare_token(matmul_input *in, size_t stride, matmul_list *list, co
     /* Not below what quantize_block calls zero, so that no outlier's scale is subnormal. */
     float threshold = fmaxf(MATMUL_OUTLIER * sqrtf(mean), 0x1p-100f);
     memset(list, 0, sizeof *list);
+    /* All magnitudes before all the rest: finding one is a chain of dependent instructions, which
+     * overlaps with the next block's only if little stands between them. */
+    for (int32_t b = 0; b < n_blocks; b++)
+        in[(size_t)b * stride].d = magnitude(x + 32 * (size_t)b);
     for (int32_t b = 0; b < n_blocks; b++, in += stride, x += 32) {
-        if (!quantize_block(in, x, threshold))
+        float largest = in->d;
+        if (!(largest > threshold && largest < INFINITY)) {
+            quantize_block(in, x, largest);
             continue;
+        }
         float rest[32], sums[2];
         take_outliers(list, matmul_list_room(n_blocks), rest, sums, x, b, threshold);
-        quantize_block(in, rest, INFINITY);
+        quantize_block(in, rest, magnitude(rest));
         in->sum += sums[0] + sums[1];
         in->half_sum[0] += sums[0];
         in->half_sum[1] += sums[1];

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "compute/cpu/matmul_packed.h"
+#include "compute/cpu/quants.h"
 
 static int has_minimum(uint32_t type)
 {
@@ -110,26 +111,27 @@ static void put_block(matmul_input *in, const int32_t *q, float d)
     in->unused = 0;
 }
 
-static int quantize_block(matmul_input *in, const float *x, float threshold)
+static float magnitude(const float *x)
+{
+    uint32_t largest = 0;
+    for (int i = 0; i < 32; i++) {
+        uint32_t bits = quants_float_bits(x[i]) & 0x7FFFFFFF;
+        largest = bits > largest ? bits : largest;
+    }
+    return quants_bits_float(largest);
+}
+
+static void quantize_block(matmul_input *in, const float *x, float largest)
 {
     int32_t q[32] = {0};
-    float largest = 0;
-    int finite = 1;
-    for (int i = 0; i < 32; i++) {
-        largest = fmaxf(largest, fabsf(x[i]));
-        finite &= isfinite(x[i]) != 0;
+    if (!isfinite(largest) || largest < 0x1p-100f) {
+        put_block(in, q, isfinite(largest) ? 0 : NAN);
+        return;
     }
-    if (!finite || largest < 0x1p-100f) {
-        put_block(in, q, finite ? 0 : NAN);
-        return 0;
-    }
-    if (largest > threshold)
-        return 1;
     float inverse = 127 / largest;
     for (int i = 0; i < 32; i++)
         q[i] = (int32_t)lrintf(x[i] * inverse);
-    put_block(in, q, largest / 127);
-    return 0;
+    put_block(in, q, largest * (1.0f / 127));
 }
 
 #include "compute/cpu/matmul_prepare.inl"
