@@ -85,6 +85,25 @@ static int32_t apply_format(int32_t session, realm_slice format)
                       "response_format.type must be text, json_object or json_schema");
 }
 
+/* Says by how much the prompt is too long, so that whoever wrote it knows what to cut. */
+static int32_t too_long(int32_t model, size_t n_prompt)
+{
+    static char info[65536];
+    int32_t size = realm_model_info(model, info, sizeof info);
+    if (size <= 0 || (size_t)size > sizeof info)
+        return REALM_E_CONTEXT_FULL; /* the host's sentence must do */
+    realm_text sentence = {0};
+    realm_text_add_z(&sentence, "the prompt has ");
+    realm_text_add_int(&sentence, (int64_t)n_prompt);
+    realm_text_add_z(&sentence, " tokens, more than the ");
+    realm_text_add_int(&sentence, realm_json_int(
+        realm_json_get((realm_slice){info, (size_t)size}, "n_context"), 0));
+    realm_text_add_z(&sentence, " of the model's context");
+    if (!sentence.failed)
+        realm_respond_error(REALM_E_CONTEXT_FULL, sentence.data, sentence.size);
+    return REALM_E_CONTEXT_FULL;
+}
+
 /* Runs the prompt and answers the request. */
 static int32_t answer(int32_t model, realm_slice request, const int32_t *prompt, size_t n_prompt)
 {
@@ -106,6 +125,8 @@ static int32_t answer(int32_t model, realm_slice request, const int32_t *prompt,
             return status;
     }
     int32_t length = realm_feed(session, prompt, n_prompt);
+    if (length == REALM_E_CONTEXT_FULL)
+        return too_long(model, n_prompt);
     if (length < 0)
         return length;
 
@@ -157,18 +178,19 @@ static int32_t answer(int32_t model, realm_slice request, const int32_t *prompt,
     return 0;
 }
 
-/* Token ids of text, or count 0 and the failure told. */
-static int32_t *tokens_of(int32_t model, realm_slice text, int32_t flags, size_t *count)
+/* Token ids of text into *ids; how many, or a status, whose sentence is the host's or told. */
+static int32_t tokens_of(int32_t **ids, int32_t model, realm_slice text, int32_t flags)
 {
-    size_t room = text.size + 8;
-    int32_t *ids = realm_alloc(room * sizeof *ids);
-    *count = 0;
-    if (!ids)
-        return 0;
-    int32_t n = realm_tokenize(model, text.data, text.size, flags, ids, room);
-    if (n > 0 && (size_t)n <= room)
-        *count = (size_t)n;
-    return ids;
+    size_t room = text.size + 8; /* a token a byte, BOS and EOS: nearly always enough */
+    for (;;) {
+        *ids = realm_alloc(room * sizeof **ids);
+        if (!*ids)
+            return realm_fail(REALM_E_NO_MEMORY, "the prompt is too long for the program's memory");
+        int32_t count = realm_tokenize(model, text.data, text.size, flags, *ids, room);
+        if (count < 0 || (size_t)count <= room)
+            return count;
+        room = (size_t)count;
+    }
 }
 
 #endif

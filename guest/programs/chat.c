@@ -40,10 +40,8 @@ REALM_PROGRAM
     }
 
     /* The template writes BOS itself where its family wants one, as in apply_chat_template. */
-    size_t count = 0;
-    int32_t *ids = tokens_of(model, (realm_slice){text, (size_t)size}, REALM_TOKENIZE_PARSE_SPECIAL,
-                             &count);
-    if (!ids)
-        return realm_fail(REALM_E_NO_MEMORY, "the program is out of memory");
-    return answer(model, request, ids, count);
+    int32_t *ids;
+    int32_t count = tokens_of(&ids, model, (realm_slice){text, (size_t)size},
+                              REALM_TOKENIZE_PARSE_SPECIAL);
+    return count < 0 ? count : answer(model, request, ids, (size_t)count);
 }

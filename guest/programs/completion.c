@@ -3,18 +3,20 @@
  * Request: {"prompt": "text" or [token ids], "model"?: name, ...} and the keys of answer.h. */
 #include "answer.h"
 
-static int32_t *listed_tokens(realm_slice list, size_t *count)
+static int32_t listed_tokens(int32_t **ids, realm_slice list)
 {
-    int32_t *ids = realm_alloc((list.size / 2 + 1) * sizeof *ids);
-    *count = 0;
+    *ids = realm_alloc((list.size / 2 + 1) * sizeof **ids);
+    if (!*ids)
+        return realm_fail(REALM_E_NO_MEMORY, "the prompt is too long for the program's memory");
+    int32_t count = 0;
     size_t at = 0;
-    for (realm_slice item; ids && (item = realm_json_next(list, &at)).size;) {
+    for (realm_slice item; (item = realm_json_next(list, &at)).size;) {
         int64_t id = realm_json_int(item, -1);
         if (id < 0 || id > INT32_MAX)
-            return 0;
-        ids[(*count)++] = (int32_t)id;
+            return realm_fail(REALM_E_INVALID, "prompt must be a string or a list of token ids");
+        (*ids)[count++] = (int32_t)id;
     }
-    return ids;
+    return count;
 }
 
 REALM_PROGRAM
@@ -25,14 +27,13 @@ REALM_PROGRAM
     if (model < 0)
         return model;
     realm_slice prompt = realm_json_get(request, "prompt");
-    size_t count = 0;
-    int32_t *ids = 0;
+    int32_t *ids = 0, count;
     if (realm_json_is_string(prompt))
-        ids = tokens_of(model, realm_json_string(prompt),
-                        REALM_TOKENIZE_ADD_SPECIAL | REALM_TOKENIZE_PARSE_SPECIAL, &count);
+        count = tokens_of(&ids, model, realm_json_string(prompt),
+                          REALM_TOKENIZE_ADD_SPECIAL | REALM_TOKENIZE_PARSE_SPECIAL);
     else if (prompt.size && prompt.data[0] == '[')
-        ids = listed_tokens(prompt, &count);
-    if (!ids)
+        count = listed_tokens(&ids, prompt);
+    else
         return realm_fail(REALM_E_INVALID, "prompt must be a string or a list of token ids");
-    return answer(model, request, ids, count);
+    return count < 0 ? count : answer(model, request, ids, (size_t)count);
 }
