@@ -20,7 +20,9 @@ fn answer(request: &Request) -> Result<(), Error> {
 
     let model = Model::open("")?;
     let mut messages =
-        String::from(r#"{"add_generation_prompt":true,"messages":[{"role":"user","content":"#);
+        String::from(r#"{"add_generation_prompt":true,"messages":[{"role":"system","content":"#);
+    json::quote(&mut messages, "Answer in one short sentence.");
+    messages.push_str(r#"},{"role":"user","content":"#);
     json::quote(&mut messages, question);
     messages.push_str("}]}");
     let text = model.chat_template(&messages)?;
