@@ -10,9 +10,9 @@
 #include <string.h>
 
 #include "sandbox/guest_memory.h"
-#include "sandbox/host_groups.h"
-#include "sandbox/host_tensor.h"
 #include "sandbox/guest_options.h"
+#include "sandbox/host_groups.h"
+#include "sandbox/tensor_list.h"
 
 #define MAX_STOPS 64
 
@@ -368,7 +368,7 @@ int64_t host_generate(guest_call *c)
         return GUEST_TRAPPED;
     if (!engine_op_collect(c->request, &s->op))
         return REALM_BUSY;
-    if (host_tensor_flush_first(c, s))
+    if (tensor_list_flush_first(c, s))
         return 0;
     size_t size = c->arguments[2].u64;
     if (size == 0 && s->run && s->run->result.size)

@@ -8,9 +8,9 @@
 
 #include "base/clock.h"
 #include "sandbox/guest_memory.h"
-#include "sandbox/host_groups.h"
-#include "sandbox/host_tensor.h"
 #include "sandbox/guest_options.h"
+#include "sandbox/host_groups.h"
+#include "sandbox/tensor_list.h"
 
 #define GRAMMAR_MAX_BYTES ((uint64_t)1 << 20)
 
@@ -122,7 +122,7 @@ int64_t host_session_fork(guest_call *c)
 {
     int64_t result;
     session_entry *s = idle_session(c, &result);
-    if (!s || host_tensor_flush_first(c, s))
+    if (!s || tensor_list_flush_first(c, s))
         return s ? 0 : result;
     if (c->request->n_sessions >= c->request->tenant->grants.limits.sessions)
         return REALM_QUOTA;
@@ -136,7 +136,7 @@ int64_t host_session_truncate(guest_call *c)
 {
     int64_t result;
     session_entry *s = idle_session(c, &result);
-    if (!s || host_tensor_flush_first(c, s))
+    if (!s || tensor_list_flush_first(c, s))
         return s ? 0 : result;
     int32_t length = c->arguments[1].i32;
     if (length < 0 || length > session_length(s->session))
@@ -181,7 +181,7 @@ int64_t host_session_close(guest_call *c)
     session_entry *s = guest_handle(c, 0, HANDLE_SESSION);
     if (!s)
         return GUEST_TRAPPED;
-    if (host_tensor_flush_first(c, s))
+    if (tensor_list_flush_first(c, s))
         return 0;
     handles_give(&r->handles, s->handle);
     r->n_sessions--;
@@ -251,7 +251,7 @@ int64_t host_session_feed(guest_call *c)
     uint64_t count = c->arguments[2].u64;
     if (count == 0)
         return session_length(s->session);
-    if (host_tensor_flush_first(c, s))
+    if (tensor_list_flush_first(c, s))
         return 0;
     if (count > (uint64_t)model_hyperparameters(engine_model(s->engine))->n_context)
         return REALM_CONTEXT_FULL;
@@ -287,7 +287,7 @@ int64_t host_session_step(guest_call *c)
 {
     int64_t result;
     session_entry *s = idle_session(c, &result);
-    if (!s || host_tensor_flush_first(c, s))
+    if (!s || tensor_list_flush_first(c, s))
         return s ? 0 : result;
     s->stepping = 0;
     begin_step(c->request, s, c->arguments[1].i32);
@@ -300,7 +300,7 @@ int64_t host_session_step_begin(guest_call *c)
     session_entry *s = idle_session(c, &result);
     if (!s)
         return result;
-    if (host_tensor_is_pending(c->request, s))
+    if (tensor_list_is_pending(c->request, s))
         return REALM_BUSY;
     s->stepping = 1;
     begin_step(c->request, s, c->arguments[1].i32);

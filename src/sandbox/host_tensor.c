@@ -1,25 +1,15 @@
 /* sandbox/host_tensor.c: a guest that walks the network layer by layer.
  *
- * An operation is checked (handles, shapes, quota) and recorded at once, and runs when something
- * must be known: at tensor_read and kv_cache_get, when the list is long, when another session or
- * model comes into play. So a layer costs one hand-over to the engine, and the checks are done by
- * the time the engine sees it. What can go wrong later (device memory, pages) ends the request.
- *
- * A function that must first run what is recorded suspends and is then called again from its
- * beginning; nothing before make_room may therefore have an effect.
- *
- * A tensor belongs to the engine of the first operation that uses it; until then it is a promise. */
-#include "sandbox/host_tensor.h"
-
+ * Each operation is checked here (handles, shapes, ids, quota) and recorded (tensor_list.h), so that
+ * what the engine gets is right but for what only it can know: device memory, pages, the order of
+ * layers. Nothing before tensor_list_make_room, or record which calls it, may have an effect: the
+ * function may be called again from its beginning. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "sandbox/guest_memory.h"
-#include "sandbox/host_functions.h"
 #include "sandbox/host_groups.h"
-
-#define MAX_OPS         4096
-#define MAX_INPUT_BYTES ((size_t)16 << 20) /* copied ids, positions and floats of one list */
+#include "sandbox/tensor_list.h"
 
 /* What a weight or layer handle stands for; kept by name, so that asking again gives the same. */
 typedef struct part_entry {
@@ -28,152 +18,6 @@ typedef struct part_entry {
     int32_t layer;        /* of a layer */
     int32_t handle;
 } part_entry;
-
-/* ---- running the list -------------------------------------------------------------------------------- */
-
-static void free_tensors(tensor_state *t)
-{
-    for (tensor_entry **link = &t->tensors; *link;) {
-        tensor_entry *e = *link;
-        if (e->freed) {
-            *link = e->next;
-            free(e);
-        } else {
-            link = &e->next;
-        }
-    }
-}
-
-static void submit(sandbox_request *r)
-{
-    tensor_state *t = &r->tensors;
-    t->list = (compute_list){.ops = t->ops, .count = t->n_ops};
-    t->op.work = (work){.kind = WORK_COMPUTE,
-                        .session = t->session ? t->session->session : NULL,
-                        .list = &t->list};
-    engine_op_submit(r, &t->op, t->engine);
-}
-
-/* The list has run, well or not. */
-static void forget(tensor_state *t)
-{
-    t->n_ops = 0;
-    t->session = NULL;
-    t->engine = NULL;
-    arena_release(&t->inputs);
-    free_tensors(t);
-}
-
-/* 1 if the list ran; else the request has failed. */
-static int list_went_well(guest_call *c)
-{
-    tensor_state *t = &c->request->tensors;
-    realm_error error = t->op.work.error;
-    realm_status status = t->op.work.status;
-    forget(t);
-    if (status == REALM_OK)
-        return 1;
-    guest_trap(c, status, "%s", error.message[0] ? error.message : realm_status_meaning(status));
-    return 0;
-}
-
-static int64_t run_again(guest_call *c)
-{
-    return list_went_well(c) ? c->function->run(c) : GUEST_TRAPPED;
-}
-
-int host_tensor_is_pending(const sandbox_request *r, const session_entry *s)
-{
-    return r->tensors.n_ops > 0 && r->tensors.session == s;
-}
-
-int host_tensor_flush_first(guest_call *c, const session_entry *s)
-{
-    if (!host_tensor_is_pending(c->request, s))
-        return 0;
-    submit(c->request);
-    guest_suspend(c, WAIT_OP, &c->request->tensors.op, run_again);
-    return 1;
-}
-
-/* ---- recording ----------------------------------------------------------------------------------------- */
-
-static int grow_ops(tensor_state *t)
-{
-    if (t->n_ops < t->ops_room)
-        return 1;
-    int32_t room = t->ops_room ? t->ops_room * 2 : 64;
-    compute_op *ops = realloc(t->ops, (size_t)room * sizeof *ops);
-    if (!ops)
-        return 0;
-    t->ops = ops;
-    t->ops_room = room;
-    return 1;
-}
-
-static compute_op *add_op(guest_call *c, compute_kind kind)
-{
-    tensor_state *t = &c->request->tensors;
-    if (!grow_ops(t)) {
-        guest_trap(c, REALM_NO_MEMORY, "the host is out of memory");
-        return NULL;
-    }
-    compute_op *op = &t->ops[t->n_ops++];
-    *op = (compute_op){.kind = kind};
-    return op;
-}
-
-/* 1 if an operation on that engine and session (or NULL) can be recorded now. 0: the guest is
- * suspended and the function will be called again, or it has trapped. */
-static int make_room(guest_call *c, engine *e, session_entry *s)
-{
-    sandbox_request *r = c->request;
-    tensor_state *t = &r->tensors;
-    if (s && !engine_op_collect(r, &s->op)) {
-        guest_trap(c, REALM_BUSY, "the session has a step in flight");
-        return 0;
-    }
-    int other = t->n_ops > 0 && ((t->engine && t->engine != e) || (s && t->session && t->session != s));
-    if (other || t->n_ops >= MAX_OPS || t->inputs.used_bytes >= MAX_INPUT_BYTES) {
-        submit(r);
-        guest_suspend(c, WAIT_OP, &t->op, run_again);
-        return 0;
-    }
-    t->engine = e;
-    if (s)
-        t->session = s;
-    return 1;
-}
-
-/* The tensor's memory is asked for by the first operation that uses it. */
-static int bind_tensor(guest_call *c, tensor_entry *x, engine *e)
-{
-    if (x->engine == e)
-        return 1;
-    if (x->engine) {
-        guest_trap(c, REALM_INVALID, "a tensor belongs to another model");
-        return 0;
-    }
-    compute_op *op = add_op(c, COMPUTE_NEW);
-    if (!op)
-        return 0;
-    op->out = &x->tensor;
-    x->engine = e;
-    return 1;
-}
-
-/* Copies what the engine will read (invariant 5). */
-static void *copy_input(guest_call *c, const void *bytes, size_t size)
-{
-    tensor_state *t = &c->request->tensors;
-    void *copy = arena_take(&t->inputs, size);
-    if (!copy) {
-        guest_trap(c, REALM_NO_MEMORY, "the host is out of memory");
-        return NULL;
-    }
-    memcpy(copy, bytes, size);
-    return copy;
-}
 
 static engine *default_engine(const sandbox_request *r)
 {
@@ -351,7 +195,7 @@ int64_t host_tensor_free(guest_call *c)
     handles_give(&c->request->handles, c->arguments[0].i32);
     t->used_bytes -= tensor_size(x);
     if (x->engine && (!t->engine || t->engine == x->engine)) {
-        compute_op *op = add_op(c, COMPUTE_FREE);
+        compute_op *op = tensor_list_add(c, COMPUTE_FREE);
         if (!op)
             return GUEST_TRAPPED;
         op->out = &x->tensor;
@@ -360,7 +204,7 @@ int64_t host_tensor_free(guest_call *c)
     } else if (!x->engine) {
         x->freed = 1;
         if (t->n_ops == 0)
-            free_tensors(t);
+            tensor_list_sweep(t);
     } /* else it waits for the end of the request: the list is another engine's */
     return 0;
 }
@@ -382,7 +226,7 @@ static int64_t finish_read(guest_call *c)
     float *result = t->result;
     t->result = NULL;
     int64_t count = -1;
-    if (list_went_well(c)) {
+    if (tensor_list_went_well(c)) {
         float *out = guest_words(c, 2, 3);
         count = (int64_t)c->arguments[3].u64;
         memcpy(out, result, (size_t)count * sizeof *out);
@@ -403,10 +247,10 @@ int64_t host_tensor_read(guest_call *c)
     if (count == 0)
         return 0;
     engine *e = engine_of(c, &x, 1);
-    if (!e || !make_room(c, e, NULL) || !bind_tensor(c, x, e))
+    if (!e || !tensor_list_make_room(c, e, NULL) || !tensor_list_bind(c, x, e))
         return 0;
     float *result = malloc((size_t)count * sizeof *result);
-    compute_op *op = result ? add_op(c, COMPUTE_READ) : NULL;
+    compute_op *op = result ? tensor_list_add(c, COMPUTE_READ) : NULL;
     if (!op) {
         free(result);
         return REALM_NO_MEMORY;
@@ -416,7 +260,7 @@ int64_t host_tensor_read(guest_call *c)
     op->host = result;
     op->first = first;
     op->count = (int32_t)count;
-    submit(c->request);
+    tensor_list_submit(c->request);
     return guest_suspend(c, WAIT_OP, &t->op, finish_read);
 }
 
@@ -431,10 +275,10 @@ int64_t host_tensor_write(guest_call *c)
     if (count == 0)
         return 0;
     engine *e = engine_of(c, &x, 1);
-    if (!e || !make_room(c, e, NULL) || !bind_tensor(c, x, e))
+    if (!e || !tensor_list_make_room(c, e, NULL) || !tensor_list_bind(c, x, e))
         return 0;
-    float *copy = copy_input(c, from, (size_t)count * sizeof *from);
-    compute_op *op = copy ? add_op(c, COMPUTE_WRITE) : NULL;
+    float *copy = tensor_list_copy(c, from, (size_t)count * sizeof *from);
+    compute_op *op = copy ? tensor_list_add(c, COMPUTE_WRITE) : NULL;
     if (!op)
         return GUEST_TRAPPED;
     op->out = &x->tensor;
@@ -451,12 +295,12 @@ int64_t host_tensor_write(guest_call *c)
 static compute_op *record(guest_call *c, compute_kind kind, engine *e, session_entry *s,
                           tensor_entry *const tensors[4])
 {
-    if (!e || !make_room(c, e, s))
+    if (!e || !tensor_list_make_room(c, e, s))
         return NULL;
     for (int i = 0; i < 4; i++)
-        if (tensors[i] && !bind_tensor(c, tensors[i], e))
+        if (tensors[i] && !tensor_list_bind(c, tensors[i], e))
             return NULL;
-    compute_op *op = add_op(c, kind);
+    compute_op *op = tensor_list_add(c, kind);
     if (!op)
         return NULL;
     compute_tensor **slots[4] = {&op->out, &op->x, &op->y, &op->z};
@@ -507,7 +351,7 @@ int64_t host_tensor_embed_tokens(guest_call *c)
     op->gain = model_weight(own, "token_embd.weight");
     op->number = h->embedding_scale;
     op->count = out->tensor.n_rows;
-    op->ids = copy_input(c, ids, (size_t)op->count * sizeof *ids);
+    op->ids = tensor_list_copy(c, ids, (size_t)op->count * sizeof *ids);
     return 0;
 }
 
@@ -599,7 +443,7 @@ int64_t host_tensor_apply_rope(guest_call *c)
         return 0;
     op->layer = layer;
     op->count = x->tensor.n_rows;
-    op->ids = copy_input(c, positions, (size_t)op->count * sizeof *positions);
+    op->ids = tensor_list_copy(c, positions, (size_t)op->count * sizeof *positions);
     return 0;
 }
 
@@ -648,7 +492,7 @@ static int64_t finish_kv(guest_call *c)
     float *result = t->result;
     t->result = NULL;
     int64_t whole = t->kv_whole;
-    if (list_went_well(c)) {
+    if (tensor_list_went_well(c)) {
         float *out = guest_words(c, 5, 6);
         uint64_t cap = c->arguments[6].u64;
         memcpy(out, result, ((uint64_t)whole < cap ? (uint64_t)whole : cap) * sizeof *out);
@@ -664,7 +508,7 @@ int64_t host_tensor_kv_cache_get(guest_call *c)
     float *out = s ? guest_words(c, 5, 6) : NULL;
     if (!out)
         return GUEST_TRAPPED;
-    if (host_tensor_flush_first(c, s))
+    if (tensor_list_flush_first(c, s))
         return 0;
     const hyperparameters *h = model_hyperparameters(engine_model(s->engine));
     int32_t layer = c->arguments[1].i32, values = c->arguments[2].i32;
@@ -695,7 +539,7 @@ int64_t host_tensor_kv_cache_get(guest_call *c)
     op->first = first;
     op->count = tokens;
     op->host = t->result;
-    submit(c->request);
+    tensor_list_submit(c->request);
     return guest_suspend(c, WAIT_OP, &t->op, finish_kv);
 }
 
@@ -746,7 +590,7 @@ static int free_device_memory(tensor_state *t)
     t->engine = NULL;
     t->session = NULL;
     for (tensor_entry *x = t->tensors; x; x = x->next) {
-        if ((t->engine && t->engine != x->engine) || !grow_ops(t))
+        if ((t->engine && t->engine != x->engine) || !tensor_list_grow(t))
             continue;
         t->ops[t->n_ops++] = (compute_op){.kind = COMPUTE_FREE, .out = &x->tensor};
         t->engine = x->engine;
@@ -775,9 +619,9 @@ void host_tensor_release_all(sandbox_request *r)
         for (tensor_entry *x = t->tensors; x; x = x->next)
             x->freed = !x->tensor.device.data;
     }
-    free_tensors(t);
+    tensor_list_sweep(t);
     if (free_device_memory(t)) {
-        submit(r);
+        tensor_list_submit(r);
         return; /* called again when that is over */
     }
     free(t->ops);
