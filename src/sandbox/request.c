@@ -217,11 +217,18 @@ static void call_guest(sandbox_request *r, const wasmtime_func_t *function)
                                          &r->error);
 }
 
+/* The large limit is for mapped weights; whoever cannot map any gets none of it to fill. */
+static uint64_t memory_limit(const sandbox_request *r)
+{
+    const tenant_grants *g = &r->tenant->grants;
+    int maps = r->program->info.memory64 && (g->capabilities & CAPABILITY_TENSORS);
+    return maps ? g->limits.memory64_bytes : g->limits.memory_bytes;
+}
+
 static int fits(sandbox_request *r)
 {
     const program *p = r->program;
-    const sandbox_limits *limits = &r->tenant->grants.limits;
-    uint64_t limit = p->info.memory64 ? limits->memory64_bytes : limits->memory_bytes;
+    uint64_t limit = memory_limit(r);
     if (p->memory_bytes <= limit)
         return 1;
     request_fail(r, REALM_QUOTA,
@@ -236,7 +243,7 @@ static void start_instance(sandbox_request *r)
     int memory64 = r->program->info.memory64;
     r->store = wasmtime_store_new(r->host->engines[memory64], r, NULL);
     r->context = wasmtime_store_context(r->store);
-    uint64_t memory = memory64 ? limits->memory64_bytes : limits->memory_bytes;
+    uint64_t memory = memory_limit(r);
     wasmtime_store_limiter(r->store, memory > INT64_MAX ? INT64_MAX : (int64_t)memory,
                            limits->table_elements, 1, -1, 1);
     wasmtime_store_epoch_deadline_callback(r->store, on_epoch, r, NULL);

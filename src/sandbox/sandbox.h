@@ -72,8 +72,8 @@ const char *capability_name(unsigned bit);
 /* Taken literally: a limit of 0 allows nothing. Start from SANDBOX_LIMITS_DEFAULT. */
 typedef struct sandbox_limits {
     uint64_t memory_bytes;    /* linear memory of one guest; memory.grow fails past it */
-    uint64_t memory64_bytes;  /* the same for 64-bit guests, where mapped weights count too: raise it for
-                                 tenants that map models */
+    uint64_t memory64_bytes;  /* of a 64-bit guest whose tenant has the capability `tensors`, since
+                                 weights that it maps count too; without it memory_bytes holds */
     uint32_t table_elements;
     uint64_t slice_ns;        /* CPU time at a stretch before others get their turn */
     uint64_t cpu_ns;          /* CPU time of one request, all slices together */
@@ -90,7 +90,7 @@ typedef struct sandbox_limits {
 } sandbox_limits;
 
 #define SANDBOX_LIMITS_DEFAULT                                                                     \
-    ((sandbox_limits){.memory_bytes = 64u << 20, .memory64_bytes = 1ull << 30,                     \
+    ((sandbox_limits){.memory_bytes = 64u << 20, .memory64_bytes = 16ull << 30,                    \
                       .table_elements = 20000, .slice_ns = 5000000, .cpu_ns = 10000000000ull,      \
                       .wall_ns = 600000000000ull, .sessions = 16, .kv_pages = 0,                   \
                       .state_bytes = 16u << 20, .input_bytes = 16u << 20,                          \

@@ -273,6 +273,24 @@ static void a_64_bit_program_does_the_same(void **state)
     assert_string_equal(o.text, "far away");
 }
 
+static void a_64_bit_program_that_cannot_map_has_the_usual_limit(void **state)
+{
+    (void)state;
+    sandbox_tenant *kept = h.tenant;
+    h.tenant = NULL;
+    h.grants.capabilities &= ~(unsigned)CAPABILITY_TENSORS;
+    harness_tenant(&h);
+    outcome o = harness_run(&h, WAT64(
+        "(func $handle (result i32)"
+        "  (if (i64.ge_s (memory.grow (i64.const 1024)) (i64.const 0)) (then unreachable))" /* 64 MiB and one page */
+        "  (if (i64.lt_s (memory.grow (i64.const 1023)) (i64.const 0)) (then unreachable))"
+        "  (i32.const 0))"), "");
+    sandbox_tenant_release(h.tenant);
+    h.grants.capabilities = CAPABILITY_ALL;
+    h.tenant = kept;
+    assert_string_equal(o.message, "");
+}
+
 /* 20 000 bytes: more than are tokenized at once. */
 static void long_texts_are_tokenized_beside(void **state)
 {
@@ -363,6 +381,7 @@ int main(void)
         cmocka_unit_test(state_outlives_the_request),
         cmocka_unit_test(a_program_calls_another_and_reads_its_answer),
         cmocka_unit_test(a_64_bit_program_does_the_same),
+        cmocka_unit_test(a_64_bit_program_that_cannot_map_has_the_usual_limit),
         cmocka_unit_test(long_texts_are_tokenized_beside),
         cmocka_unit_test(the_same_seed_gives_the_same_bytes),
         cmocka_unit_test(an_answer_may_be_json_or_an_error),
