@@ -23,8 +23,8 @@
 #include "compute/cpu/pool.h"
 
 #define WORKING_SET ((size_t)256 << 20)
-#define MAX_LIST 32
-#define MAX_PASSES 64
+#define MAX_LIST    32
+#define MAX_PASSES  64
 
 typedef struct job {
     const cpu_matmul *kernel;
@@ -80,7 +80,7 @@ static void read_some(void *context, int64_t first, int64_t count, int32_t threa
 #define DOT_ROUNDS 100000
 
 __attribute__((target("avx512f,avx512vnni"))) static void dot_some(void *context, int64_t first,
-                                                                  int64_t count, int32_t thread)
+                                                                   int64_t count, int32_t thread)
 {
     __m512i a = _mm512_set1_epi32((int)random_bits()), sum[12];
     for (int i = 0; i < 12; i++)
@@ -163,7 +163,8 @@ static cpu_weight *make_weights(const cpu_matmul *kernel, uint32_t type, int32_t
         data[i] = (uint8_t)(random_bits() & 0x3F);
     for (size_t i = 0; i < *count; i++) {
         realm_error error;
-        weights[i] = (cpu_weight){.head = {type, n_rows, n_cols}, .data = data, .row_bytes = row_bytes};
+        weights[i] = (cpu_weight){
+            .head = {type, n_rows, n_cols}, .data = data, .row_bytes = row_bytes};
         double begin = seconds();
         if (kernel->pack(&weights[i], &error) != REALM_OK) {
             fprintf(stderr, "kernels: %s\n", error.message);
@@ -172,7 +173,8 @@ static cpu_weight *make_weights(const cpu_matmul *kernel, uint32_t type, int32_t
         if (kernel->pack_rows)
             kernel->pack_rows(&weights[i], 0, n_rows);
         if (i == 1)
-            printf("%-7s packing: %.2f GB/s\n", dtype_name(type), (double)size / (seconds() - begin) * 1e-9);
+            printf("%-7s packing: %.2f GB/s\n", dtype_name(type),
+                   (double)size / (seconds() - begin) * 1e-9);
     }
     free(data);
     return weights;
@@ -194,8 +196,12 @@ static void measure(pool *p, const limits *l, const cpu_matmul *kernel, const cp
     int32_t n_rows = weights[0].head.n_rows, n_cols = weights[0].head.n_cols;
     size_t n = (size_t)n_tokens * (size_t)n_cols, prepared = kernel->input_bytes(n_tokens, n_cols);
     float *x = malloc(n * sizeof *x);
-    job j = {kernel, weights, x, aligned_alloc(64, (prepared + 63) / 64 * 64),
-             malloc((size_t)n_tokens * (size_t)n_rows * sizeof(float)), n_tokens};
+    job j = {kernel,
+             weights,
+             x,
+             aligned_alloc(64, (prepared + 63) / 64 * 64),
+             malloc((size_t)n_tokens * (size_t)n_rows * sizeof(float)),
+             n_tokens};
     if (!x || !j.prepared || !j.out)
         exit(1);
     for (size_t i = 0; i < n; i++)
@@ -264,17 +270,18 @@ static int parse_types(char *text, uint32_t *list)
 
 static int usage(void)
 {
-    fputs("usage: kernels [--type Q4_K,...] [--shape ROWSxCOLS] [--tokens 1,8,...] [--threads N,...]\n"
-          "               [--isa avx512|avx2|scalar] [--outliers PERCENT] [--ms TIME]\n",
-          stderr);
+    fputs(
+        "usage: kernels [--type Q4_K,...] [--shape ROWSxCOLS] [--tokens 1,8,...] [--threads N,...]\n"
+        "               [--isa avx512|avx2|scalar] [--outliers PERCENT] [--ms TIME]\n",
+        stderr);
     return 2;
 }
 
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"type", 1, 0, 't'},    {"shape", 1, 0, 's'}, {"tokens", 1, 0, 'n'}, {"threads", 1, 0, 'j'},
-        {"isa", 1, 0, 'i'},     {"outliers", 1, 0, 'o'}, {"ms", 1, 0, 'm'},   {0, 0, 0, 0}};
+        {"type", 1, 0, 't'}, {"shape", 1, 0, 's'},    {"tokens", 1, 0, 'n'}, {"threads", 1, 0, 'j'},
+        {"isa", 1, 0, 'i'},  {"outliers", 1, 0, 'o'}, {"ms", 1, 0, 'm'},     {0, 0, 0, 0}};
     uint32_t types[MAX_LIST] = {DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q4_K, DTYPE_Q6_K, DTYPE_Q8_0};
     int32_t tokens[MAX_LIST] = {1, 2, 4, 8, 16, 64, 512}, threads[MAX_LIST] = {1, cpu_count()};
     int n_types = 5, n_tokens = 7, n_threads = threads[1] > 1 ? 2 : 1, n_rows = 2048, n_cols = 2048;
@@ -289,8 +296,7 @@ int main(int argc, char **argv)
             break;
         case 'n': n_tokens = parse_numbers(optarg, tokens); break;
         case 'j': n_threads = parse_numbers(optarg, threads); break;
-        case 'i':
-            kernel = strcmp(optarg, "scalar") == 0 ? &matmul_packed_scalar : NULL;
+        case 'i': kernel = strcmp(optarg, "scalar") == 0 ? &matmul_packed_scalar : NULL;
 #if defined(__x86_64__)
             if (strcmp(optarg, "avx2") == 0)
                 kernel = &matmul_packed_avx2;
@@ -327,7 +333,8 @@ int main(int argc, char **argv)
         cpu_weight *weights = make_weights(kernel, types[t], n_rows, n_cols, &n_weights);
         for (int j = 0; j < n_threads; j++)
             for (int n = 0; n < n_tokens; n++)
-                measure(pools[j], &bounds[j], kernel, weights, n_weights, tokens[n], outliers, ms * 1e-3);
+                measure(pools[j], &bounds[j], kernel, weights, n_weights, tokens[n], outliers,
+                        ms * 1e-3);
         free_weights(kernel, weights, n_weights);
     }
     for (int j = 0; j < n_threads; j++)

@@ -27,20 +27,14 @@ INLINE int value_bits(pack_kind kind)
     switch (kind) {
     case PACK_Q4_0:
     case PACK_Q4_1:
-    case PACK_Q4_K:
-        return 4;
+    case PACK_Q4_K: return 4;
     case PACK_Q5_0:
     case PACK_Q5_1:
-    case PACK_Q5_K:
-        return 5;
-    case PACK_Q6_K:
-        return 6;
-    case PACK_Q3_K:
-        return 3;
-    case PACK_Q2_K:
-        return 2;
-    default:
-        return 8;
+    case PACK_Q5_K: return 5;
+    case PACK_Q6_K: return 6;
+    case PACK_Q3_K: return 3;
+    case PACK_Q2_K: return 2;
+    default: return 8;
     }
 }
 
@@ -76,8 +70,8 @@ INLINE __m256i list_values(pack_kind kind)
     if (kind == PACK_MXFP4)
         return _mm256_broadcastsi128_si256(
             _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12));
-    return _mm256_broadcastsi128_si256(_mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13,
-                                                     25, 38, 53, 69, 89, 113));
+    return _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113));
 }
 
 /* Quad j of half a panel. v is the half's first row. */
@@ -86,13 +80,12 @@ INLINE __m256i quad(pack_kind kind, const uint8_t *v, int j)
     switch (kind) {
     case PACK_Q4_0:
     case PACK_Q4_1:
-    case PACK_Q4_K:
-        return j < 4 ? right(load(v, j), 0, 15) : right(load(v, j - 4), 4, 15);
+    case PACK_Q4_K: return j < 4 ? right(load(v, j), 0, 15) : right(load(v, j - 4), 4, 15);
     case PACK_IQ4_NL:
     case PACK_IQ4_XS:
     case PACK_MXFP4:
-        return _mm256_shuffle_epi8(list_values(kind), j < 4 ? right(load(v, j), 0, 15)
-                                                            : right(load(v, j - 4), 4, 15));
+        return _mm256_shuffle_epi8(list_values(kind),
+                                   j < 4 ? right(load(v, j), 0, 15) : right(load(v, j - 4), 4, 15));
     case PACK_Q5_0:
     case PACK_Q5_1:
     case PACK_Q5_K:
@@ -116,10 +109,8 @@ INLINE __m256i quad(pack_kind kind, const uint8_t *v, int j)
         if (j == 6)
             return either(left(load(v, 0), 1, 6), right(load(v, 1), 1, 1));
         return either(left(load(v, 1), 2, 4), right(load(v, 2), 0, 3));
-    case PACK_Q2_K:
-        return right(load(v, j / 4), j % 4 * 2, 3);
-    default: /* 8 bits */
-        return _mm256_xor_si256(load(v, j), bytes(0x80));
+    case PACK_Q2_K: return right(load(v, j / 4), j % 4 * 2, 3);
+    default: /* 8 bits */ return _mm256_xor_si256(load(v, j), bytes(0x80));
     }
 }
 
@@ -163,22 +154,17 @@ INLINE scales load_scales(pack_kind kind, const uint8_t *p, int32_t block, int h
     const uint8_t *small = p + 64 + 8 * h, *first = small + (size_t)block % 8 * 16;
     const uint8_t *second = small + (size_t)block % 8 * 32; /* of types with halves */
     switch (kind) {
-    case PACK_MXFP4:
-        s.scale[0] = exponent_scale(p + 8 * h);
-        return s;
+    case PACK_MXFP4: s.scale[0] = exponent_scale(p + 8 * h); return s;
     case PACK_Q8_K:
         s.scale[0] = _mm256_load_ps((const float *)(const void *)(p + 32 * h));
         return s;
-    default:
-        break;
+    default: break;
     }
     __m256 d = halves(p + 16 * h);
     s.scale[0] = d;
     switch (kind) {
     case PACK_Q4_1:
-    case PACK_Q5_1:
-        s.minimum[0] = halves(p + 32 + 16 * h);
-        break;
+    case PACK_Q5_1: s.minimum[0] = halves(p + 32 + 16 * h); break;
     case PACK_Q4_K:
     case PACK_Q5_K:
         s.scale[0] = _mm256_mul_ps(d, _mm256_cvtepi32_ps(unsigned_bytes(first)));
@@ -190,9 +176,7 @@ INLINE scales load_scales(pack_kind kind, const uint8_t *p, int32_t block, int h
         s.scale[0] = _mm256_mul_ps(d, signed_bytes(second));
         s.scale[1] = _mm256_mul_ps(d, signed_bytes(second + 16));
         break;
-    case PACK_IQ4_XS:
-        s.scale[0] = _mm256_mul_ps(d, signed_bytes(first));
-        break;
+    case PACK_IQ4_XS: s.scale[0] = _mm256_mul_ps(d, signed_bytes(first)); break;
     case PACK_Q2_K:
         for (int i = 0; i < 2; i++) {
             __m256i both = unsigned_bytes(second + 16 * i);
@@ -202,8 +186,7 @@ INLINE scales load_scales(pack_kind kind, const uint8_t *p, int32_t block, int h
                                          _mm256_cvtepi32_ps(_mm256_srli_epi32(both, 4)));
         }
         break;
-    default:
-        break;
+    default: break;
     }
     return s;
 }
@@ -229,16 +212,11 @@ INLINE int pairs_that_fit(pack_kind kind)
 INLINE __m256i first_sum(pack_kind kind, int32_t bias)
 {
     switch (kind) {
-    case PACK_Q4_0:
-        return _mm256_set1_epi32(bias / 16);
-    case PACK_Q5_0:
-        return _mm256_set1_epi32(bias / 8);
-    case PACK_Q6_K:
-        return _mm256_set1_epi32(bias / 4);
-    case PACK_Q3_K:
-        return _mm256_set1_epi32(bias / 32);
-    default:
-        return _mm256_setzero_si256();
+    case PACK_Q4_0: return _mm256_set1_epi32(bias / 16);
+    case PACK_Q5_0: return _mm256_set1_epi32(bias / 8);
+    case PACK_Q6_K: return _mm256_set1_epi32(bias / 4);
+    case PACK_Q3_K: return _mm256_set1_epi32(bias / 32);
+    default: return _mm256_setzero_si256();
     }
 }
 
@@ -418,7 +396,8 @@ INLINE void put_block(matmul_input *in, const __m256i q[4], float d)
 {
     int32_t first = add_all(_mm256_add_epi32(q[0], q[1]));
     int32_t second = add_all(_mm256_add_epi32(q[2], q[3]));
-    __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]),
+                                        _mm256_packs_epi32(q[2], q[3]));
     /* packs works in each half alone: put the fours back in order. */
     packed = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     _mm256_store_si256((__m256i *)in->q, packed);
@@ -467,7 +446,7 @@ INLINE void quantize_block(matmul_input *in, const float *x, float largest)
 
 #define WIDTHS(X, kind) X(kind, 1) X(kind, 2) X(kind, 3) X(kind, 4)
 #define TILE(kind, T)                                                                              \
-    static void tile_##kind##_##T(float (*sums)[PACK_ROWS], const uint8_t *panel,                  \
+    static void tile_##kind##_##T(float(*sums)[PACK_ROWS], const uint8_t *panel,                   \
                                   size_t panel_bytes, int32_t n_blocks, const matmul_input *input, \
                                   size_t stride)                                                   \
     {                                                                                              \
@@ -477,6 +456,6 @@ INLINE void quantize_block(matmul_input *in, const float *x, float largest)
     static void correct_##kind(float *sums, const uint8_t *panel, int32_t n_blocks,                \
                                const matmul_list *list)                                            \
     {                                                                                              \
-        correct(PACK_##kind, sums, panel, n_blocks, list);                                           \
+        correct(PACK_##kind, sums, panel, n_blocks, list);                                         \
     }
 MATMUL_ISA(avx2)

@@ -5,7 +5,7 @@
  * activations the dot-product instruction broadcasts from memory: twelve integer sums and twelve
  * float sums stay in registers, so a token's block costs eight dot products, one conversion and
  * two or three float operations, and unpacking is spread over the tokens. One token is bound by
- * memory; its loads run one panel ahead by software prefetch, since a panel of a narrow matrix is
+ * memory; its loads run panels ahead by software prefetch, since a panel of a narrow matrix is
  * too short for the hardware to find its pace.
  *
  * Pool threads; no state. The arithmetic's order is fixed by matmul_packed.h. */
@@ -57,8 +57,8 @@ INLINE __m512i list_values(pack_kind kind)
     if (kind == PACK_MXFP4)
         return _mm512_broadcast_i32x4(_mm_setr_epi8(-128, -127, -126, -125, -124, -122, -120, -116,
                                                     -128, 127, 126, 125, 124, 122, 120, 116));
-    return _mm512_broadcast_i32x4(_mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, -127, -115, -103,
-                                                -90, -75, -59, -39, -15));
+    return _mm512_broadcast_i32x4(
+        _mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, -127, -115, -103, -90, -75, -59, -39, -15));
 }
 
 /* Quad j of a block as unsigned bytes: the value, or value * power(kind) (+ 128 if signed). */
@@ -73,9 +73,9 @@ INLINE __m512i quad(pack_kind kind, const uint8_t *v, int j)
     case PACK_IQ4_NL:
     case PACK_IQ4_XS:
     case PACK_MXFP4:
-        return _mm512_shuffle_epi8(list_values(kind),
-                                   j < 4 ? _mm512_and_si512(load(v, j), bytes(15))
-                                         : right(load(v, j - 4), 4, 15));
+        return _mm512_shuffle_epi8(list_values(kind), j < 4
+                                                          ? _mm512_and_si512(load(v, j), bytes(15))
+                                                          : right(load(v, j - 4), 4, 15));
     case PACK_Q5_0:
     case PACK_Q5_1:
     case PACK_Q5_K:
@@ -84,17 +84,17 @@ INLINE __m512i quad(pack_kind kind, const uint8_t *v, int j)
         if (j == 5)
             return select_bits(0xE0, _mm512_slli_epi16(load(v, 0), 5), left(load(v, 1), 2, 0x18));
         if (j == 6)
-            return select_bits(0x80, _mm512_slli_epi16(load(v, 1), 7),
-                               select_bits(0x70, _mm512_slli_epi16(load(v, 2), 4),
-                                           left(load(v, 3), 1, 0x08)));
+            return select_bits(
+                0x80, _mm512_slli_epi16(load(v, 1), 7),
+                select_bits(0x70, _mm512_slli_epi16(load(v, 2), 4), left(load(v, 3), 1, 0x08)));
         return select_bits(0xC0, _mm512_slli_epi16(load(v, 3), 6), left(load(v, 4), 3, 0x38));
     case PACK_Q6_K:
         if (j < 6)
             return _mm512_and_si512(load(v, j), bytes(0xFC));
         v += j == 6 ? 0 : 192;
-        return select_bits(0xC0, _mm512_slli_epi16(load(v, 0), 6),
-                           select_bits(0x30, _mm512_slli_epi16(load(v, 1), 4),
-                                       left(load(v, 2), 2, 0x0C)));
+        return select_bits(
+            0xC0, _mm512_slli_epi16(load(v, 0), 6),
+            select_bits(0x30, _mm512_slli_epi16(load(v, 1), 4), left(load(v, 2), 2, 0x0C)));
     case PACK_Q3_K:
         if (j < 3)
             return _mm512_and_si512(load(v, j), bytes(0xE0));
@@ -103,10 +103,8 @@ INLINE __m512i quad(pack_kind kind, const uint8_t *v, int j)
         if (j == 6)
             return select_bits(0xC0, _mm512_slli_epi16(load(v, 0), 6), left(load(v, 1), 4, 0x20));
         return select_bits(0x80, _mm512_slli_epi16(load(v, 1), 7), left(load(v, 2), 5, 0x60));
-    case PACK_Q2_K:
-        return right(load(v, j / 4), j % 4 * 2, 3);
-    default: /* 8 bits */
-        return load(v, j);
+    case PACK_Q2_K: return right(load(v, j / 4), j % 4 * 2, 3);
+    default: /* 8 bits */ return load(v, j);
     }
 }
 
@@ -114,18 +112,13 @@ INLINE __m512i quad(pack_kind kind, const uint8_t *v, int j)
 INLINE float inverse_power(pack_kind kind)
 {
     switch (kind) {
-    case PACK_Q4_0:
-        return 1.0f / 16;
+    case PACK_Q4_0: return 1.0f / 16;
     case PACK_Q5_0:
     case PACK_Q5_1:
-    case PACK_Q5_K:
-        return 1.0f / 8;
-    case PACK_Q6_K:
-        return 1.0f / 4;
-    case PACK_Q3_K:
-        return 1.0f / 32;
-    default:
-        return 1.0f;
+    case PACK_Q5_K: return 1.0f / 8;
+    case PACK_Q6_K: return 1.0f / 4;
+    case PACK_Q3_K: return 1.0f / 32;
+    default: return 1.0f;
     }
 }
 
@@ -171,20 +164,16 @@ INLINE __m512 load_scale(pack_kind kind, const uint8_t *p, int32_t block, int ha
     __m512 d = halves(p);
     if (inverse_power(kind) != 1.0f)
         d = _mm512_mul_ps(d, _mm512_set1_ps(inverse_power(kind)));
-    const uint8_t *eighth = p + 64 + 16 * (block % 8), *sixteenth = p + 64 + 32 * (block % 8) + 16 * half;
+    const uint8_t *eighth = p + 64 + 16 * (block % 8),
+                  *sixteenth = p + 64 + 32 * (block % 8) + 16 * half;
     switch (kind) {
     case PACK_Q4_K:
-    case PACK_Q5_K:
-        return _mm512_mul_ps(d, unsigned_bytes(eighth));
-    case PACK_IQ4_XS:
-        return _mm512_mul_ps(d, signed_bytes(eighth));
+    case PACK_Q5_K: return _mm512_mul_ps(d, unsigned_bytes(eighth));
+    case PACK_IQ4_XS: return _mm512_mul_ps(d, signed_bytes(eighth));
     case PACK_Q6_K:
-    case PACK_Q3_K:
-        return _mm512_mul_ps(d, signed_bytes(sixteenth));
-    case PACK_Q2_K:
-        return _mm512_mul_ps(d, _mm512_cvtepi32_ps(nibbles(sixteenth, 0)));
-    default:
-        return d;
+    case PACK_Q3_K: return _mm512_mul_ps(d, signed_bytes(sixteenth));
+    case PACK_Q2_K: return _mm512_mul_ps(d, _mm512_cvtepi32_ps(nibbles(sixteenth, 0)));
+    default: return d;
     }
 }
 
@@ -196,12 +185,11 @@ INLINE __m512 load_minimum(pack_kind kind, const uint8_t *p, int32_t block, int 
     __m512 m = halves(p + 32);
     switch (kind) {
     case PACK_Q4_K:
-    case PACK_Q5_K:
-        return _mm512_mul_ps(m, unsigned_bytes(p + 192 + 16 * (block % 8)));
+    case PACK_Q5_K: return _mm512_mul_ps(m, unsigned_bytes(p + 192 + 16 * (block % 8)));
     case PACK_Q2_K:
-        return _mm512_mul_ps(m, _mm512_cvtepi32_ps(nibbles(p + 64 + 32 * (block % 8) + 16 * half, 4)));
-    default:
-        return m;
+        return _mm512_mul_ps(m,
+                             _mm512_cvtepi32_ps(nibbles(p + 64 + 32 * (block % 8) + 16 * half, 4)));
+    default: return m;
     }
 }
 
@@ -211,7 +199,9 @@ INLINE __m512 load_minimum(pack_kind kind, const uint8_t *p, int32_t block, int 
  * compilers load the broadcast into a register of its own, which twelve tokens do not leave. */
 INLINE __m512i dot(__m512i sum, __m512i w, const int8_t *q)
 {
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*(const int32_t(*)[1])(const void *)q));
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0"
+            : "+v"(sum)
+            : "v"(w), "m"(*(const int32_t(*)[1])(const void *)q));
     return sum;
 }
 
@@ -304,7 +294,8 @@ INLINE void tile(pack_kind kind, int T, float (*sums)[PACK_ROWS], const uint8_t 
     for (int t = 0; t < T; t++)
         acc[t] = _mm512_setzero_ps();
     for (int32_t b = 0; b < n_blocks; b++, in += stride) {
-        const uint8_t *p = matmul_scales_at(kind, panel, b), *v = matmul_values_at(kind, panel, n_blocks, b);
+        const uint8_t *p = matmul_scales_at(kind, panel, b),
+                      *v = matmul_values_at(kind, panel, n_blocks, b);
         UNROLL
         for (int line = 0; line < matmul_value_bytes(kind); line += 64)
             _mm_prefetch((const char *)v + ahead + line, _MM_HINT_T1);
@@ -329,10 +320,8 @@ INLINE __m512i quad_at(pack_kind kind, const uint8_t *v, uint32_t j)
         return _mm512_and_si512(_mm512_srl_epi16(both, _mm_cvtsi32_si128((int)(j & 4))), bytes(15));
     case PACK_Q8_0:
     case PACK_Q8_1:
-    case PACK_Q8_K:
-        return load(v, (int)j);
-    default:
-        break;
+    case PACK_Q8_K: return load(v, (int)j);
+    default: break;
     }
     switch (j) {
     case 0: return quad(kind, v, 0);
@@ -353,7 +342,8 @@ INLINE void correct(pack_kind kind, float *sums, const uint8_t *panel, int32_t n
     for (uint32_t i = 0; i < list->count; i++) {
         const matmul_outlier *o = &list->items[i];
         int32_t b = (int32_t)(o->quad / 8);
-        __m512 scale = load_scale(kind, matmul_scales_at(kind, panel, b), b, (int)(o->quad & 4) / 4);
+        __m512 scale = load_scale(kind, matmul_scales_at(kind, panel, b), b,
+                                  (int)(o->quad & 4) / 4);
         __m512i w = quad_at(kind, matmul_values_at(kind, panel, n_blocks, b), o->quad % 8);
         __m512i sum = dot(first_sum(kind, &o->bias), w, o->q);
         acc = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale), _mm512_set1_ps(o->d),
@@ -439,7 +429,7 @@ INLINE void quantize_block(matmul_input *in, const float *x, float largest)
 #define WIDTHS(X, kind)                                                                            \
     X(kind, 1) X(kind, 2) X(kind, 3) X(kind, 4) X(kind, 6) X(kind, 8) X(kind, 12)
 #define TILE(kind, T)                                                                              \
-    static void tile_##kind##_##T(float (*sums)[PACK_ROWS], const uint8_t *panel,                  \
+    static void tile_##kind##_##T(float(*sums)[PACK_ROWS], const uint8_t *panel,                   \
                                   size_t panel_bytes, int32_t n_blocks, const matmul_input *input, \
                                   size_t stride)                                                   \
     {                                                                                              \
@@ -449,6 +439,6 @@ INLINE void quantize_block(matmul_input *in, const float *x, float largest)
     static void correct_##kind(float *sums, const uint8_t *panel, int32_t n_blocks,                \
                                const matmul_list *list)                                            \
     {                                                                                              \
-        correct(PACK_##kind, sums, panel, n_blocks, list);                                           \
+        correct(PACK_##kind, sums, panel, n_blocks, list);                                         \
     }
 MATMUL_ISA(avx512)

@@ -70,8 +70,7 @@ static void multiply(const matmul_isa *isa, pack_kind kind, const uint8_t *panel
         int32_t width = tile_count - t;
         while (!isa->tiles[kind][width])
             width--;
-        isa->tiles[kind][width](sums + t, panel, panel_bytes, n_blocks, in + t,
-                                (size_t)tile_count);
+        isa->tiles[kind][width](sums + t, panel, panel_bytes, n_blocks, in + t, (size_t)tile_count);
         t += width;
     }
     for (int32_t t = 0; t < tile_count; t++) {
@@ -103,8 +102,8 @@ static void product(const matmul_isa *isa, const cpu_weight *w, const void *prep
     for (int32_t first = 0; first < n_tokens; first += span) {
         int32_t end = n_tokens - first < span ? n_tokens : first + span;
         for (int32_t row = first_row; row < end_row; row += PACK_ROWS) {
-            const uint8_t *panel =
-                (const uint8_t *)w->packed + (size_t)(row / PACK_ROWS) * panel_bytes;
+            const uint8_t *panel = (const uint8_t *)w->packed +
+                                   (size_t)(row / PACK_ROWS) * panel_bytes;
             int32_t n_rows = end_row - row < PACK_ROWS ? end_row - row : PACK_ROWS;
             for (int32_t t = first; t < end; t += MATMUL_TILE)
                 multiply(isa, kind, panel, panel_bytes, n_blocks,

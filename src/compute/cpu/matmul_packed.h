@@ -113,7 +113,7 @@ typedef struct matmul_isa {
     /* As cpu_matmul's. */
     void (*prepare)(void *prepared, const float *x, int32_t first_token, int32_t count,
                     int32_t n_tokens, int32_t n_cols);
-    const matmul_tile *tiles[PACK_KINDS];       /* [MATMUL_TILE + 1] by T; NULL: not built */
+    const matmul_tile *tiles[PACK_KINDS]; /* [MATMUL_TILE + 1] by T; NULL: not built */
     matmul_correct corrects[PACK_KINDS];
 } matmul_isa;
 
@@ -122,11 +122,10 @@ typedef struct matmul_isa {
  * define the functions tile_<kind>_<T> and correct_<kind>. */
 #define MATMUL_TILE_ENTRY(kind, T) [T] = tile_##kind##_##T,
 #define MATMUL_KIND(kind, super, scale_bytes, value_bytes)                                         \
-    WIDTHS(TILE, kind)                                                                      \
+    WIDTHS(TILE, kind)                                                                             \
     CORRECT(kind)                                                                                  \
-    static const matmul_tile tiles_##kind[MATMUL_TILE + 1] = {                                     \
-        WIDTHS(MATMUL_TILE_ENTRY, kind)};
-#define MATMUL_TILES(kind, super, scale_bytes, value_bytes) [PACK_##kind] = tiles_##kind,
+    static const matmul_tile tiles_##kind[MATMUL_TILE + 1] = {WIDTHS(MATMUL_TILE_ENTRY, kind)};
+#define MATMUL_TILES(kind, super, scale_bytes, value_bytes)    [PACK_##kind] = tiles_##kind,
 #define MATMUL_CORRECTS(kind, super, scale_bytes, value_bytes) [PACK_##kind] = correct_##kind,
 #define MATMUL_ISA(isa)                                                                            \
     PACK_MAP(MATMUL_KIND)                                                                          \

@@ -77,7 +77,8 @@ static void prepare(void *prepared, const float *x, int32_t first_token, int32_t
         uint8_t *tile = (uint8_t *)prepared + (size_t)(t / MATMUL_TILE) * tile_bytes;
         int32_t in_tile = t % MATMUL_TILE, rest = n_tokens - (t - in_tile);
         int32_t tile_count = rest < MATMUL_TILE ? rest : MATMUL_TILE;
-        matmul_list *list = (matmul_list *)(uintptr_t)matmul_list_of(tile, tile_count, in_tile, n_blocks);
+        matmul_list *list = (matmul_list *)(uintptr_t)matmul_list_of(tile, tile_count, in_tile,
+                                                                     n_blocks);
         prepare_token((matmul_input *)(void *)tile + in_tile, (size_t)tile_count, list,
                       x + (size_t)t * (size_t)n_cols, n_blocks);
     }

@@ -21,7 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define MATMUL_TILE 12
+#define MATMUL_TILE    12
 #define MATMUL_OUTLIER 3.5f
 
 typedef struct matmul_input {

@@ -140,7 +140,7 @@ static void quantize_block(matmul_input *in, const float *x, float largest)
 
 #define WIDTHS(X, kind) X(kind, 1) X(kind, 2) X(kind, 3) X(kind, 4) X(kind, 12)
 #define TILE(kind, T)                                                                              \
-    static void tile_##kind##_##T(float (*sums)[PACK_ROWS], const uint8_t *panel,                  \
+    static void tile_##kind##_##T(float(*sums)[PACK_ROWS], const uint8_t *panel,                   \
                                   size_t panel_bytes, int32_t n_blocks, const matmul_input *input, \
                                   size_t stride)                                                   \
     {                                                                                              \
@@ -151,6 +151,6 @@ static void quantize_block(matmul_input *in, const float *x, float largest)
     static void correct_##kind(float *sums, const uint8_t *panel, int32_t n_blocks,                \
                                const matmul_list *list)                                            \
     {                                                                                              \
-        correct(DTYPE_##kind, sums, panel, n_blocks, list);                                           \
+        correct(DTYPE_##kind, sums, panel, n_blocks, list);                                        \
     }
 MATMUL_ISA(scalar)

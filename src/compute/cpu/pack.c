@@ -44,8 +44,7 @@ size_t pack_bytes(uint32_t type, int32_t n_rows, int32_t n_cols)
 INLINE size_t scales_offset(shape s, int32_t block)
 {
     size_t b = (size_t)block;
-    return s.super == 1 ? b * s.scale_bytes
-                        : b / 8 * (size_t)(s.scale_bytes + 8 * s.value_bytes);
+    return s.super == 1 ? b * s.scale_bytes : b / 8 * (size_t)(s.scale_bytes + 8 * s.value_bytes);
 }
 
 INLINE size_t values_offset(shape s, int32_t n_blocks, int32_t block)
@@ -140,8 +139,7 @@ INLINE void read_codes(uint32_t type, uint64_t c[4], const uint8_t *b, int i)
         for (int w = 0; w < 4; w++)
             c[w] = field(load8(b + 16 + i / 4 * 32 + 8 * w), i % 4 * 2, 3);
         return;
-    default:
-        return;
+    default: return;
     }
 }
 
@@ -166,9 +164,7 @@ INLINE void put_codes(int n_bits, uint8_t *values, int row, const uint64_t c[4])
         q[2 * w + 1] = (uint32_t)(c[w] >> 32);
     }
     switch (n_bits) {
-    case 8:
-        memcpy(v, q, sizeof v);
-        break;
+    case 8: memcpy(v, q, sizeof v); break;
     case 4:
         for (int i = 0; i < 4; i++)
             v[i] = q[i] | q[i + 4] << 4;
@@ -203,9 +199,7 @@ INLINE void get_codes(int n_bits, uint8_t codes[32], const uint8_t *values, int 
     for (int i = 0; i < n_bits; i++)
         memcpy(&v[i], values + 64 * i + 4 * row, 4);
     switch (n_bits) {
-    case 8:
-        memcpy(q, v, sizeof q);
-        break;
+    case 8: memcpy(q, v, sizeof q); break;
     case 4:
         for (int i = 0; i < 8; i++)
             q[i] = bits(v[i % 4], i / 4 * -4, 15);
@@ -263,12 +257,8 @@ INLINE void put_scales(uint32_t type, uint8_t *s, int row, const uint8_t *b)
         memcpy(s + 32 + 2 * r, b + 2, 2);
         memcpy(s + 2 * r, b, 2);
         return;
-    case DTYPE_MXFP4:
-        s[r] = b[0];
-        return;
-    case DTYPE_Q8_K:
-        memcpy(s + 4 * r, b, 4);
-        return;
+    case DTYPE_MXFP4: s[r] = b[0]; return;
+    case DTYPE_Q8_K: memcpy(s + 4 * r, b, 4); return;
     case DTYPE_Q4_K:
     case DTYPE_Q5_K:
         memcpy(s + 2 * r, b, 2);
@@ -305,8 +295,7 @@ INLINE void put_scales(uint32_t type, uint8_t *s, int row, const uint8_t *b)
             s[64 + 16 * j + r] = (uint8_t)((low | high << 4) - 32);
         }
         return;
-    default:
-        memcpy(s + 2 * r, b, 2);
+    default: memcpy(s + 2 * r, b, 2);
     }
 }
 
@@ -379,8 +368,8 @@ static float half_at(const uint8_t *p)
 /* Scale and minimum (to be added) of the sixteen values in half h of block i of a scale group: the
  * products that dequantizing the file's block makes. The minimum of types without is -0, which
  * changes no number it is added to. */
-INLINE void get_scale(uint32_t type, float *scale, float *minimum, const uint8_t *s, int row,
-                      int i, int h)
+INLINE void get_scale(uint32_t type, float *scale, float *minimum, const uint8_t *s, int row, int i,
+                      int h)
 {
     size_t r = (size_t)row, eighth = 16 * (size_t)i + r;
     size_t sixteenth = 16 * (size_t)(2 * i + h) + r;
@@ -390,35 +379,25 @@ INLINE void get_scale(uint32_t type, float *scale, float *minimum, const uint8_t
         *scale = quants_bits_float(s[r] < 2 ? (uint32_t)0x00200000 << s[r]
                                             : (uint32_t)(s[r] - 1) << 23);
         return;
-    case DTYPE_Q8_K:
-        memcpy(scale, s + 4 * r, 4);
-        return;
-    default:
-        *scale = half_at(s + 2 * r);
+    case DTYPE_Q8_K: memcpy(scale, s + 4 * r, 4); return;
+    default: *scale = half_at(s + 2 * r);
     }
     switch (type) {
     case DTYPE_Q4_1:
-    case DTYPE_Q5_1:
-        *minimum = half_at(s + 32 + 2 * r);
-        return;
+    case DTYPE_Q5_1: *minimum = half_at(s + 32 + 2 * r); return;
     case DTYPE_Q4_K:
     case DTYPE_Q5_K:
         *scale *= (float)s[64 + eighth];
         *minimum = -half_at(s + 32 + 2 * r) * (float)s[192 + eighth];
         return;
     case DTYPE_Q6_K:
-    case DTYPE_Q3_K:
-        *scale *= (float)(int8_t)s[64 + sixteenth];
-        return;
+    case DTYPE_Q3_K: *scale *= (float)(int8_t)s[64 + sixteenth]; return;
     case DTYPE_Q2_K:
         *scale *= (float)(s[64 + sixteenth] & 15);
         *minimum = -half_at(s + 32 + 2 * r) * (float)(s[64 + sixteenth] >> 4);
         return;
-    case DTYPE_IQ4_XS:
-        *scale *= (float)(int8_t)s[64 + eighth];
-        return;
-    default:
-        return;
+    case DTYPE_IQ4_XS: *scale *= (float)(int8_t)s[64 + eighth]; return;
+    default: return;
     }
 }
 
@@ -467,8 +446,8 @@ INLINE void unpack_row(uint32_t type, shape s, float *out, const uint8_t *panel,
         get_codes(value_bits(s), codes, panel + values_offset(s, n_blocks, block), row);
         for (int h = 0; h < 2; h++) {
             float scale, minimum;
-            get_scale(type, &scale, &minimum, panel + scales_offset(s, block), row,
-                      block % s.super, h);
+            get_scale(type, &scale, &minimum, panel + scales_offset(s, block), row, block % s.super,
+                      h);
             for (int i = 16 * h; i < 16 * h + 16; i++)
                 out[i] = (float)integer(type, codes[i]) * scale + minimum;
             if (type == DTYPE_MXFP4)
@@ -481,8 +460,8 @@ INLINE void unpack_row(uint32_t type, shape s, float *out, const uint8_t *panel,
 
 void pack_row(float *out, const void *packed, uint32_t type, int32_t n_cols, int32_t row)
 {
-    const uint8_t *panel =
-        (const uint8_t *)packed + (size_t)(row / PACK_ROWS) * pack_panel_bytes(type, n_cols);
+    const uint8_t *panel = (const uint8_t *)packed +
+                           (size_t)(row / PACK_ROWS) * pack_panel_bytes(type, n_cols);
     switch (type) {
 #define UNPACK(type, super, scale_bytes, value_bytes)                                              \
     case DTYPE_##type:                                                                             \

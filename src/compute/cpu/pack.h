@@ -46,8 +46,8 @@
 #include "base/dtype.h"
 
 #define PACK_VERSION 1
-#define PACK_ROWS 16  /* rows of a panel */
-#define PACK_BLOCK 32 /* columns of a block */
+#define PACK_ROWS    16 /* rows of a panel */
+#define PACK_BLOCK   32 /* columns of a block */
 
 /* Everything a packed type is made of. super is blocks a scale group: 1, or 8 for 256 values. */
 #define PACK_MAP(X)                                                                                \

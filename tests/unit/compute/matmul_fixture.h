@@ -49,19 +49,13 @@ static inline void random_blocks(uint32_t type, uint8_t *data, size_t size)
         case DTYPE_MXFP4:
             b[0] = (uint8_t)(random_bits() % 8 == 0 ? random_bits() % 3 : 115 + random_bits() % 8);
             break;
-        case DTYPE_Q8_K:
-            memcpy(b, &d, 4);
-            break;
+        case DTYPE_Q8_K: memcpy(b, &d, 4); break;
         case DTYPE_Q2_K:
             put_half(b + 80, d);
             put_half(b + 82, m);
             break;
-        case DTYPE_Q3_K:
-            put_half(b + 108, d);
-            break;
-        case DTYPE_Q6_K:
-            put_half(b + 208, d / 8);
-            break;
+        case DTYPE_Q3_K: put_half(b + 108, d); break;
+        case DTYPE_Q6_K: put_half(b + 208, d / 8); break;
         case DTYPE_Q4_1:
         case DTYPE_Q5_1:
         case DTYPE_Q4_K:
@@ -69,8 +63,7 @@ static inline void random_blocks(uint32_t type, uint8_t *data, size_t size)
             put_half(b + 2, m);
             put_half(b, d);
             break;
-        default:
-            put_half(b, d);
+        default: put_half(b, d);
         }
     }
 }

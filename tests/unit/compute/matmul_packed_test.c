@@ -66,8 +66,8 @@ typedef struct shape {
 static void every_instruction_set_gives_the_scalar_bits(void **state)
 {
     (void)state;
-    static const shape shapes[] = {{1, 1, 1},  {15, 3, 2},  {16, 2, 5},  {17, 18, 1}, {33, 6, 3},
-                                   {48, 5, 4}, {20, 7, 6},  {64, 3, 7},  {31, 9, 8},  {16, 4, 9},
+    static const shape shapes[] = {{1, 1, 1},   {15, 3, 2},   {16, 2, 5},  {17, 18, 1}, {33, 6, 3},
+                                   {48, 5, 4},  {20, 7, 6},   {64, 3, 7},  {31, 9, 8},  {16, 4, 9},
                                    {40, 2, 12}, {18, 48, 13}, {35, 3, 24}, {16, 8, 33}};
     for (size_t t = 0; t < N_PACKED_TYPES; t++)
         for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
@@ -143,7 +143,8 @@ static void ranges_of_rows_and_tokens_make_up_the_whole(void **state)
             kernel->product(&f.weight, prepared, N, out, STRIDE, NULL, 0, 16);
             kernel->product(&f.weight, prepared, N, out, STRIDE, NULL, 16, 16);
             for (int i = 0; i < N; i++) {
-                check_same_bits(out + i * STRIDE, whole + i * ROWS, ROWS, packed_types[t], "ranges");
+                check_same_bits(out + i * STRIDE, whole + i * ROWS, ROWS, packed_types[t],
+                                "ranges");
                 for (int r = ROWS; r < STRIDE; r++)
                     assert_memory_equal(&out[i * STRIDE + r], "\x55\x55\x55\x55", 4);
             }
@@ -182,7 +183,8 @@ static void products_are_as_near_the_exact_ones_as_quantized_activations_allow(v
                     }
                     double error = fabs((double)out[i * ROWS + r] - exact);
                     if (error > bound)
-                        fail_msg("%s: error %g, bound %g", dtype_name(packed_types[t]), error, bound);
+                        fail_msg("%s: error %g, bound %g", dtype_name(packed_types[t]), error,
+                                 bound);
                     largest_ratio = fmax(largest_ratio, error / bound);
                 }
             assert_true(largest_ratio < 0.5); /* errors are random, the bound is the worst case */
