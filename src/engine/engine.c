@@ -24,6 +24,7 @@
 #define MOST_SESSIONS        65536
 #define ASSERT_EVERY         16       /* iterations, in debug builds */
 #define SPIN_NS              100000u  /* before an idle engine with open sessions sleeps */
+#define SPIN_ALONE_NS        20000u   /* of that, without offering the core to others */
 #define STUCK_WAIT_NS        1000000u /* between attempts while pages are missing */
 #define GATHER_MOST_NS       1000000u
 #define GATHER_SHARE         33u /* of an iteration: 3 % at most are waited for guests */
@@ -261,23 +262,27 @@ static void drain(engine *e)
 
 /* ---- waiting ----------------------------------------------------------------------------------- */
 
-/* A short rest in a spinning loop that leaves the core to whoever needs it. */
-static void relax(void)
+static void pause_briefly(void)
 {
-    for (int i = 0; i < 16; i++) {
 #if defined(__x86_64__)
-        __builtin_ia32_pause();
+    __builtin_ia32_pause();
 #elif defined(__aarch64__)
-        __asm__ volatile("yield");
+    __asm__ volatile("yield");
 #endif
-    }
-    sched_yield();
 }
 
+/* Until something is in the queue or the time is over. At first without yielding: on a busy machine
+ * the core comes back milliseconds later, when the guest has long answered. Then with it, as it may
+ * be this very core that the guest waits for. */
 static void spin_until(engine *e, uint64_t end_ns)
 {
-    while (queue_count(&e->queue) == 0 && clock_ns() < end_ns)
-        relax();
+    uint64_t patient = clock_ns() + SPIN_ALONE_NS;
+    for (uint64_t now = 0; queue_count(&e->queue) == 0 && now < end_ns; now = clock_ns()) {
+        for (int i = 0; i < 8; i++)
+            pause_briefly();
+        if (now > patient)
+            sched_yield();
+    }
 }
 
 static void wait_for_message(engine *e, uint64_t wait_ns)

@@ -1,6 +1,6 @@
 /* engine/logits.c: see logits.h and the helpers in sampler.h.
  *
- * Each pass is written once as plain loops over sixteen lanes and compiled twice on x86: for the
+ * Each pass is written once over lanes and compiled twice on x86: for the
  * baseline and for AVX2. Lanes are summed in the same order in both. */
 #include "engine/logits.h"
 
@@ -14,109 +14,17 @@
 #define LANES 16
 static_assert(LOGITS_BLOCK % LANES == 0, "a block is whole lanes");
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define FOR_AVX2 __attribute__((target("avx2")))
-#endif
 #define INLINE static inline __attribute__((always_inline))
 
-/* exp for x <= 0, relative error below 2e-7: 2^n times a polynomial of degree 6 in the rest, the
- * coefficients of Cephes' expf. Below -87 the result is 0 instead of a subnormal. */
-INLINE float exp_negative(float x)
-{
-    float bounded = x > -87.0f ? x : -87.0f;
-    float shifted = bounded * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23 rounds to whole */
-    float n = shifted - 12582912.0f;
-    float rest = bounded - n * 0.693359375f;
-    rest = rest - n * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * rest + 1.3981999507e-3f;
-    p = p * rest + 8.3334519073e-3f;
-    p = p * rest + 4.1665795894e-2f;
-    p = p * rest + 1.6666665459e-1f;
-    p = p * rest + 5.0000001201e-1f;
-    p = p * (rest * rest) + rest + 1.0f;
-    int32_t bits;
-    memcpy(&bits, &shifted, sizeof bits);
-    bits = (int32_t)((uint32_t)bits << 23) + 0x3f800000; /* the low bits of shifted are n */
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return x > -87.0f ? p * power : 0.0f;
-}
-
-INLINE float max_body(const float *x, int32_t n, int *has_nan)
-{
-    float best[LANES];
-    int32_t odd[LANES] = {0};
-    for (int j = 0; j < LANES; j++)
-        best[j] = -INFINITY;
-    int32_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; j++) {
-            best[j] = x[i + j] > best[j] ? x[i + j] : best[j];
-            odd[j] |= x[i + j] != x[i + j];
-        }
-    for (; i < n; i++) {
-        best[0] = x[i] > best[0] ? x[i] : best[0];
-        odd[0] |= x[i] != x[i];
-    }
-    for (int j = 0; j < LANES; j++) {
-        best[0] = best[j] > best[0] ? best[j] : best[0];
-        *has_nan |= odd[j];
-    }
-    return best[0];
-}
-
-INLINE void exp_body(const float *x, int32_t n, float scale, float shift, float *out)
-{
-    for (int32_t i = 0; i < n; i++)
-        out[i] = exp_negative(x[i] * scale + shift);
-}
-
-INLINE double sum_lanes(const float *x, int32_t n)
-{
-    float lanes[LANES] = {0};
-    double sum = 0;
-    for (int32_t i = 0; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; j++)
-            lanes[j] += x[i + j];
-    for (int j = 0; j < LANES; j++)
-        sum += (double)lanes[j];
-    for (int32_t i = n - n % LANES; i < n; i++)
-        sum += (double)x[i];
-    return sum;
-}
-
-INLINE double exp_sums_body(const float *x, int32_t n, float scale, float shift, double *sums)
-{
-    float block[LOGITS_BLOCK];
-    double total = 0;
-    for (int32_t i = 0; i < n; i += LOGITS_BLOCK) {
-        int32_t count = n - i < LOGITS_BLOCK ? n - i : LOGITS_BLOCK;
-        exp_body(x + i, count, scale, shift, block);
-        double sum = sum_lanes(block, count);
-        if (sums)
-            sums[i / LOGITS_BLOCK] = sum;
-        total += sum;
-    }
-    return total;
-}
-
-#ifdef FOR_AVX2
-FOR_AVX2 static float max_avx2(const float *x, int32_t n, int *has_nan)
-{
-    return max_body(x, n, has_nan);
-}
-
-FOR_AVX2 static void exp_avx2(const float *x, int32_t n, float scale, float shift, float *out)
-{
-    exp_body(x, n, scale, shift, out);
-}
-
-FOR_AVX2 static double exp_sums_avx2(const float *x, int32_t n, float scale, float shift,
-                                     double *sums)
-{
-    return exp_sums_body(x, n, scale, shift, sums);
-}
+#define VECTOR_BYTES 16 /* the baseline's registers, and NEON's */
+#define NAME(name)   name##_16
+#define TARGET
+#include "engine/logits_passes.inl"
+#if defined(__x86_64__) && defined(__GNUC__)
+#define VECTOR_BYTES 32
+#define NAME(name)   name##_32
+#define TARGET       __attribute__((target("avx2")))
+#include "engine/logits_passes.inl"
 #define IF_AVX2(call)                                                                              \
     if (cpu_features_get()->avx2)                                                                  \
         return call;
@@ -127,20 +35,20 @@ FOR_AVX2 static double exp_sums_avx2(const float *x, int32_t n, float scale, flo
 float logits_max(const float *x, int32_t n, int *has_nan)
 {
     *has_nan = 0;
-    IF_AVX2(max_avx2(x, n, has_nan))
-    return max_body(x, n, has_nan);
+    IF_AVX2(max_32(x, n, has_nan))
+    return max_16(x, n, has_nan);
 }
 
 void logits_exp(const float *x, int32_t n, float scale, float shift, float *out)
 {
-    IF_AVX2(exp_avx2(x, n, scale, shift, out))
-    exp_body(x, n, scale, shift, out);
+    IF_AVX2(exp_32(x, n, scale, shift, out))
+    exp_16(x, n, scale, shift, out);
 }
 
 double logits_exp_sums(const float *x, int32_t n, float scale, float shift, double *sums)
 {
-    IF_AVX2(exp_sums_avx2(x, n, scale, shift, sums))
-    return exp_sums_body(x, n, scale, shift, sums);
+    IF_AVX2(exp_sums_32(x, n, scale, shift, sums))
+    return exp_sums_16(x, n, scale, shift, sums);
 }
 
 float logits_log_sum_exp(const float *logits, int32_t n)
