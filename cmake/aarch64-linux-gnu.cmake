@@ -12,7 +12,13 @@ set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
 
 # `max` has the dot products that the kernels ask for, and everything newer. Its pointer authentication is
 # only a matter of time here: the cheap algorithm in place of the architecture's.
-set(CMAKE_CROSSCOMPILING_EMULATOR qemu-aarch64 -cpu max,pauth-impdef=on -L /usr/aarch64-linux-gnu)
+#
+# No -L: libraries and their loader come from / (libc6:arm64). /usr/aarch64-linux-gnu has a C library too,
+# the cross compiler's, of another revision; its loader with the libc.so.6 of / hangs in pthread_create.
+#
+# -R bounds the address space: the emulator has a table entry for every page, so a mapping of terabytes
+# that nothing touches would take all memory there is. Here the system refuses it.
+set(CMAKE_CROSSCOMPILING_EMULATOR qemu-aarch64 -cpu max,pauth-impdef=on -R 64G)
 
 # pkg-config must not answer with the machine's own libraries.
 set(ENV{PKG_CONFIG_LIBDIR} /usr/lib/aarch64-linux-gnu/pkgconfig:/usr/share/pkgconfig)

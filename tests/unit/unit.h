@@ -15,6 +15,13 @@
 
 #include "base/fail.h"
 
+/* 1 where an emulator runs the tests (RealmTest.cmake), ten to fifty times slower than a processor: what
+ * repeats most does it less often there, with the same assertions. */
+static inline int unit_is_emulated(void)
+{
+    return getenv("REALM_TEST_EMULATED") != NULL;
+}
+
 /* Fails with the sentence when a status is not the wanted one. */
 #define assert_status(call, wanted, error)                                                         \
     do {                                                                                           \

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "compute/cpu/matmul_packed.h"
+#include "compute/cpu/quants.h"
 
 #define INLINE static inline __attribute__((always_inline))
 /* The kernels keep arrays of vectors in registers, which needs their loops gone. */
@@ -396,31 +397,26 @@ INLINE void put_block(matmul_input *in, const int32x4_t q[8], float d)
     in->unused = 0;
 }
 
-static int quantize_block(matmul_input *in, const float *x, float threshold)
+INLINE float magnitude(const float *x)
 {
     /* As integers magnitudes are in the same order, with infinity and NaN above all numbers. */
     uint32x4_t most = vdupq_n_u32(0);
-    float32x4_t a[8];
-    int32x4_t q[8];
-    for (int i = 0; i < 8; i++) {
-        a[i] = vld1q_f32(x + 4 * i);
-        most = vmaxq_u32(most, vreinterpretq_u32_f32(vabsq_f32(a[i])));
-        q[i] = vdupq_n_s32(0);
-    }
-    uint32_t bits = vmaxvq_u32(most);
-    float largest;
-    memcpy(&largest, &bits, sizeof largest);
+    for (int i = 0; i < 8; i++)
+        most = vmaxq_u32(most, vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(x + 4 * i))));
+    return quants_bits_float(vmaxvq_u32(most));
+}
+
+INLINE void quantize_block(matmul_input *in, const float *x, float largest)
+{
+    int32x4_t q[8] = {{0}};
     if (!(largest >= 0x1p-100f && largest <= __FLT_MAX__)) {
         put_block(in, q, largest < 0x1p-100f ? 0 : __builtin_nanf(""));
-        return 0;
+        return;
     }
-    if (largest > threshold)
-        return 1;
     float inverse = 127 / largest;
     for (int i = 0; i < 8; i++)
-        q[i] = vcvtnq_s32_f32(vmulq_n_f32(a[i], inverse));
-    put_block(in, q, largest / 127);
-    return 0;
+        q[i] = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 4 * i), inverse));
+    put_block(in, q, largest * (1.0f / 127));
 }
 
 #include "compute/cpu/matmul_prepare.inl"
