@@ -13,8 +13,8 @@ set(CMAKE_C_VISIBILITY_PRESET hidden)
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 
 # Optimized enough that a real model answers within a test's patience, readable enough in a report.
-set(CMAKE_C_FLAGS_SANITIZE "-O1 -g -fno-omit-frame-pointer" CACHE STRING "")
-mark_as_advanced(CMAKE_C_FLAGS_SANITIZE)
+# (Not CMAKE_C_FLAGS_SANITIZE: project() has already put an empty one into the cache.)
+add_compile_options("$<$<CONFIG:Sanitize>:-O1;-g;-fno-omit-frame-pointer>")
 
 set(REALM_SANITIZE "" CACHE STRING "Sanitizers to build with: 'address,undefined' or 'thread'")
 option(REALM_LIBFUZZER "Link fuzz targets with libFuzzer (needs clang) instead of the built-in driver" OFF)

@@ -63,10 +63,29 @@ need_build_packages() {
         "libpcre2-dev=the regular expressions of tokenizers" \
         "libutf8proc-dev=Unicode" \
         "libyaml-dev=YAML" \
+        "libssl-dev=SHA-256, and TLS" \
         "libcmocka-dev=unit tests in C" \
         "git=versions"
     need_rust
     check_tools
+}
+
+# What builds and runs the tests for 64-bit ARM on another Debian machine. The libraries are Debian's own for
+# that architecture, beside the machine's (multiarch), so dpkg must be told of it first. Where a library is
+# installed for both, both are of one version: apt may upgrade the machine's own. libc6 comes as a dependency
+# and is what the emulated programs run on.
+need_arm64_packages() {
+    if command -v dpkg >/dev/null && ! dpkg --print-foreign-architectures | grep -qx arm64; then
+        say "Telling dpkg of a second architecture, arm64"
+        as_root dpkg --add-architecture arm64
+    fi
+    need_packages \
+        "gcc-aarch64-linux-gnu=compiles for 64-bit ARM" \
+        "qemu-user=runs what it compiled" \
+        "libcmocka-dev:arm64=unit tests, for 64-bit ARM" \
+        "libjansson-dev:arm64=JSON, for 64-bit ARM" \
+        "libpcre2-dev:arm64=the regular expressions of tokenizers, for 64-bit ARM" \
+        "libutf8proc-dev:arm64=Unicode, for 64-bit ARM"
 }
 
 # Tenants' programs in Rust. Debian's compiler is old and beside the point for deps/, but unlike
