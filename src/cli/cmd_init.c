@@ -95,8 +95,9 @@ int cmd_init(int argc, char **argv)
     for (size_t i = 0; i < N_FILES; i++)
         if (strcmp(files[i].language, language) == 0 && write_file(folder, &files[i], &error))
             return command_failed("init", &error);
-    printf("made %s. Next:\n\n  cd %s\n  ./build.sh\n  realm run --model MODEL.gguf --program program.wasm "
+    const char *quote = strpbrk(folder, " \t&;()<>|$*?[]") ? "'" : "";
+    printf("made %s. Next:\n\n  cd %s%s%s\n  ./build.sh\n  realm run --model MODEL.gguf --program program.wasm "
            "--prompt \"The capital of France is\"\n",
-           folder, folder);
+           folder, quote, folder, quote);
     return EXIT_OK;
 }

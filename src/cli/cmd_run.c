@@ -324,8 +324,7 @@ static realm_status open_program(run *r, realm_error *error)
         file_read(&r->memory, r->options.program, MAX_PROGRAM_BYTES, &bytes, &size, error);
     if (status)
         return status;
-    status = realm_program_open(&r->program, r->runtime, r->options.program, bytes, size, error);
-    return status ? realm_fail_in(error, status, "%s", r->options.program) : REALM_OK;
+    return realm_program_open(&r->program, r->runtime, r->options.program, bytes, size, error);
 }
 
 static realm_status set_up(run *r, realm_error *error)
@@ -364,8 +363,10 @@ static int run_all(run *r, const options_command *command)
     if (!prompt && !r->options.chat) {
         if (isatty(STDIN_FILENO))
             return options_wrong(command, "there is no prompt: give --prompt TEXT or --chat");
-        if (file_read(&r->memory, "-", MAX_PROMPT_BYTES, &read, &size, &error))
+        if (file_read(&r->memory, "-", MAX_PROMPT_BYTES, &read, &size, &error)) {
+            realm_fail_in(&error, error.status, "the prompt on standard input");
             return command_failed("run", &error);
+        }
         prompt = read;
     }
     if (set_up(r, &error))

@@ -252,3 +252,59 @@ def test_three_tenants_share_one_copy_of_the_weights(smollm2, realm):
     assert said[1].strip() and "guest number 1" in said[3]
     # One copy, whatever else the process needs: far from three.
     assert float(said[5]) < 2 * float(said[4]) + 64
+
+
+def test_top_p_0_is_the_likeliest_alone(run, smollm2):
+    arguments = ["run", "--model", smollm2, "--prompt", FRANCE, "--max-tokens", 8]
+    assert run(*arguments, "--temperature", 2, "--top-p", 0, "--seed", 3).out == run(*arguments).out
+
+
+def test_log_probabilities_are_of_the_untempered_model(run, smollm2):
+    def first(*flags):
+        return run("run", "--model", smollm2, "--prompt", FRANCE, "--max-tokens", 1, "--logprobs", 20, "--json",
+                   *flags).json["tokens"][0]["top"]
+
+    plain = first()
+    assert first("--temperature", 3, "--top-k", 2, "--seed", 1) == plain
+    assert first("--repetition-penalty", 5, "--presence-penalty", 3) == plain
+
+
+def test_halves_of_characters_wait_for_their_other_half(run, smollm2):
+    llamas = "Repeat: 🦙🦄🐉🦙🦄🐉🦙🦄🐉🦙🦄"
+    answer = run("run", "--model", smollm2, "--prompt", llamas, "--max-tokens", 18, "--json").json
+    texts = [t["text"] for t in answer["tokens"]]
+    assert "" in texts and "".join(texts) == answer["text"]
+    assert "\ufffd" not in answer["text"].rstrip("\ufffd")
+
+
+def test_a_prompt_past_the_context_is_told_by_its_numbers(run, smollm2):
+    done = run("run", "--model", smollm2, "--max-tokens", 1, stdin=b"word " * 9000, check=False)
+    assert done.code == 1 and "9001 tokens" in done.err and "8192" in done.err
+
+
+def test_no_home_means_no_cache_and_no_more(realm, smollm2):
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "REALM_CACHE")}
+    done = subprocess.run([realm, "run", "--model", smollm2, "--prompt", FRANCE, "--max-tokens", "1"], env=environment,
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == " Paris\n" and "not cached" in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
+def test_a_damaged_cache_entry_is_compiled_anew(run, smollm2, tmp_path, damage):
+    arguments = ["run", "--model", smollm2, "--prompt", FRANCE, "--max-tokens", 1]
+    environment = {"REALM_CACHE": str(tmp_path)}
+    expected = run(*arguments, env=environment).out
+    entry, = (tmp_path / "programs").iterdir()
+    whole = entry.read_bytes()
+    entry.write_bytes({"cut": whole[:1000], "empty": b"",
+                       "changed": whole[:30000] + bytes([whole[30000] ^ 1]) + whole[30001:]}[damage])
+    done = run(*arguments, env=environment)
+    assert done.out == expected and "damaged" in done.err
+    assert entry.read_bytes() == whole
+    assert run(*arguments, env=environment).err == ""
+
+
+def test_a_closed_output_is_an_error_and_no_file_of_ours(realm, smollm2):
+    done = subprocess.run(["sh", "-c", '"$0" run --model "$1" --prompt x --max-tokens 2 >&-', realm, smollm2],
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "standard output" in done.stderr
