@@ -361,7 +361,9 @@ static int poll_guest(sandbox_request *r)
     int through = wasmtime_call_future_poll(r->future);
     ticker_leave(&r->host->ticker);
     r->thread->now_ns = clock_ns();
-    r->usage.cpu_ns += sandbox_thread_cpu(r->thread, r->thread->now_ns - began);
+    uint64_t cpu_ns = sandbox_thread_cpu(r->thread, r->thread->now_ns - began);
+    r->usage.cpu_ns += cpu_ns;
+    r->stretch_ns = !through && r->wait.kind == WAIT_NONE ? r->stretch_ns + cpu_ns : 0;
     return through;
 }
 

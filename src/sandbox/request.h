@@ -33,7 +33,10 @@
  *     is constant; memory_size only grows and is a lower bound until asked for again.
  *  7. Pages of a model file mapped into guest memory (host_map.c) are replaced by anonymous ones
  *     before the store goes.
- *  8. failure is set once; the first reason stays. */
+ *  8. failure is set once; the first reason stays.
+ *  9. A request moves to another thread only at the end of a turn (sandbox_thread.c), together with
+ *     those that wait for it. Whoever finds it in the queue of a thread that it has left sends it
+ *     on and touches nothing else. */
 #ifndef REALM_SANDBOX_REQUEST_H
 #define REALM_SANDBOX_REQUEST_H
 
@@ -198,6 +201,9 @@ struct sandbox_request {
     uint64_t submitted_ns;
     uint64_t deadline_ns;    /* of the wall: the tenant's or the input's, whichever is earlier */
     int depth;               /* 0, or how many programs called each other to get here */
+    sandbox_request *parent; /* who called; it is there until it has been told. NULL: nobody */
+    sandbox_thread *home;    /* the thread it was given to; see runtime.h on the background */
+    uint64_t stretch_ns;     /* CPU time since the guest last waited for something */
 
     /* the sandbox thread's */
     request_state state;
@@ -281,7 +287,7 @@ realm_status host_session_set_sampler(guest_call *c, session_entry *s, const jso
                                       realm_error *error);
 
 /* sandbox.c */
-realm_status sandbox_start_child(sandbox_request **out, const sandbox_request *parent,
+realm_status sandbox_start_child(sandbox_request **out, sandbox_request *parent,
                                  const sandbox_input *input, realm_error *error);
 
 /* What each group of host functions undoes when a request ends, all after n_in_flight is 0 but

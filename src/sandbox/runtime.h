@@ -38,6 +38,15 @@ void ticker_close(ticker *t);
 void ticker_enter(ticker *t);
 void ticker_leave(ticker *t);
 
+/* ---- threads that run guests --------------------------------------------------------------------
+ *
+ * A guest that computes for long without waiting for anything goes to the background: one more thread,
+ * of the lowest priority that the system has, where it gets what cores have left over and takes next
+ * to nothing from the model and from guests that answer quickly. Once it waits for something it comes
+ * home. (A thread may lower its own priority; raising it again needs rights we do not have. Hence two
+ * kinds of threads and guests that move.) */
+#define BACKGROUND_AFTER_NS 20000000u
+
 /* ---- a sandbox thread ----------------------------------------------------------------------------- */
 
 struct sandbox_thread {
@@ -76,6 +85,8 @@ struct sandbox_host {
     helper helper;
     sandbox_thread *threads; /* [options.n_threads] */
     int n_threads_open;
+    sandbox_thread background;
+    int has_background;
 
     pthread_mutex_t mutex;      /* for all that follows up to closing */
     pthread_cond_t emptied;

@@ -101,13 +101,16 @@ realm_status sandbox_start(sandbox_request **out, sandbox_host *h, const sandbox
     return REALM_OK;
 }
 
-realm_status sandbox_start_child(sandbox_request **out, const sandbox_request *parent,
+realm_status sandbox_start_child(sandbox_request **out, sandbox_request *parent,
                                  const sandbox_input *input, realm_error *error)
 {
     realm_status status = make(out, parent->host, input, parent->depth + 1, error);
-    if (status == REALM_OK)
-        sandbox_thread_add(parent->thread, *out);
-    return status;
+    if (status != REALM_OK)
+        return status;
+    (*out)->parent = parent;
+    sandbox_thread_add(parent->thread, *out); /* ours: it cannot run before this turn is over */
+    (*out)->home = parent->home;
+    return REALM_OK;
 }
 
 void sandbox_cancel(sandbox_request *r)

@@ -61,7 +61,9 @@ static realm_status open_threads(sandbox_host *h, realm_error *error)
             return status;
         h->n_threads_open++;
     }
-    return REALM_OK;
+    realm_status status = sandbox_thread_open(&h->background, h, error);
+    h->has_background = status == REALM_OK;
+    return status;
 }
 
 realm_status sandbox_host_open(sandbox_host **out, const sandbox_host_options *options,
@@ -141,6 +143,8 @@ void sandbox_host_close(sandbox_host *h)
     end_all(h);
     for (int i = 0; i < h->n_threads_open; i++)
         sandbox_thread_close(&h->threads[i]);
+    if (h->has_background)
+        sandbox_thread_close(&h->background);
     free(h->threads);
     helper_close(&h->helper);
     ticker_close(&h->ticker);

@@ -1,11 +1,13 @@
 /* sandbox/sandbox_thread.c: one thread that runs guests, a turn at a time, in the order in which
  * they became ready.
  *
- * Owns its ready queue and the list of its requests. A request stays on the thread it was given
- * to, so nothing of it needs a lock. Waking takes a kernel call and some microseconds, so the thread
+ * Owns its ready queue and the list of its requests. A request belongs to one thread at a time and
+ * changes it only between turns, so nothing of it needs a lock. Waking takes a kernel call and some microseconds, so the thread
  * looks a little longer before it sleeps, but only where waits have been that short lately: a
  * model's step takes milliseconds, and spinning through it would take a core from the model. */
 #include "sandbox/runtime.h"
+
+#include <sys/resource.h>
 
 #include "base/clock.h"
 
@@ -100,16 +102,53 @@ static int is_live(const sandbox_thread *t, const sandbox_request *r)
     return r == t->live || r->previous_live;
 }
 
+/* ---- moving ---------------------------------------------------------------------------------------- */
+
+static sandbox_thread *place_for(sandbox_thread *t, const sandbox_request *r)
+{
+    sandbox_thread *background = &t->host->background;
+    if (t != background)
+        return r->stretch_ns > BACKGROUND_AFTER_NS ? background : t;
+    return r->stretch_ns == 0 && r->wait.kind != WAIT_NONE ? r->home : t;
+}
+
+/* r and those that wait for it. All are unlinked before the first is let go, because the other thread
+ * may run it at once; and all are woken, so that the other thread takes them in. */
+static void move(sandbox_thread *t, sandbox_thread *to, sandbox_request *first)
+{
+    for (sandbox_request *r = first; r; r = r->parent) {
+        request_retain(r);
+        atomic_fetch_add(&to->n_requests, 1);
+        let_go(t, r);
+    }
+    for (sandbox_request *r = first, *parent; r; r = parent) {
+        parent = r->parent;
+        atomic_store(&r->thread, to);
+    }
+    for (sandbox_request *r = first, *parent; r; r = parent) {
+        parent = r->parent;
+        request_wake_give(r);
+    }
+}
+
 static void turn(sandbox_thread *t, sandbox_request *r)
 {
+    sandbox_thread *now = atomic_load(&r->thread);
+    if (now != t) { /* it moved while it was in this queue; it still is scheduled */
+        queue_put(&now->ready, &r->node);
+        return;
+    }
     /* Before anything of the request is looked at (invariant 2). */
     atomic_store(&r->scheduled, 0);
     if (r->state != REQUEST_DONE) {
         if (!is_live(t, r))
             take_in(t, r);
         request_turn(r);
+        sandbox_thread *to = r->state == REQUEST_DONE ? t : place_for(t, r);
         if (r->state == REQUEST_DONE)
             let_go(t, r);
+        else if (to != t)
+            move(t, to, r);
     }
     request_unretain(r); /* the queue's */
 }
@@ -117,6 +156,10 @@ static void turn(sandbox_thread *t, sandbox_request *r)
 static void *run(void *argument)
 {
     sandbox_thread *t = argument;
+#if defined(__linux__) /* where it means the calling thread alone */
+    if (t == &t->host->background)
+        setpriority(PRIO_PROCESS, 0, 19);
+#endif
     t->cpu_read_ns = clock_thread_cpu_ns();
     t->now_ns = clock_ns();
     for (;;) {
@@ -152,6 +195,6 @@ void sandbox_thread_close(sandbox_thread *t)
 void sandbox_thread_add(sandbox_thread *t, sandbox_request *r)
 {
     atomic_fetch_add(&t->n_requests, 1);
-    r->thread = t;
+    r->thread = r->home = t;
     request_wake(r);
 }
