@@ -308,7 +308,7 @@ static int converse(run *r, json_t *messages)
     if (asks)
         fputc('\n', stderr);
     free(line);
-    return code;
+    return g_interrupted ? 130 : code;
 }
 
 /* ---- setting up ---------------------------------------------------------------------------------- */
@@ -372,6 +372,10 @@ static int run_all(run *r, const options_command *command)
     if (set_up(r, &error))
         return command_failed("run", &error);
 
+    /* Until here an interrupt just ends us: there is nothing to tidy, and a large model loads for long. From
+     * here the first one ends the request, and a second one us. */
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    sigaction(SIGINT, &action, NULL);
     json_t *messages = r->options.chat ? json_array() : NULL;
     if (messages && r->options.system)
         json_array_append_new(messages, message("system", r->options.system, strlen(r->options.system)));
@@ -458,8 +462,6 @@ int cmd_run(int argc, char **argv)
     if (code != OPTIONS_GO_ON)
         return code;
 
-    struct sigaction action = {.sa_handler = on_interrupt};
-    sigaction(SIGINT, &action, NULL);
     arena_init(&r.memory, 0);
     buffer_init(&r.text, MAX_TEXT_BYTES);
     r.is_terminal = isatty(STDOUT_FILENO);
