@@ -61,6 +61,8 @@ typedef struct host_function host_function;
 struct sandbox_tenant {
     atomic_int references;
     atomic_int requests; /* running or queued, called programs not counted */
+    atomic_ullong window_ns;     /* when the present window began; see runtime.h on the background */
+    atomic_ullong window_cpu_ns; /* what the tenant's requests have used of sandbox threads in it */
     tenant_grants grants; /* every pointer but the borrowed ones is in arena */
     arena arena;
 };

@@ -47,6 +47,11 @@ void ticker_leave(ticker *t);
  * kinds of threads and guests that move.) */
 #define BACKGROUND_AFTER_NS 20000000u
 
+/* The same holds for a tenant whose many short requests add up: while they have used more than
+ * WINDOW_SHARE of WINDOW of sandbox threads, new ones start in the background. */
+#define WINDOW_NS       100000000u
+#define WINDOW_SHARE_NS 40000000u
+
 /* ---- a sandbox thread ----------------------------------------------------------------------------- */
 
 struct sandbox_thread {
@@ -69,6 +74,8 @@ void sandbox_thread_close(sandbox_thread *t); /* when no request is left */
 void sandbox_thread_add(sandbox_thread *t, sandbox_request *r);
 /* Its own thread: a request's next time may have become earlier. */
 void sandbox_thread_mind(sandbox_thread *t, uint64_t time_ns);
+/* 1 if the tenant's requests have lately used more than their share of sandbox threads. Any thread. */
+int sandbox_thread_tenant_is_heavy(sandbox_tenant *t, uint64_t now_ns);
 /* CPU time of a turn that took wall_ns and has just ended. Its own thread. */
 uint64_t sandbox_thread_cpu(sandbox_thread *t, uint64_t wall_ns);
 

@@ -10,8 +10,10 @@
 /* Beside the body: the id, options and what host functions put there. */
 #define ARENA_ROOM_BYTES ((size_t)1 << 20)
 
-static sandbox_thread *least_busy(sandbox_host *h)
+static sandbox_thread *choose_thread(sandbox_host *h, const sandbox_request *r)
 {
+    if (sandbox_thread_tenant_is_heavy(r->tenant, r->submitted_ns))
+        return &h->background;
     sandbox_thread *best = &h->threads[0];
     for (int i = 1; i < h->n_threads_open; i++)
         if (atomic_load(&h->threads[i].n_requests) < atomic_load(&best->n_requests))
@@ -93,7 +95,7 @@ realm_status sandbox_start(sandbox_request **out, sandbox_host *h, const sandbox
         atomic_fetch_sub(&t->requests, 1);
         return status;
     }
-    sandbox_thread_add(least_busy(h), r);
+    sandbox_thread_add(choose_thread(h, r), r);
     if (out)
         *out = r;
     else

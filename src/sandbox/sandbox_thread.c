@@ -131,6 +131,26 @@ static void move(sandbox_thread *t, sandbox_thread *to, sandbox_request *first)
     }
 }
 
+/* Windows follow each other without overlap; two threads that begin one at once lose a turn's time,
+ * which does not matter. */
+static void count_for_tenant(sandbox_tenant *tenant, uint64_t began_ns, uint64_t now_ns)
+{
+    uint64_t used = now_ns > began_ns ? now_ns - began_ns : 0;
+    if (now_ns - atomic_load_explicit(&tenant->window_ns, memory_order_relaxed) >= WINDOW_NS) {
+        uint64_t left = atomic_load_explicit(&tenant->window_cpu_ns, memory_order_relaxed) / 2;
+        atomic_store_explicit(&tenant->window_ns, now_ns, memory_order_relaxed);
+        atomic_store_explicit(&tenant->window_cpu_ns, left + used, memory_order_relaxed);
+    } else {
+        atomic_fetch_add_explicit(&tenant->window_cpu_ns, used, memory_order_relaxed);
+    }
+}
+
+int sandbox_thread_tenant_is_heavy(sandbox_tenant *t, uint64_t now_ns)
+{
+    return now_ns - atomic_load_explicit(&t->window_ns, memory_order_relaxed) < 2 * WINDOW_NS &&
+           atomic_load_explicit(&t->window_cpu_ns, memory_order_relaxed) > WINDOW_SHARE_NS;
+}
+
 static void turn(sandbox_thread *t, sandbox_request *r)
 {
     sandbox_thread *now = atomic_load(&r->thread);
@@ -143,7 +163,10 @@ static void turn(sandbox_thread *t, sandbox_request *r)
     if (r->state != REQUEST_DONE) {
         if (!is_live(t, r))
             take_in(t, r);
+        uint64_t began = t->now_ns = clock_ns();
         request_turn(r);
+        t->now_ns = clock_ns();
+        count_for_tenant(r->tenant, began, t->now_ns);
         sandbox_thread *to = r->state == REQUEST_DONE ? t : place_for(t, r);
         if (r->state == REQUEST_DONE)
             let_go(t, r);
