@@ -41,6 +41,9 @@ function(realm_test)
     if(NOT test_TIMEOUT)
         set(test_TIMEOUT 120)
     endif()
+    if(CMAKE_CROSSCOMPILING_EMULATOR)
+        math(EXPR test_TIMEOUT "${test_TIMEOUT} * 5")
+    endif()
 
     add_executable(test_${test_NAME} ${test_SOURCES})
     target_include_directories(test_${test_NAME} PRIVATE

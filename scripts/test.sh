@@ -6,8 +6,8 @@
 #
 # Phases, each timed: what is missing; the release build and its tests; the tests in Python; the Rust
 # code of deps/; unit tests and fuzz targets under AddressSanitizer and
-# UndefinedBehaviorSanitizer; those with threads under ThreadSanitizer. A failing test does not stop the
-# rest; a failing build does.
+# UndefinedBehaviorSanitizer; those with threads under ThreadSanitizer; unit tests of the rooms below the
+# sandbox for 64-bit ARM, in qemu. A failing test does not stop the rest; a failing build does.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$REALM_ROOT"
@@ -127,4 +127,12 @@ if [ -z "$quick" ]; then
     phase "ThreadSanitizer"
     build tsan realm_tests_tsan
     run_ctest tsan tsan
+
+    # On such a machine the release build was this, without emulation.
+    if [ "$(uname -m)" = x86_64 ]; then
+        phase "ARM64 under emulation"
+        need_arm64_packages
+        build arm64 realm_tests_unit
+        run_ctest arm64 unit
+    fi
 fi

@@ -8,6 +8,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "Realm reads model files, packed weights and guests' memory as they lie: little-endian machines only"
+#endif
+
 #define DTYPE_MAP(X)                                                                               \
     X(F32, 0, 1, 4)                                                                                \
     X(F16, 1, 1, 2)                                                                                \

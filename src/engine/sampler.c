@@ -489,6 +489,23 @@ static int by_distance(const void *a, const void *b, void *context)
     return (x->id > y->id) - (x->id < y->id);
 }
 
+#if defined(__APPLE__)
+/* BSD's qsort_r has its context first, in the call and in the comparison. */
+static int by_distance_bsd(void *context, const void *a, const void *b)
+{
+    return by_distance(a, b, context);
+}
+#endif
+
+static void sort_by_distance(choice *c, typical_order *order)
+{
+#if defined(__APPLE__)
+    qsort_r(c->list, (size_t)c->count, sizeof *c->list, order, by_distance_bsd);
+#else
+    qsort_r(c->list, (size_t)c->count, sizeof *c->list, by_distance, order);
+#endif
+}
+
 /* Sum of weight * value of count values. */
 static double weighted_sum(const float *weights, const float *values, int32_t count)
 {
@@ -548,7 +565,7 @@ static void keep_typical(choice *c, double p)
         total = list_mass(c, 1);
         order.centre = mean_logit(c, total);
     }
-    qsort_r(c->list, (size_t)c->count, sizeof *c->list, by_distance, &order);
+    sort_by_distance(c, &order);
     cut_at_mass(c, p * total);
     find_max(c);
 }
