@@ -9,7 +9,8 @@
 #include <stdint.h>
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "Realm reads model files, packed weights and guests' memory as they lie: little-endian machines only"
+#error                                                                                             \
+    "Realm reads model files, packed weights and guests' memory as they lie: little-endian machines only"
 #endif
 
 #define DTYPE_MAP(X)                                                                               \

@@ -75,10 +75,8 @@ INLINE uint8x16_t unsigned_quad(pack_kind kind, const uint8_t *v, int j)
         if (j == 6)
             return left(load(v, 0), 1, 6) | right(load(v, 1), 1, 1);
         return left(load(v, 1), 2, 4) | right(load(v, 2), 0, 3);
-    case PACK_Q2_K:
-        return right(load(v, j / 4), j % 4 * 2, 3);
-    default: /* 4 bits */
-        return j < 4 ? right(load(v, j), 0, 15) : right(load(v, j - 4), 4, 15);
+    case PACK_Q2_K: return right(load(v, j / 4), j % 4 * 2, 3);
+    default: /* 4 bits */ return j < 4 ? right(load(v, j), 0, 15) : right(load(v, j - 4), 4, 15);
     }
 }
 
@@ -89,14 +87,11 @@ INLINE int8x16_t quad(pack_kind kind, const uint8_t *v, int j)
     switch (kind) {
     case PACK_IQ4_NL:
     case PACK_IQ4_XS:
-    case PACK_MXFP4:
-        return vqtbl1q_s8(list_values(kind), unsigned_quad(kind, v, j));
+    case PACK_MXFP4: return vqtbl1q_s8(list_values(kind), unsigned_quad(kind, v, j));
     case PACK_Q8_0:
     case PACK_Q8_1:
-    case PACK_Q8_K:
-        return vreinterpretq_s8_u8(load(v, j) ^ vdupq_n_u8(0x80));
-    default:
-        return vreinterpretq_s8_u8(unsigned_quad(kind, v, j));
+    case PACK_Q8_K: return vreinterpretq_s8_u8(load(v, j) ^ vdupq_n_u8(0x80));
+    default: return vreinterpretq_s8_u8(unsigned_quad(kind, v, j));
     }
 }
 
@@ -105,16 +100,11 @@ INLINE int8x16_t quad(pack_kind kind, const uint8_t *v, int j)
 INLINE int32x4_t first_sum(pack_kind kind, int32_t bias)
 {
     switch (kind) {
-    case PACK_Q4_0:
-        return vdupq_n_s32(bias / 16);
-    case PACK_Q5_0:
-        return vdupq_n_s32(bias / 8);
-    case PACK_Q6_K:
-        return vdupq_n_s32(bias / 4);
-    case PACK_Q3_K:
-        return vdupq_n_s32(bias / 32);
-    default:
-        return vdupq_n_s32(0);
+    case PACK_Q4_0: return vdupq_n_s32(bias / 16);
+    case PACK_Q5_0: return vdupq_n_s32(bias / 8);
+    case PACK_Q6_K: return vdupq_n_s32(bias / 4);
+    case PACK_Q3_K: return vdupq_n_s32(bias / 32);
+    default: return vdupq_n_s32(0);
     }
 }
 
@@ -165,22 +155,17 @@ INLINE scales load_scales(pack_kind kind, const uint8_t *p, int32_t block, int q
     const uint8_t *small = p + 64 + 4 * quarter, *first = small + (size_t)block % 8 * 16;
     const uint8_t *second = small + (size_t)block % 8 * 32; /* of types with halves */
     switch (kind) {
-    case PACK_MXFP4:
-        s.scale[0] = exponent_scale(p + 4 * quarter);
-        return s;
+    case PACK_MXFP4: s.scale[0] = exponent_scale(p + 4 * quarter); return s;
     case PACK_Q8_K:
         s.scale[0] = vld1q_f32((const float *)(const void *)(p + 16 * quarter));
         return s;
-    default:
-        break;
+    default: break;
     }
     float32x4_t d = halves(p + 8 * quarter);
     s.scale[0] = d;
     switch (kind) {
     case PACK_Q4_1:
-    case PACK_Q5_1:
-        s.minimum[0] = halves(p + 32 + 8 * quarter);
-        break;
+    case PACK_Q5_1: s.minimum[0] = halves(p + 32 + 8 * quarter); break;
     case PACK_Q4_K:
     case PACK_Q5_K:
         s.scale[0] = vmulq_f32(d, vcvtq_f32_u32(unsigned_bytes(first)));
@@ -192,9 +177,7 @@ INLINE scales load_scales(pack_kind kind, const uint8_t *p, int32_t block, int q
         s.scale[0] = vmulq_f32(d, signed_bytes(second));
         s.scale[1] = vmulq_f32(d, signed_bytes(second + 16));
         break;
-    case PACK_IQ4_XS:
-        s.scale[0] = vmulq_f32(d, signed_bytes(first));
-        break;
+    case PACK_IQ4_XS: s.scale[0] = vmulq_f32(d, signed_bytes(first)); break;
     case PACK_Q2_K:
         for (int i = 0; i < 2; i++) {
             uint32x4_t both = unsigned_bytes(second + 16 * i);
@@ -203,8 +186,7 @@ INLINE scales load_scales(pack_kind kind, const uint8_t *p, int32_t block, int q
                                      vcvtq_f32_u32(vshrq_n_u32(both, 4)));
         }
         break;
-    default:
-        break;
+    default: break;
     }
     return s;
 }
@@ -303,8 +285,8 @@ INLINE void tile_quarters(pack_kind kind, int T, int H, int quarter, float (*sum
         }
         UNROLL
         for (int h = 0; h < H; h++)
-            add_block(kind, T, acc[h], v + 16 * (quarter + h),
-                      load_scales(kind, p, b, quarter + h), in);
+            add_block(kind, T, acc[h], v + 16 * (quarter + h), load_scales(kind, p, b, quarter + h),
+                      in);
     }
     UNROLL
     for (int h = 0; h < H; h++) {
@@ -425,7 +407,7 @@ INLINE void quantize_block(matmul_input *in, const float *x, float largest)
 
 #define WIDTHS(X, kind) X(kind, 1) X(kind, 2) X(kind, 3) X(kind, 4)
 #define TILE(kind, T)                                                                              \
-    static void tile_##kind##_##T(float (*sums)[PACK_ROWS], const uint8_t *panel,                  \
+    static void tile_##kind##_##T(float(*sums)[PACK_ROWS], const uint8_t *panel,                   \
                                   size_t panel_bytes, int32_t n_blocks, const matmul_input *input, \
                                   size_t stride)                                                   \
     {                                                                                              \
