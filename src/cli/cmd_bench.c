@@ -4,7 +4,9 @@
  * once, from one token of context. With --sandbox each tg is measured a second time with every
  * session in a tenant and sandbox of its own, driven token by token by a guest (guest/programs/
  * driver.c), alternating with the native runs, so that the machine's drift falls on both alike.
- * Rates are medians over the repetitions. Main thread; the engine and sandboxes run on theirs. */
+ * Rates are medians over the repetitions. outside_us is the time of a step that is not the model's: from
+ * the end of one forward pass to the start of the next. It shows what a guest costs more steadily
+ * than a ratio of rates, which each repetition's forward passes shake. Main thread; the engine and sandboxes run on theirs. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -48,8 +50,32 @@ typedef struct bench {
 /* Seconds of each repetition; the median counts. */
 typedef struct timings {
     double seconds[MAX_REPEAT];
+    double outside_us[MAX_REPEAT]; /* a step */
+    uint64_t most_steps;           /* of a repetition: over n, batches fell apart */
     int count;
 } timings;
+
+/* A moment of a run: the clock, and what the engine had done by then. */
+typedef struct moment {
+    uint64_t ns, busy_ns, iterations;
+} moment;
+
+static moment moment_now(engine *e)
+{
+    engine_stats stats;
+    engine_stats_get(e, &stats);
+    return (moment){clock_ns(), stats.busy_ns, stats.iterations};
+}
+
+static void add_timing(timings *t, moment from, moment to)
+{
+    double wall_ns = (double)(to.ns - from.ns), busy_ns = (double)(to.busy_ns - from.busy_ns);
+    uint64_t steps = to.iterations > from.iterations ? to.iterations - from.iterations : 1;
+    if (steps > t->most_steps)
+        t->most_steps = steps;
+    t->seconds[t->count] = wall_ns / 1e9;
+    t->outside_us[t->count++] = (wall_ns - busy_ns) / 1e3 / (double)steps;
+}
 
 static int compare_doubles(const void *a, const void *b)
 {
@@ -67,10 +93,13 @@ static void add_row(bench *b, const char *kind, int64_t n, int64_t batch, int sa
     double rate = tokens / median;
     char test[32];
     snprintf(test, sizeof test, "%s%lld", kind, (long long)n);
-    json_t *row = json_pack("{s:s,s:I,s:b,s:f,s:f,s:f,s:i,s:I}", "test", test, "batch",
+    qsort(t->outside_us, (size_t)t->count, sizeof *t->outside_us, compare_doubles);
+    double outside_us = t->outside_us[t->count / 2];
+    json_t *row = json_pack("{s:s,s:I,s:b,s:f,s:f,s:f,s:f,s:I,s:i,s:I}", "test", test, "batch",
                             (json_int_t)batch, "sandbox", sandboxed, "tokens_per_second", rate,
                             "slowest", tokens / t->seconds[t->count - 1], "fastest",
-                            tokens / t->seconds[0], "repetitions", t->count, "threads",
+                            tokens / t->seconds[0], "outside_us", outside_us, "steps",
+                            (json_int_t)t->most_steps, "repetitions", t->count, "threads",
                             (json_int_t)b->options.n_threads);
     if (sandboxed && native_rate > 0)
         json_object_set_new(row, "of_native", json_real(rate / native_rate));
@@ -80,6 +109,7 @@ static void add_row(bench *b, const char *kind, int64_t n, int64_t batch, int sa
     printf("%-8s %6lld  %-8s %10.1f tokens/s   (%.1f to %.1f)", test, (long long)batch,
            sandboxed ? "sandbox" : "native", rate, tokens / t->seconds[t->count - 1],
            tokens / t->seconds[0]);
+    printf("   %5.0f us a step outside", outside_us);
     if (sandboxed && native_rate > 0)
         printf("   %.2f %% of native", 100 * rate / native_rate);
     printf("\n");
@@ -152,7 +182,8 @@ static realm_status run_works(engine *e, work *works, int count, realm_error *er
 static realm_status open_sessions(bench *b, session **sessions, int count, realm_error *error)
 {
     for (int i = 0; i < count; i++) {
-        session_options options = {.tenant = (uint32_t)i + 1, .priority = PRIORITY_NORMAL,
+        session_options options = {.tenant = (uint32_t)i + 1,
+                                   .priority = PRIORITY_NORMAL,
                                    .sampler = SAMPLER_OPTIONS_DEFAULT};
         realm_status status = session_open(&sessions[i], b->engine, &options, error);
         if (status) {
@@ -174,8 +205,7 @@ static void fill_tokens(const bench *b, token_id *tokens, int64_t count, uint64_
         tokens[i] = (token_id)(rng_next(&r) % n_vocab);
 }
 
-static realm_status time_prompt(bench *b, int batch, int repetition, double *seconds,
-                                realm_error *error)
+static realm_status time_prompt(bench *b, int batch, int repetition, timings *t, realm_error *error)
 {
     session *sessions[MAX_BATCH];
     work works[MAX_BATCH];
@@ -191,19 +221,20 @@ static realm_status time_prompt(bench *b, int batch, int repetition, double *sec
         return status;
     }
     for (int i = 0; i < batch; i++)
-        works[i] = (work){.kind = WORK_FEED, .session = sessions[i], .tokens = tokens + i * n,
+        works[i] = (work){.kind = WORK_FEED,
+                          .session = sessions[i],
+                          .tokens = tokens + i * n,
                           .n_tokens = (int32_t)n};
-    uint64_t start = clock_ns();
+    moment start = moment_now(b->engine);
     status = run_works(b->engine, works, batch, error);
-    *seconds = (double)(clock_ns() - start) / 1e9;
+    add_timing(t, start, moment_now(b->engine));
     for (int i = 0; i < batch; i++)
         session_close(sessions[i]);
     free(tokens);
     return status;
 }
 
-static realm_status time_native(bench *b, int batch, int repetition, double *seconds,
-                                realm_error *error)
+static realm_status time_native(bench *b, int batch, int repetition, timings *t, realm_error *error)
 {
     session *sessions[MAX_BATCH];
     work works[MAX_BATCH];
@@ -214,16 +245,19 @@ static realm_status time_native(bench *b, int batch, int repetition, double *sec
     if (status)
         return status;
     for (int i = 0; i < batch; i++)
-        works[i] = (work){.kind = WORK_FEED, .session = sessions[i], .tokens = &firsts[i], .n_tokens = 1};
+        works[i] = (work){
+            .kind = WORK_FEED, .session = sessions[i], .tokens = &firsts[i], .n_tokens = 1};
     status = run_works(b->engine, works, batch, error);
-    uint64_t start = clock_ns();
+    moment start = moment_now(b->engine);
     if (!status) {
         for (int i = 0; i < batch; i++)
-            works[i] = (work){.kind = WORK_GENERATE, .session = sessions[i],
-                              .generate = {.max_tokens = (int32_t)b->options.n_generate, .ignore_eos = 1}};
+            works[i] = (work){
+                .kind = WORK_GENERATE,
+                .session = sessions[i],
+                .generate = {.max_tokens = (int32_t)b->options.n_generate, .ignore_eos = 1}};
         status = run_works(b->engine, works, batch, error);
     }
-    *seconds = (double)(clock_ns() - start) / 1e9;
+    add_timing(t, start, moment_now(b->engine));
     for (int i = 0; i < batch; i++)
         session_close(sessions[i]);
     return status;
@@ -233,7 +267,8 @@ static realm_status time_native(bench *b, int batch, int repetition, double *sec
 
 typedef struct guest_run {
     gate *gate;
-    uint64_t fed_ns, ended_ns; /* when the driver said "<" and ">"; on its sandbox thread */
+    engine *engine;
+    moment fed, ended; /* when the driver said "<" and ">"; on its sandbox thread */
     realm_status status;
     char message[REALM_ERROR_MESSAGE_SIZE];
 } guest_run;
@@ -242,7 +277,7 @@ static void guest_text(void *context, const char *text, size_t size)
 {
     guest_run *g = context;
     for (size_t i = 0; i < size; i++)
-        *(text[i] == '<' ? &g->fed_ns : &g->ended_ns) = clock_ns();
+        *(text[i] == '<' ? &g->fed : &g->ended) = moment_now(g->engine);
 }
 
 static void guest_done(void *context, const sandbox_result *result)
@@ -254,7 +289,7 @@ static void guest_done(void *context, const sandbox_result *result)
 }
 
 /* From the first guest that had fed its token to the last that ended. */
-static realm_status time_sandboxed(bench *b, int batch, int repetition, double *seconds,
+static realm_status time_sandboxed(bench *b, int batch, int repetition, timings *t,
                                    realm_error *error)
 {
     guest_run runs[MAX_BATCH];
@@ -267,10 +302,15 @@ static realm_status time_sandboxed(bench *b, int batch, int repetition, double *
         char body[96];
         int size = snprintf(body, sizeof body, "{\"tokens\":%lld,\"prompt\":%d}",
                             (long long)b->options.n_generate, (int)firsts[i]);
-        runs[i] = (guest_run){.gate = &g};
-        sandbox_input input = {.program = b->driver, .tenant = b->tenants[i], .body = body,
-                               .body_size = (size_t)size, .priority = PRIORITY_NORMAL,
-                               .context = &runs[i], .on_text = guest_text, .on_done = guest_done};
+        runs[i] = (guest_run){.gate = &g, .engine = b->engine};
+        sandbox_input input = {.program = b->driver,
+                               .tenant = b->tenants[i],
+                               .body = body,
+                               .body_size = (size_t)size,
+                               .priority = PRIORITY_NORMAL,
+                               .context = &runs[i],
+                               .on_text = guest_text,
+                               .on_done = guest_done};
         realm_error why = {0};
         realm_status started = sandbox_start(NULL, b->host, &input, &why);
         if (started) {
@@ -279,16 +319,17 @@ static realm_status time_sandboxed(bench *b, int batch, int repetition, double *
         }
     }
     gate_wait(&g);
-    uint64_t start = UINT64_MAX, end = 0;
+    moment start = {.ns = UINT64_MAX}, end = {0};
     for (int i = 0; i < batch && !status; i++) {
         if (runs[i].status)
             status = realm_fail(error, runs[i].status, "%s", runs[i].message);
-        if (runs[i].fed_ns < start)
-            start = runs[i].fed_ns;
-        if (runs[i].ended_ns > end)
-            end = runs[i].ended_ns;
+        if (runs[i].fed.ns < start.ns)
+            start = runs[i].fed;
+        if (runs[i].ended.ns > end.ns)
+            end = runs[i].ended;
     }
-    *seconds = (double)(end - start) / 1e9;
+    if (!status)
+        add_timing(t, start, end);
     return status;
 }
 
@@ -296,11 +337,10 @@ static realm_status time_sandboxed(bench *b, int batch, int repetition, double *
 
 static realm_status bench_prompt(bench *b, int batch, realm_error *error)
 {
-    timings t = {0};
-    double warm_up;
+    timings warm_up = {0}, t = {0};
     realm_status status = time_prompt(b, batch, 1000, &warm_up, error);
     for (int i = 0; i < b->options.repeat && !status; i++)
-        status = time_prompt(b, batch, i, &t.seconds[t.count++], error);
+        status = time_prompt(b, batch, i, &t, error);
     if (!status)
         add_row(b, "pp", b->options.n_prompt, batch, 0, &t, 0);
     return status;
@@ -308,15 +348,14 @@ static realm_status bench_prompt(bench *b, int batch, realm_error *error)
 
 static realm_status bench_generation(bench *b, int batch, realm_error *error)
 {
-    timings native = {0}, sandboxed = {0};
-    double warm_up;
+    timings warm_up = {0}, native = {0}, sandboxed = {0};
     realm_status status = time_native(b, batch, 1000, &warm_up, error);
     if (!status && b->options.sandbox)
         status = time_sandboxed(b, batch, 1000, &warm_up, error);
     for (int i = 0; i < b->options.repeat && !status; i++) {
-        status = time_native(b, batch, i, &native.seconds[native.count++], error);
+        status = time_native(b, batch, i, &native, error);
         if (!status && b->options.sandbox)
-            status = time_sandboxed(b, batch, i, &sandboxed.seconds[sandboxed.count++], error);
+            status = time_sandboxed(b, batch, i, &sandboxed, error);
     }
     if (status)
         return status;
@@ -330,8 +369,12 @@ static realm_status open_tenants(bench *b, int64_t largest, realm_error *error)
 {
     sandbox_model granted = {model_name(b->model), b->engine};
     for (int64_t i = 0; i < largest; i++) {
-        tenant_grants grants = {.number = (uint32_t)i + 1, .name = "bench", .weight = 1,
-                                .limits = SANDBOX_LIMITS_DEFAULT, .models = &granted, .n_models = 1};
+        tenant_grants grants = {.number = (uint32_t)i + 1,
+                                .name = "bench",
+                                .weight = 1,
+                                .limits = SANDBOX_LIMITS_DEFAULT,
+                                .models = &granted,
+                                .n_models = 1};
         grants.limits.cpu_ns = UINT64_MAX / 4;
         realm_status status = sandbox_tenant_open(&b->tenants[i], &grants, error);
         if (status)
@@ -361,7 +404,8 @@ static realm_status set_up(bench *b, int64_t largest, realm_error *error)
     sandbox_host_options host = {0};
     status = sandbox_host_open(&b->host, &host, error);
     if (!status)
-        status = program_open(&b->driver, b->host, "driver", bench_driver, bench_driver_size, error);
+        status = program_open(&b->driver, b->host, "driver", bench_driver, bench_driver_size,
+                              error);
     return status ? status : open_tenants(b, largest, error);
 }
 
@@ -404,20 +448,52 @@ int cmd_bench(int argc, char **argv)
     bench b = {.options = {.batches = "1", .n_prompt = 512, .n_generate = 64, .repeat = 3}};
     bench_options *o = &b.options;
     const option options[] = {
-        {.name = "model", .letter = 'm', .kind = OPTION_TEXT, .out = &o->model, .value = "FILE",
-         .required = 1, .help = "the GGUF file of the model"},
-        {.name = "threads", .letter = 't', .kind = OPTION_INT, .out = &o->n_threads, .value = "N",
-         .min = 1, .max = 1024, .help = "threads that compute (default: the cores there are)"},
-        {.name = "pp", .kind = OPTION_INT, .out = &o->n_prompt, .value = "N", .min = 0, .max = 1 << 20,
+        {.name = "model",
+         .letter = 'm',
+         .kind = OPTION_TEXT,
+         .out = &o->model,
+         .value = "FILE",
+         .required = 1,
+         .help = "the GGUF file of the model"},
+        {.name = "threads",
+         .letter = 't',
+         .kind = OPTION_INT,
+         .out = &o->n_threads,
+         .value = "N",
+         .min = 1,
+         .max = 1024,
+         .help = "threads that compute (default: the cores there are)"},
+        {.name = "pp",
+         .kind = OPTION_INT,
+         .out = &o->n_prompt,
+         .value = "N",
+         .min = 0,
+         .max = 1 << 20,
          .help = "tokens of the prompt (0: do not measure prompts)"},
-        {.name = "tg", .kind = OPTION_INT, .out = &o->n_generate, .value = "N", .min = 0,
-         .max = 1 << 20, .help = "tokens that each session writes (0: do not measure generation)"},
-        {.name = "batch", .kind = OPTION_TEXT, .out = &o->batches, .value = "LIST",
+        {.name = "tg",
+         .kind = OPTION_INT,
+         .out = &o->n_generate,
+         .value = "N",
+         .min = 0,
+         .max = 1 << 20,
+         .help = "tokens that each session writes (0: do not measure generation)"},
+        {.name = "batch",
+         .kind = OPTION_TEXT,
+         .out = &o->batches,
+         .value = "LIST",
          .help = "numbers of sessions at once, such as 1,8"},
-        {.name = "sandbox", .kind = OPTION_FLAG, .out = &o->sandbox,
+        {.name = "sandbox",
+         .kind = OPTION_FLAG,
+         .out = &o->sandbox,
          .help = "measure generation also with each session driven token by token by a guest"},
-        {.name = "repeat", .letter = 'r', .kind = OPTION_INT, .out = &o->repeat, .value = "N", .min = 1,
-         .max = MAX_REPEAT, .help = "repetitions, of which the median counts"},
+        {.name = "repeat",
+         .letter = 'r',
+         .kind = OPTION_INT,
+         .out = &o->repeat,
+         .value = "N",
+         .min = 1,
+         .max = MAX_REPEAT,
+         .help = "repetitions, of which the median counts"},
         {.name = "json", .kind = OPTION_FLAG, .out = &o->json, .help = "print a JSON list"},
         {0}};
     const options_command command = {

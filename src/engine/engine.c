@@ -27,7 +27,7 @@
 #define SPIN_ALONE_NS        20000u   /* of that, without offering the core to others */
 #define STUCK_WAIT_NS        1000000u /* between attempts while pages are missing */
 #define GATHER_MOST_NS       1000000u
-#define GATHER_SHARE         33u /* of an iteration: 3 % at most are waited for guests */
+#define GATHER_SHARE         20u /* of an iteration: 5 % at most are waited for guests */
 
 static_assert(offsetof(command, kind) == offsetof(work, kind),
               "one look tells works from commands");

@@ -29,8 +29,11 @@
 #define OPEN        ((uint64_t)1 << 16)
 #define INSIDE_MASK (OPEN - 1)
 #define GENERATION  (OPEN << 1)
-#define SPIN_NS     50000 /* longer than the gap between two operations, far below a time slice */
-#define PAUSES      32    /* between two looks at the clock: about a microsecond */
+#define SPIN_NS     200000 /* longer than a guest takes between two steps, far below a time slice */
+#define ALONE_NS                                                                                   \
+    5000 /* of that, without offering the core to whoever is ready to run; longer than the
+                              gap between two operations */
+#define PAUSES      32 /* between two looks at the clock: about a microsecond */
 #define MAX_THREADS 1024
 #define STACK_BYTES ((size_t)1 << 20) /* kernels keep panels of up to 256 KiB on the stack */
 
@@ -140,9 +143,12 @@ static void *help(void *argument)
                 break;
             relax();
         }
-        if (now_ns() - idle_since > SPIN_NS) {
+        int64_t idle = now_ns() - idle_since;
+        if (idle > SPIN_NS) {
             sleep_until_work(p, seen);
             idle_since = now_ns();
+        } else if (idle > ALONE_NS) {
+            sched_yield(); /* a sandbox's thread may be waiting for this core */
         }
     }
     return NULL;
