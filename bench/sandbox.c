@@ -15,31 +15,32 @@
 #include "fake_engine.h"
 #include "sandbox/sandbox.h"
 
-#define STARTS 2000
-#define ROUNDS 15
-#define PLAIN_CALLS 2000000
+#define STARTS           2000
+#define ROUNDS           15
+#define PLAIN_CALLS      2000000
 #define SUSPENDING_CALLS 200000
 
-#define HEAD                                                                                       \
+#define HEAD                                                                                            \
     "(module (import \"realm\" \"request_read\" (func $request_read (param i32 i32 i32) (result i32)))" \
-    "(import \"realm\" \"random\" (func $random (result i64)))"                                    \
-    "(import \"realm\" \"model_open\" (func $model_open (param i32 i32) (result i32)))"            \
-    "(import \"realm\" \"session_open\" (func $session_open (param i32 i32 i32) (result i32)))"    \
-    "(import \"realm\" \"session_length\" (func $session_length (param i32) (result i32)))"        \
-    "(import \"realm\" \"feed\" (func $feed (param i32 i32 i32) (result i32)))"                    \
-    "(import \"realm\" \"session_truncate\" (func $truncate (param i32 i32) (result i32)))"        \
-    "(memory (export \"memory\") 16)"                                                              \
-    "(func (export \"realm_abi\") (result i32) (i32.const 1))"                                     \
-    "(func $open (result i32) (call $session_open (call $model_open (i32.const 0) (i32.const 0))"  \
-    "  (i32.const 0) (i32.const 0)))"                                                              \
+    "(import \"realm\" \"random\" (func $random (result i64)))"                                         \
+    "(import \"realm\" \"model_open\" (func $model_open (param i32 i32) (result i32)))"                 \
+    "(import \"realm\" \"session_open\" (func $session_open (param i32 i32 i32) (result i32)))"         \
+    "(import \"realm\" \"session_length\" (func $session_length (param i32) (result i32)))"             \
+    "(import \"realm\" \"feed\" (func $feed (param i32 i32 i32) (result i32)))"                         \
+    "(import \"realm\" \"session_truncate\" (func $truncate (param i32 i32) (result i32)))"             \
+    "(memory (export \"memory\") 16)"                                                                   \
+    "(func (export \"realm_abi\") (result i32) (i32.const 1))"                                          \
+    "(func $open (result i32) (call $session_open (call $model_open (i32.const 0) (i32.const 0))"       \
+    "  (i32.const 0) (i32.const 0)))"                                                                   \
     "(func (export \"realm_handle\") (result i32) (local $i i32) (local $s i32) "
 
 #define LOOP(count, body)                                                                          \
     "(loop $l " body                                                                               \
-    " (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const " count "))))"
+    " (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const " count \
+    "))))"
 
 #define TEXT_OF(number) #number
-#define TEXT(number) TEXT_OF(number)
+#define TEXT(number)    TEXT_OF(number)
 
 static sandbox_host *host;
 static sandbox_tenant *tenant;
@@ -64,7 +65,8 @@ static sandbox_usage run(program *p, uint64_t *whole_ns)
     sandbox_result result;
     buffer kept;
     uint64_t began = clock_ns();
-    if (sandbox_run(host, &(sandbox_input){.program = p, .tenant = tenant}, &result, &kept) != REALM_OK)
+    if (sandbox_run(host, &(sandbox_input){.program = p, .tenant = tenant}, &result, &kept) !=
+        REALM_OK)
         die("request", result.message);
     if (whole_ns)
         *whole_ns = clock_ns() - began;
@@ -111,20 +113,30 @@ int main(int argc, char **argv)
         die("host", error.message);
     engine *e = fake_engine_open(&(fake_options){.inline_works = 1});
     sandbox_model m = {"fake", e};
-    tenant_grants grants = {.number = 1, .name = "bench", .capabilities = CAPABILITY_ALL,
-                            .limits = SANDBOX_LIMITS_DEFAULT, .models = &m, .n_models = 1};
+    tenant_grants grants = {.number = 1,
+                            .name = "bench",
+                            .capabilities = CAPABILITY_ALL,
+                            .limits = SANDBOX_LIMITS_DEFAULT,
+                            .models = &m,
+                            .n_models = 1};
     if (sandbox_tenant_open(&tenant, &grants, &error) != REALM_OK)
         die("tenant", error.message);
 
     program *empty = compile(HEAD "(i32.const 0)))");
     program *loop = compile(HEAD LOOP(TEXT(PLAIN_CALLS), "") "(i32.const 0)))");
-    program *nothing = compile(HEAD LOOP(TEXT(PLAIN_CALLS), "(drop (call $random))") "(i32.const 0)))");
-    program *memory = compile(HEAD LOOP(TEXT(PLAIN_CALLS), "(drop (call $request_read (i32.const 0) (i32.const 64) (i32.const 64)))") "(i32.const 0)))");
-    program *length = compile(HEAD "(local.set $s (call $open))" LOOP(TEXT(PLAIN_CALLS), "(drop (call $session_length (local.get $s)))") "(i32.const 0)))");
-    program *feed = compile(HEAD "(local.set $s (call $open))" LOOP(TEXT(SUSPENDING_CALLS),
+    program *nothing = compile(
+        HEAD LOOP(TEXT(PLAIN_CALLS), "(drop (call $random))") "(i32.const 0)))");
+    program *memory = compile(HEAD LOOP(
+        TEXT(PLAIN_CALLS),
+        "(drop (call $request_read (i32.const 0) (i32.const 64) (i32.const 64)))") "(i32.const 0)))");
+    program *length = compile(HEAD "(local.set $s (call $open))" LOOP(
+        TEXT(PLAIN_CALLS), "(drop (call $session_length (local.get $s)))") "(i32.const 0)))");
+    program *feed = compile(HEAD "(local.set $s (call $open))" LOOP(
+        TEXT(SUSPENDING_CALLS),
         "(drop (call $feed (local.get $s) (i32.const 64) (i32.const 1)))"
         "(drop (call $truncate (local.get $s) (i32.const 0)))") "(i32.const 0)))");
-    program *truncate = compile(HEAD "(local.set $s (call $open))" LOOP(TEXT(SUSPENDING_CALLS),
+    program *truncate = compile(HEAD "(local.set $s (call $open))" LOOP(
+        TEXT(SUSPENDING_CALLS),
         "(drop (call $truncate (local.get $s) (i32.const 0)))") "(i32.const 0)))");
 
     static double start[STARTS], whole[STARTS];

@@ -33,24 +33,28 @@ static size_t n_seeds;
 static uint64_t random_state = 0x9e3779b97f4a7c15u;
 
 /* xorshift64*, Vigna 2016 */
-static uint64_t next_random(void) {
+static uint64_t next_random(void)
+{
     random_state ^= random_state >> 12;
     random_state ^= random_state << 25;
     random_state ^= random_state >> 27;
     return random_state * 0x2545f4914f6cdd1du;
 }
 
-static size_t below(size_t bound) {
+static size_t below(size_t bound)
+{
     return bound ? (size_t)(next_random() % bound) : 0;
 }
 
-static double seconds_now(void) {
+static double seconds_now(void)
+{
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-static void add_seed(const char *path) {
+static void add_seed(const char *path)
+{
     FILE *file = fopen(path, "rb");
     if (!file || n_seeds == MAX_SEEDS) {
         fprintf(stderr, "fuzz: cannot use %s\n", path);
@@ -68,12 +72,14 @@ static void add_seed(const char *path) {
     seeds[n_seeds++] = (input){bytes, (size_t)size};
 }
 
-static int by_name(const void *a, const void *b) {
+static int by_name(const void *a, const void *b)
+{
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
 /* Sorted, so that the same corpus gives the same run on every file system. */
-static void add_folder(const char *path) {
+static void add_folder(const char *path)
+{
     DIR *folder = opendir(path);
     char *names[MAX_SEEDS];
     size_t count = 0;
@@ -98,7 +104,8 @@ static void add_folder(const char *path) {
 
 /* One change in place; returns the new size. The numbers are the ones parsers get wrong: around
  * zero, around the ends of 8, 16, 32 and 64 bits. */
-static size_t mutate(uint8_t *bytes, size_t size, size_t capacity) {
+static size_t mutate(uint8_t *bytes, size_t size, size_t capacity)
+{
     static const uint64_t edges[] = {0,
                                      1,
                                      2,
@@ -121,20 +128,15 @@ static size_t mutate(uint8_t *bytes, size_t size, size_t capacity) {
     }
     size_t at = below(size);
     switch (below(7)) {
-    case 0: /* flip a bit */
-        bytes[at] ^= (uint8_t)(1u << below(8));
-        return size;
-    case 1: /* another byte */
-        bytes[at] = (uint8_t)next_random();
-        return size;
+    case 0: /* flip a bit */ bytes[at] ^= (uint8_t)(1u << below(8)); return size;
+    case 1: /* another byte */ bytes[at] = (uint8_t)next_random(); return size;
     case 2: { /* a number at an edge, little endian */
         uint64_t value = edges[below(sizeof edges / sizeof *edges)];
         size_t width = (size_t)1 << below(4);
         memcpy(bytes + at, &value, width < size - at ? width : size - at);
         return size;
     }
-    case 3: /* cut the end off */
-        return at;
+    case 3: /* cut the end off */ return at;
     case 4: { /* take a piece out */
         size_t length = 1 + below(size - at < 64 ? size - at : 64);
         length = length < size - at ? length : size - at;
@@ -169,7 +171,8 @@ typedef struct keeper {
     size_t capacity;
 } keeper;
 
-static keeper keeper_open(const char *program, size_t capacity) {
+static keeper keeper_open(const char *program, size_t capacity)
+{
     char path[4096];
     snprintf(path, sizeof path, "%s.input", program);
     FILE *file = fopen(path, "w+b");
@@ -189,7 +192,8 @@ static keeper keeper_open(const char *program, size_t capacity) {
 }
 
 /* The target gets memory of exactly the input's size, so that AddressSanitizer sees one byte too far. */
-static void run(const keeper *kept, const uint8_t *bytes, size_t size) {
+static void run(const keeper *kept, const uint8_t *bytes, size_t size)
+{
     uint8_t *exact = malloc(size ? size : 1);
     if (!exact) {
         fprintf(stderr, "fuzz: out of memory\n");
@@ -204,7 +208,8 @@ static void run(const keeper *kept, const uint8_t *bytes, size_t size) {
     free(exact);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     double seconds = argc > 1 ? strtod(argv[1], NULL) : 5;
     for (int i = 2; i < argc; i++) {
         struct stat info;

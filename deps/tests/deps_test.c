@@ -19,7 +19,8 @@ typedef struct answer {
     wasmtime_val_t *results;
 } answer;
 
-static bool answer_poll(void *env) {
+static bool answer_poll(void *env)
+{
     answer *a = env;
     if (++a->polls < 2) {
         return false;
@@ -31,7 +32,8 @@ static bool answer_poll(void *env) {
 
 static void answer_begin(void *env, wasmtime_caller_t *caller, const wasmtime_val_t *args,
                          size_t n_args, wasmtime_val_t *results, size_t n_results,
-                         wasm_trap_t **trap, wasmtime_async_continuation_t *continuation) {
+                         wasm_trap_t **trap, wasmtime_async_continuation_t *continuation)
+{
     (void)caller, (void)args, (void)n_args, (void)n_results, (void)trap;
     answer *a = env;
     a->results = results;
@@ -40,7 +42,8 @@ static void answer_begin(void *env, wasmtime_caller_t *caller, const wasmtime_va
     continuation->finalizer = NULL;
 }
 
-static void a_module_suspends_in_a_host_function_and_goes_on(void **state) {
+static void a_module_suspends_in_a_host_function_and_goes_on(void **state)
+{
     (void)state;
     static const char text[] = "(module (import \"realm\" \"answer\" (func $answer (result i32)))"
                                "  (memory i64 1) (export \"memory\" (memory 0))"
@@ -104,7 +107,8 @@ static void a_module_suspends_in_a_host_function_and_goes_on(void **state) {
     wasm_engine_delete(engine);
 }
 
-static void a_template_renders(void **state) {
+static void a_template_renders(void **state)
+{
     (void)state;
     static const char text[] =
         "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}\n{% endfor %}";
@@ -120,7 +124,8 @@ static void a_template_renders(void **state) {
     realm_deps_string_free(out);
 }
 
-static void a_template_that_fails_says_why(void **state) {
+static void a_template_that_fails_says_why(void **state)
+{
     (void)state;
     static const char text[] = "{{ raise_exception('roles must alternate') }}";
     char *out = NULL, *error = NULL;
@@ -133,7 +138,8 @@ static void a_template_that_fails_says_why(void **state) {
 }
 
 /* One token a byte, and 256 to end. */
-static realm_deps_grammar_env *byte_env(void) {
+static realm_deps_grammar_env *byte_env(void)
+{
     uint8_t bytes[260];
     uint32_t sizes[257];
     uint8_t special[257] = {0};
@@ -151,7 +157,8 @@ static realm_deps_grammar_env *byte_env(void) {
     return env;
 }
 
-static void a_matcher_follows_a_schema_to_its_end(void **state) {
+static void a_matcher_follows_a_schema_to_its_end(void **state)
+{
     (void)state;
     static const char schema[] =
         "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"}},"
@@ -204,7 +211,8 @@ static void a_matcher_follows_a_schema_to_its_end(void **state) {
     realm_deps_matcher_close(matcher);
 }
 
-static void a_grammar_that_is_wrong_says_so(void **state) {
+static void a_grammar_that_is_wrong_says_so(void **state)
+{
     (void)state;
     realm_deps_grammar_env *env = byte_env();
     realm_deps_matcher *matcher = NULL;
@@ -227,7 +235,8 @@ static void a_grammar_that_is_wrong_says_so(void **state) {
     realm_deps_grammar_env_close(env);
 }
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_module_suspends_in_a_host_function_and_goes_on),
         cmocka_unit_test(a_template_renders),

@@ -34,10 +34,10 @@ static int32_t find_weights(void)
         int32_t l = realm_load_layer(model, i);
         if (l < 0)
             return l;
-        layers[i] = (layer){weight_of(l, "attn_norm.weight"), weight_of(l, "attn_q.weight"),
-                            weight_of(l, "attn_k.weight"),    weight_of(l, "attn_v.weight"),
+        layers[i] = (layer){weight_of(l, "attn_norm.weight"),   weight_of(l, "attn_q.weight"),
+                            weight_of(l, "attn_k.weight"),      weight_of(l, "attn_v.weight"),
                             weight_of(l, "attn_output.weight"), weight_of(l, "ffn_norm.weight"),
-                            weight_of(l, "ffn_gate.weight"),  weight_of(l, "ffn_up.weight"),
+                            weight_of(l, "ffn_gate.weight"),    weight_of(l, "ffn_up.weight"),
                             weight_of(l, "ffn_down.weight")};
         const int32_t *handles = (const int32_t *)&layers[i];
         for (size_t j = 0; j < sizeof layers[i] / sizeof *handles; j++)
@@ -60,8 +60,10 @@ static int32_t forward(const int32_t *ids, int32_t n, int32_t position, float ep
     for (int32_t i = 0; i < n; i++)
         positions[i] = position + i;
     int32_t x = realm_tensor_new(n, n_embd), h = realm_tensor_new(n, n_embd);
-    int32_t q = realm_tensor_new(n, n_heads * head_dim), a = realm_tensor_new(n, n_heads * head_dim);
-    int32_t k = realm_tensor_new(n, n_kv_heads * head_dim), v = realm_tensor_new(n, n_kv_heads * head_dim);
+    int32_t q = realm_tensor_new(n, n_heads * head_dim),
+            a = realm_tensor_new(n, n_heads * head_dim);
+    int32_t k = realm_tensor_new(n, n_kv_heads * head_dim),
+            v = realm_tensor_new(n, n_kv_heads * head_dim);
     int32_t gate = realm_tensor_new(n, n_ff), up = realm_tensor_new(n, n_ff);
     int32_t row = realm_tensor_new(1, n_embd), logits = realm_tensor_new(1, n_vocab);
 
@@ -151,7 +153,8 @@ REALM_PROGRAM
         return model;
     int32_t size = realm_model_info(model, info_text, sizeof info_text);
     if (size < 0 || (size_t)size > sizeof info_text)
-        return realm_fail(REALM_E_TOO_LARGE, "the model's description is too long for this program");
+        return realm_fail(REALM_E_TOO_LARGE,
+                          "the model's description is too long for this program");
     realm_slice info = {info_text, (size_t)size};
     if (!realm_equal(realm_json_string(realm_json_get(info, "architecture")), "llama"))
         return realm_fail(REALM_E_UNSUPPORTED, "this program walks models of llama's kind only");

@@ -45,7 +45,8 @@ REALM_PROGRAM
             return bytes;
         if ((size_t)bytes > sizeof directory_text)
             return REALM_E_TOO_LARGE;
-        realm_slice tensors = realm_json_get((realm_slice){directory_text, (size_t)bytes}, "tensors");
+        realm_slice tensors = realm_json_get((realm_slice){directory_text, (size_t)bytes},
+                                             "tensors");
         size_t at = 0;
         for (realm_slice tensor; (tensor = realm_json_next(tensors, &at)).size; n_tensors++) {
             uint64_t address = (uint64_t)realm_json_int(realm_json_get(tensor, "address"), 0);
@@ -56,7 +57,8 @@ REALM_PROGRAM
         if (layer == 0) { /* the write test, on the first byte of the first tensor */
             at = 0;
             realm_slice first = realm_json_next(tensors, &at);
-            uint8_t *byte = (uint8_t *)(uint64_t)realm_json_int(realm_json_get(first, "address"), 0);
+            uint8_t *byte = (uint8_t *)(uint64_t)realm_json_int(realm_json_get(first, "address"),
+                                                                0);
             uint8_t kept = *byte;
             *byte = (uint8_t)~kept;
             if (*byte != (uint8_t)~kept)

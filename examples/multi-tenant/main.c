@@ -48,9 +48,8 @@ static int open_guest(guest *g, realm_runtime *runtime, const char *path)
     fclose(file);
     if (realm_program_open(&g->program, runtime, g->name, bytes, size, &error))
         return fail(path, &error);
-    realm_tenant_options options = {.name = g->name,
-                                    .capabilities = &g->capability,
-                                    .n_capabilities = g->capability ? 1 : 0};
+    realm_tenant_options options = {
+        .name = g->name, .capabilities = &g->capability, .n_capabilities = g->capability ? 1 : 0};
     if (realm_tenant_open(&g->tenant, runtime, &options, &error))
         return fail(g->name, &error);
     return 0;

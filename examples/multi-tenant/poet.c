@@ -14,7 +14,8 @@ static float exp_negative(float x)
     float scaled = x * 1.44269504f;
     int whole = (int)scaled;
     float f = (scaled - (float)whole) * 0.693147181f;
-    float power = 1 + f * (1 + f * (0.5f + f * (0.166666667f + f * (0.0416666667f + f * 0.00833333f))));
+    float power = 1 +
+                  f * (1 + f * (0.5f + f * (0.166666667f + f * (0.0416666667f + f * 0.00833333f))));
     while (whole++ < 0)
         power *= 0.5f;
     return power;
@@ -54,7 +55,8 @@ REALM_PROGRAM
         return REALM_E_TOO_LARGE;
     realm_slice ends = realm_json_get((realm_slice){info, (size_t)info_size}, "ends");
 
-    int32_t count = realm_tokenize(model, text.data, text.size, REALM_TOKENIZE_ADD_SPECIAL, prompt, 512);
+    int32_t count = realm_tokenize(model, text.data, text.size, REALM_TOKENIZE_ADD_SPECIAL, prompt,
+                                   512);
     if (count < 0 || count > 512)
         return realm_fail(REALM_E_TOO_LARGE, "the poet reads 512 tokens at most");
     int32_t session = realm_session_open(model, REALM_TEXT("{}"));

@@ -24,12 +24,14 @@ REALM_PROGRAM
 
     static char text[16384];
     static int32_t ids[4096];
-    int32_t size = realm_chat_template(model, conversation.data, conversation.size, text, sizeof text);
+    int32_t size = realm_chat_template(model, conversation.data, conversation.size, text,
+                                       sizeof text);
     if (size < 0)
         return size;
     if ((size_t)size > sizeof text)
         return realm_fail(REALM_E_TOO_LARGE, "the question is too long for this program");
-    int32_t count = realm_tokenize(model, text, (size_t)size, REALM_TOKENIZE_PARSE_SPECIAL, ids, 4096);
+    int32_t count = realm_tokenize(model, text, (size_t)size, REALM_TOKENIZE_PARSE_SPECIAL, ids,
+                                   4096);
     if (count < 0)
         return count;
     if (count > 4096)

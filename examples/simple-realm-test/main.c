@@ -53,9 +53,10 @@ int main(int argc, char **argv)
         fprintf(stderr, "simple-realm-test: %s\n", result->message);
         goto out;
     }
-    printf("%llu tokens read, %llu written; the sandbox started in %.0f us and worked for %.2f ms\n",
-           (unsigned long long)result->prompt_tokens, (unsigned long long)result->generated_tokens,
-           (double)result->start_ns / 1e3, (double)result->cpu_ns / 1e6);
+    printf(
+        "%llu tokens read, %llu written; the sandbox started in %.0f us and worked for %.2f ms\n",
+        (unsigned long long)result->prompt_tokens, (unsigned long long)result->generated_tokens,
+        (double)result->start_ns / 1e3, (double)result->cpu_ns / 1e6);
     code = 0;
 out:
     realm_call_close(call);

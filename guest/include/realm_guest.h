@@ -55,7 +55,8 @@ enum {
 REALM_IMPORT(request_read) int32_t realm_request_read(size_t offset, void *out, size_t cap);
 REALM_IMPORT(respond_text) int32_t realm_respond_text(const char *text, size_t size);
 REALM_IMPORT(respond_json) int32_t realm_respond_json(const char *json, size_t size);
-REALM_IMPORT(respond_error) int32_t realm_respond_error(int32_t status, const char *text, size_t size);
+REALM_IMPORT(respond_error)
+int32_t realm_respond_error(int32_t status, const char *text, size_t size);
 REALM_IMPORT(log) int32_t realm_log(int32_t level, const char *text, size_t size);
 REALM_IMPORT(now_ms) int64_t realm_now_ms(void);
 REALM_IMPORT(random) int64_t realm_random(void);
@@ -104,8 +105,8 @@ int32_t realm_constrain(int32_t session, int32_t kind, const char *text, size_t 
 REALM_IMPORT(adapter_use)
 int32_t realm_adapter_use(int32_t session, const char *name, size_t size);
 REALM_IMPORT(embed)
-int32_t realm_embed(int32_t model, const int32_t *ids, size_t count, const char *options, size_t size,
-                    float *out, size_t cap);
+int32_t realm_embed(int32_t model, const int32_t *ids, size_t count, const char *options,
+                    size_t size, float *out, size_t cap);
 
 /* fused */
 REALM_IMPORT(generate)
@@ -115,8 +116,8 @@ int32_t realm_generate(int32_t session, const char *options, size_t size, char *
 REALM_IMPORT(load_layer) int32_t realm_load_layer(int32_t model, int32_t layer);
 #if defined(__wasm64__)
 REALM_IMPORT(memory64_load_layer)
-int32_t realm_memory64_load_layer(int32_t model, int32_t layer, void *address, size_t room, char *out,
-                                  size_t cap);
+int32_t realm_memory64_load_layer(int32_t model, int32_t layer, void *address, size_t room,
+                                  char *out, size_t cap);
 #endif
 REALM_IMPORT(weight) int32_t realm_weight(int32_t owner, const char *name, size_t size);
 REALM_IMPORT(tensor_new) int32_t realm_tensor_new(int32_t rows, int32_t cols);
@@ -128,15 +129,16 @@ REALM_IMPORT(tensor_free) int32_t realm_tensor_free(int32_t tensor);
 REALM_IMPORT(embed_tokens)
 int32_t realm_embed_tokens(int32_t out, int32_t model, const int32_t *ids, size_t count);
 REALM_IMPORT(matmul) int32_t realm_matmul(int32_t out, int32_t weight, int32_t x);
-REALM_IMPORT(rms_norm) int32_t realm_rms_norm(int32_t out, int32_t x, int32_t weight, float epsilon);
+REALM_IMPORT(rms_norm)
+int32_t realm_rms_norm(int32_t out, int32_t x, int32_t weight, float epsilon);
 REALM_IMPORT(layer_norm)
 int32_t realm_layer_norm(int32_t out, int32_t x, int32_t weight, int32_t bias, float epsilon);
 REALM_IMPORT(apply_rope)
 int32_t realm_apply_rope(int32_t x, int32_t model, int32_t layer, const int32_t *positions,
                          size_t count);
 REALM_IMPORT(attention_forward)
-int32_t realm_attention_forward(int32_t session, int32_t layer, int32_t position, int32_t q, int32_t k,
-                                int32_t v, int32_t out);
+int32_t realm_attention_forward(int32_t session, int32_t layer, int32_t position, int32_t q,
+                                int32_t k, int32_t v, int32_t out);
 REALM_IMPORT(kv_cache_get)
 int32_t realm_kv_cache_get(int32_t session, int32_t layer, int32_t values, int32_t first,
                            int32_t count, float *out, size_t cap);

@@ -9,8 +9,8 @@
 
 static inline size_t realm_json_blank(realm_slice s, size_t at)
 {
-    while (at < s.size && (s.data[at] == ' ' || s.data[at] == '\n' || s.data[at] == '\t' ||
-                           s.data[at] == '\r'))
+    while (at < s.size &&
+           (s.data[at] == ' ' || s.data[at] == '\n' || s.data[at] == '\t' || s.data[at] == '\r'))
         at++;
     return at;
 }
@@ -157,8 +157,8 @@ static inline realm_slice realm_json_string(realm_slice value)
                 return none;
             uint32_t code = realm_json_hex4(value.data + i + 1);
             i += 4;
-            if (code >= 0xD800 && code < 0xDC00 && i + 6 < value.size && value.data[i + 1] == '\\' &&
-                value.data[i + 2] == 'u') {
+            if (code >= 0xD800 && code < 0xDC00 && i + 6 < value.size &&
+                value.data[i + 1] == '\\' && value.data[i + 2] == 'u') {
                 uint32_t low = realm_json_hex4(value.data + i + 3);
                 if (low >= 0xDC00 && low < 0xE000) {
                     code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);

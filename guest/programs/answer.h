@@ -96,8 +96,9 @@ static int32_t too_long(int32_t model, size_t n_prompt)
     realm_text_add_z(&sentence, "the prompt has ");
     realm_text_add_int(&sentence, (int64_t)n_prompt);
     realm_text_add_z(&sentence, " tokens, more than the ");
-    realm_text_add_int(&sentence, realm_json_int(
-        realm_json_get((realm_slice){info, (size_t)size}, "n_context"), 0));
+    realm_text_add_int(
+        &sentence,
+        realm_json_int(realm_json_get((realm_slice){info, (size_t)size}, "n_context"), 0));
     realm_text_add_z(&sentence, " of the model's context");
     if (!sentence.failed)
         realm_respond_error(REALM_E_CONTEXT_FULL, sentence.data, sentence.size);
@@ -135,11 +136,21 @@ static int32_t answer(int32_t model, realm_slice request, const int32_t *prompt,
     realm_text_add_z(&options, "{\"return_tokens\":true,\"return_text\":true,\"max_tokens\":");
     realm_text_add_int(&options, realm_json_int(limit, 256));
     realm_slice stream = realm_json_get(request, "stream");
-    realm_text_add_z(&options, realm_equal(stream, "false") ? ",\"stream\":false" : ",\"stream\":true");
-    static const char *const passed[] = {
-        "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
-        "frequency_penalty", "presence_penalty", "penalty_tokens", "seed", "stop", "ignore_eos",
-        "logprobs"};
+    realm_text_add_z(&options,
+                     realm_equal(stream, "false") ? ",\"stream\":false" : ",\"stream\":true");
+    static const char *const passed[] = {"temperature",
+                                         "top_k",
+                                         "top_p",
+                                         "min_p",
+                                         "typical_p",
+                                         "repetition_penalty",
+                                         "frequency_penalty",
+                                         "presence_penalty",
+                                         "penalty_tokens",
+                                         "seed",
+                                         "stop",
+                                         "ignore_eos",
+                                         "logprobs"};
     for (size_t i = 0; i < sizeof passed / sizeof *passed; i++)
         pass(&options, request, passed[i]);
     realm_text_add_z(&options, "}");

@@ -54,24 +54,25 @@ REALM_API realm_status realm_runtime_load(realm_runtime *r, const char *name, co
 REALM_API realm_status realm_program_open(realm_program **out, realm_runtime *r, const char *name,
                                           const void *bytes, size_t size, realm_error *error);
 /* A built-in one: "chat" or "completion". */
-REALM_API realm_status realm_program_builtin(realm_program **out, realm_runtime *r, const char *name,
-                                             realm_error *error);
+REALM_API realm_status realm_program_builtin(realm_program **out, realm_runtime *r,
+                                             const char *name, realm_error *error);
 REALM_API void realm_program_close(realm_program *p); /* NULL allowed */
 
 /* ---- tenants ------------------------------------------------------------------------------------ */
 
 typedef struct realm_tenant_options {
-    const char *name;               /* for messages; required */
-    double weight;                  /* share of the engines against other tenants'; 0: 1 */
-    const char *const *models;      /* [n_models] names; the first is the default. NULL: all loaded */
+    const char *name;          /* for messages; required */
+    double weight;             /* share of the engines against other tenants'; 0: 1 */
+    const char *const *models; /* [n_models] names; the first is the default. NULL: all loaded */
     int32_t n_models;
-    const char *const *capabilities; /* [n_capabilities] "models", "logits", "tensors", "state", ...;
+    const char *const
+        *capabilities; /* [n_capabilities] "models", "logits", "tensors", "state", ...;
                                         see docs/HOST_ABI.md */
     int32_t n_capabilities;
-    uint64_t memory_bytes;          /* of one sandbox; 0: 64 MiB (64-bit programs: 16 GiB) */
-    uint64_t cpu_ms;                /* of one request; 0: 10 s */
-    uint64_t wall_ms;               /* of one request; 0: 10 minutes */
-    int32_t requests;               /* at once; 0: 64 */
+    uint64_t memory_bytes; /* of one sandbox; 0: 64 MiB (64-bit programs: 16 GiB) */
+    uint64_t cpu_ms;       /* of one request; 0: 10 s */
+    uint64_t wall_ms;      /* of one request; 0: 10 minutes */
+    int32_t requests;      /* at once; 0: 64 */
 } realm_tenant_options;
 
 /* Models must be loaded before. Everything is copied. */
@@ -90,7 +91,7 @@ typedef struct realm_call_options {
     realm_program *program;
     const void *input; /* the request, usually JSON; copied */
     size_t input_size;
-    uint64_t seed;     /* the same seed, program and input give the same answer */
+    uint64_t seed; /* the same seed, program and input give the same answer */
     /* Text as it is generated, in order; on a sandbox thread: must not block. May be NULL. */
     void (*on_text)(void *context, const char *text, size_t size);
     void *context;

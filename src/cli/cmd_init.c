@@ -20,7 +20,8 @@ INIT_FILE_MAP(DECLARE)
 #undef DECLARE
 
 static const init_file files[] = {
-#define ROW(language, symbol, path, executable) {language, path, executable, symbol, &symbol##_size},
+#define ROW(language, symbol, path, executable)                                                    \
+    {language, path, executable, symbol, &symbol##_size},
     INIT_FILE_MAP(ROW)
 #undef ROW
 };
@@ -47,7 +48,8 @@ static realm_status check_free(const char *folder, const char *language, realm_e
         if (status)
             return status;
         if (access(path, F_OK) == 0)
-            return realm_fail(error, REALM_INVALID, "'%s' exists already; choose a new folder", path);
+            return realm_fail(error, REALM_INVALID, "'%s' exists already; choose a new folder",
+                              path);
     }
     return REALM_OK;
 }
@@ -71,10 +73,12 @@ static realm_status write_file(const char *folder, const init_file *file, realm_
 int cmd_init(int argc, char **argv)
 {
     const char *folder = NULL, *language = "c";
-    const option options[] = {
-        {.name = "lang", .kind = OPTION_TEXT, .out = &language, .value = "c|rust",
-         .help = "the language of the program"},
-        {0}};
+    const option options[] = {{.name = "lang",
+                               .kind = OPTION_TEXT,
+                               .out = &language,
+                               .value = "c|rust",
+                               .help = "the language of the program"},
+                              {0}};
     const options_positional positionals[] = {
         {.name = "DIR", .out = &folder, .required = 1, .help = "the folder to make"}, {0}};
     const options_command command = {
@@ -82,7 +86,8 @@ int cmd_init(int argc, char **argv)
         .summary = "make the project of a new program, in C or Rust",
         .options = options,
         .positionals = positionals,
-        .notes = "Then: cd DIR && ./build.sh && realm run --model FILE --program program.wasm --prompt TEXT\n",
+        .notes =
+            "Then: cd DIR && ./build.sh && realm run --model FILE --program program.wasm --prompt TEXT\n",
     };
     int code = options_parse(&command, argc, argv);
     if (code != OPTIONS_GO_ON)
@@ -96,8 +101,9 @@ int cmd_init(int argc, char **argv)
         if (strcmp(files[i].language, language) == 0 && write_file(folder, &files[i], &error))
             return command_failed("init", &error);
     const char *quote = strpbrk(folder, " \t&;()<>|$*?[]") ? "'" : "";
-    printf("made %s. Next:\n\n  cd %s%s%s\n  ./build.sh\n  realm run --model MODEL.gguf --program program.wasm "
-           "--prompt \"The capital of France is\"\n",
-           folder, quote, folder, quote);
+    printf(
+        "made %s. Next:\n\n  cd %s%s%s\n  ./build.sh\n  realm run --model MODEL.gguf --program program.wasm "
+        "--prompt \"The capital of France is\"\n",
+        folder, quote, folder, quote);
     return EXIT_OK;
 }

@@ -123,13 +123,13 @@ static realm_status add_format(json_t *request, const char *schema, realm_error 
         return REALM_OK;
     }
     json_t *parsed;
-    realm_status status =
-        json_parse(&parsed, schema, strlen(schema), MAX_PROMPT_BYTES, JSON_USUAL_DEPTH, error);
+    realm_status status = json_parse(&parsed, schema, strlen(schema), MAX_PROMPT_BYTES,
+                                     JSON_USUAL_DEPTH, error);
     if (status)
         return realm_fail_in(error, status, "--schema");
-    json_object_set_new(request, "response_format",
-                        json_pack("{s:s,s:{s:o}}", "type", "json_schema", "json_schema", "schema",
-                                  parsed));
+    json_object_set_new(
+        request, "response_format",
+        json_pack("{s:s,s:{s:o}}", "type", "json_schema", "json_schema", "schema", parsed));
     return REALM_OK;
 }
 
@@ -153,10 +153,11 @@ static void print_text(void *context, const char *text, size_t size)
 static json_t *plain_answer(run *r, const realm_call_result *result)
 {
     json_t *answer = json_pack("{s:[],s:[],s:o,s:s}", "prompt_tokens", "tokens", "text",
-                               clean_text(buffer_text(&r->text), r->text.size),
-                               "finish_reason", "stop");
+                               clean_text(buffer_text(&r->text), r->text.size), "finish_reason",
+                               "stop");
     if (result->json) {
-        json_t *own = json_loadb(result->json, result->json_size, JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL);
+        json_t *own = json_loadb(result->json, result->json_size, JSON_DECODE_ANY | JSON_ALLOW_NUL,
+                                 NULL);
         if (own)
             json_object_set_new(answer, "response", own);
     }
@@ -320,8 +321,8 @@ static realm_status open_program(run *r, realm_error *error)
                                      r->options.chat ? "chat" : "completion", error);
     char *bytes;
     size_t size;
-    realm_status status =
-        file_read(&r->memory, r->options.program, MAX_PROGRAM_BYTES, &bytes, &size, error);
+    realm_status status = file_read(&r->memory, r->options.program, MAX_PROGRAM_BYTES, &bytes,
+                                    &size, error);
     if (status)
         return status;
     return realm_program_open(&r->program, r->runtime, r->options.program, bytes, size, error);
@@ -329,7 +330,8 @@ static realm_status open_program(run *r, realm_error *error)
 
 static realm_status set_up(run *r, realm_error *error)
 {
-    static const char *const everything[] = {"models", "adapters", "logits", "tensors", "state", "calls"};
+    static const char *const everything[] = {"models",  "adapters", "logits",
+                                             "tensors", "state",    "calls"};
     realm_runtime_options runtime = {.n_threads = (int32_t)r->options.n_threads};
     realm_tenant_options tenant = {
         .name = "local",
@@ -378,7 +380,8 @@ static int run_all(run *r, const options_command *command)
     sigaction(SIGINT, &action, NULL);
     json_t *messages = r->options.chat ? json_array() : NULL;
     if (messages && r->options.system)
-        json_array_append_new(messages, message("system", r->options.system, strlen(r->options.system)));
+        json_array_append_new(messages,
+                              message("system", r->options.system, strlen(r->options.system)));
     int code;
     if (prompt) {
         if (messages)
@@ -393,70 +396,186 @@ static int run_all(run *r, const options_command *command)
 
 int cmd_run(int argc, char **argv)
 {
-    run r = {.options = {.max_tokens = 256, .top_k = -1, .seed = -1, .logprobs = -1,
-                         .penalty_tokens = -2, .temperature = NAN, .top_p = NAN, .min_p = NAN,
-                         .typical_p = NAN, .repetition = NAN, .frequency = NAN, .presence = NAN}};
+    run r = {.options = {.max_tokens = 256,
+                         .top_k = -1,
+                         .seed = -1,
+                         .logprobs = -1,
+                         .penalty_tokens = -2,
+                         .temperature = NAN,
+                         .top_p = NAN,
+                         .min_p = NAN,
+                         .typical_p = NAN,
+                         .repetition = NAN,
+                         .frequency = NAN,
+                         .presence = NAN}};
     run_options *o = &r.options;
     const option options[] = {
-        {.name = "model", .letter = 'm', .kind = OPTION_TEXT, .out = &o->model, .value = "FILE",
-         .required = 1, .help = "the GGUF file of the model"},
-        {.name = "program", .kind = OPTION_TEXT, .out = &o->program, .value = "P.wasm",
+        {.name = "model",
+         .letter = 'm',
+         .kind = OPTION_TEXT,
+         .out = &o->model,
+         .value = "FILE",
+         .required = 1,
+         .help = "the GGUF file of the model"},
+        {.name = "program",
+         .kind = OPTION_TEXT,
+         .out = &o->program,
+         .value = "P.wasm",
          .help = "the program that answers, WebAssembly binary or text (default: a built-in one)"},
-        {.name = "prompt", .letter = 'p', .kind = OPTION_TEXT, .out = &o->prompt, .value = "TEXT",
+        {.name = "prompt",
+         .letter = 'p',
+         .kind = OPTION_TEXT,
+         .out = &o->prompt,
+         .value = "TEXT",
          .help = "what to go on from; without it, standard input is read"},
-        {.name = "chat", .kind = OPTION_FLAG, .out = &o->chat,
-         .help = "talk through the model's chat template: --prompt is one question, without it each line of "
-                 "standard input is one"},
-        {.name = "system", .kind = OPTION_TEXT, .out = &o->system, .value = "TEXT",
+        {.name = "chat",
+         .kind = OPTION_FLAG,
+         .out = &o->chat,
+         .help =
+             "talk through the model's chat template: --prompt is one question, without it each line of "
+             "standard input is one"},
+        {.name = "system",
+         .kind = OPTION_TEXT,
+         .out = &o->system,
+         .value = "TEXT",
          .help = "with --chat: the system message"},
-        {.name = "max-tokens", .letter = 'n', .kind = OPTION_INT, .out = &o->max_tokens, .value = "N",
-         .min = 1, .max = 1 << 20, .help = "stop after N tokens"},
-        {.name = "temperature", .kind = OPTION_REAL, .out = &o->temperature, .value = "T", .min = 0,
-         .max = 100, .help = "0, the default, always takes the likeliest token"},
-        {.name = "top-k", .kind = OPTION_INT, .out = &o->top_k, .value = "K", .min = 0, .max = 1 << 30,
+        {.name = "max-tokens",
+         .letter = 'n',
+         .kind = OPTION_INT,
+         .out = &o->max_tokens,
+         .value = "N",
+         .min = 1,
+         .max = 1 << 20,
+         .help = "stop after N tokens"},
+        {.name = "temperature",
+         .kind = OPTION_REAL,
+         .out = &o->temperature,
+         .value = "T",
+         .min = 0,
+         .max = 100,
+         .help = "0, the default, always takes the likeliest token"},
+        {.name = "top-k",
+         .kind = OPTION_INT,
+         .out = &o->top_k,
+         .value = "K",
+         .min = 0,
+         .max = 1 << 30,
          .help = "choose among the K likeliest (0: all)"},
-        {.name = "top-p", .kind = OPTION_REAL, .out = &o->top_p, .value = "P", .min = 0, .max = 1,
+        {.name = "top-p",
+         .kind = OPTION_REAL,
+         .out = &o->top_p,
+         .value = "P",
+         .min = 0,
+         .max = 1,
          .help = "choose among the likeliest that hold P of the probability"},
-        {.name = "min-p", .kind = OPTION_REAL, .out = &o->min_p, .value = "P", .min = 0, .max = 1,
+        {.name = "min-p",
+         .kind = OPTION_REAL,
+         .out = &o->min_p,
+         .value = "P",
+         .min = 0,
+         .max = 1,
          .help = "drop what is less likely than P times the likeliest"},
-        {.name = "typical-p", .kind = OPTION_REAL, .out = &o->typical_p, .value = "P", .min = 0, .max = 1,
+        {.name = "typical-p",
+         .kind = OPTION_REAL,
+         .out = &o->typical_p,
+         .value = "P",
+         .min = 0,
+         .max = 1,
          .help = "choose among the most typical that hold P of the probability"},
-        {.name = "repetition-penalty", .kind = OPTION_REAL, .out = &o->repetition, .value = "X",
-         .min = 0.01, .max = 100, .help = "over 1: makes tokens that occurred less likely"},
-        {.name = "frequency-penalty", .kind = OPTION_REAL, .out = &o->frequency, .value = "X",
-         .min = -100, .max = 100, .help = "taken from a token's logit for each time it occurred"},
-        {.name = "presence-penalty", .kind = OPTION_REAL, .out = &o->presence, .value = "X", .min = -100,
-         .max = 100, .help = "taken once from the logit of a token that occurred"},
-        {.name = "penalty-tokens", .kind = OPTION_INT, .out = &o->penalty_tokens, .value = "N",
-         .min = -1, .max = 1 << 30, .help = "how many recent tokens penalties look at (-1: all)"},
-        {.name = "seed", .kind = OPTION_INT, .out = &o->seed, .value = "S", .min = 0, .max = 0x1p62,
+        {.name = "repetition-penalty",
+         .kind = OPTION_REAL,
+         .out = &o->repetition,
+         .value = "X",
+         .min = 0.01,
+         .max = 100,
+         .help = "over 1: makes tokens that occurred less likely"},
+        {.name = "frequency-penalty",
+         .kind = OPTION_REAL,
+         .out = &o->frequency,
+         .value = "X",
+         .min = -100,
+         .max = 100,
+         .help = "taken from a token's logit for each time it occurred"},
+        {.name = "presence-penalty",
+         .kind = OPTION_REAL,
+         .out = &o->presence,
+         .value = "X",
+         .min = -100,
+         .max = 100,
+         .help = "taken once from the logit of a token that occurred"},
+        {.name = "penalty-tokens",
+         .kind = OPTION_INT,
+         .out = &o->penalty_tokens,
+         .value = "N",
+         .min = -1,
+         .max = 1 << 30,
+         .help = "how many recent tokens penalties look at (-1: all)"},
+        {.name = "seed",
+         .kind = OPTION_INT,
+         .out = &o->seed,
+         .value = "S",
+         .min = 0,
+         .max = 0x1p62,
          .help = "the same seed gives the same text; without it each run draws anew"},
-        {.name = "stop", .kind = OPTION_TEXT, .out = &o->stop, .value = "TEXT",
+        {.name = "stop",
+         .kind = OPTION_TEXT,
+         .out = &o->stop,
+         .value = "TEXT",
          .help = "stop before this text"},
-        {.name = "schema", .kind = OPTION_TEXT, .out = &o->response_format, .value = "JSON",
+        {.name = "schema",
+         .kind = OPTION_TEXT,
+         .out = &o->response_format,
+         .value = "JSON",
          .help = "only text of this JSON schema; \"json\" for any JSON object"},
-        {.name = "ignore-eos", .kind = OPTION_FLAG, .out = &o->ignore_eos,
+        {.name = "ignore-eos",
+         .kind = OPTION_FLAG,
+         .out = &o->ignore_eos,
          .help = "go on where the model would end"},
-        {.name = "logprobs", .kind = OPTION_INT, .out = &o->logprobs, .value = "K", .min = 0, .max = 20,
-         .help = "with --json: the K likeliest tokens at each place, with their log-probabilities in the "
-                 "untempered model"},
-        {.name = "json", .kind = OPTION_FLAG, .out = &o->json,
+        {.name = "logprobs",
+         .kind = OPTION_INT,
+         .out = &o->logprobs,
+         .value = "K",
+         .min = 0,
+         .max = 20,
+         .help =
+             "with --json: the K likeliest tokens at each place, with their log-probabilities in the "
+             "untempered model"},
+        {.name = "json",
+         .kind = OPTION_FLAG,
+         .out = &o->json,
          .help = "print one JSON object an answer instead of text"},
-        {.name = "threads", .letter = 't', .kind = OPTION_INT, .out = &o->n_threads, .value = "N",
-         .min = 1, .max = 1024, .help = "threads that compute (default: the cores there are)"},
-        {.name = "timeout", .kind = OPTION_INT, .out = &o->timeout_s, .value = "S", .min = 1,
-         .max = 1e6, .help = "end the request after S seconds (default: 600)"},
-        {.name = "memory", .kind = OPTION_INT, .out = &o->memory_mb, .value = "MIB", .min = 1,
-         .max = 1 << 20, .help = "memory that the program may use (default: 64; 64-bit programs: 16384)"},
+        {.name = "threads",
+         .letter = 't',
+         .kind = OPTION_INT,
+         .out = &o->n_threads,
+         .value = "N",
+         .min = 1,
+         .max = 1024,
+         .help = "threads that compute (default: the cores there are)"},
+        {.name = "timeout",
+         .kind = OPTION_INT,
+         .out = &o->timeout_s,
+         .value = "S",
+         .min = 1,
+         .max = 1e6,
+         .help = "end the request after S seconds (default: 600)"},
+        {.name = "memory",
+         .kind = OPTION_INT,
+         .out = &o->memory_mb,
+         .value = "MIB",
+         .min = 1,
+         .max = 1 << 20,
+         .help = "memory that the program may use (default: 64; 64-bit programs: 16384)"},
         {0}};
     const options_command command = {
         .name = "run",
         .summary = "generate text with a model, through a program in its sandbox",
         .options = options,
-        .notes = "Examples\n"
-                 "  realm run --model model.gguf --prompt \"The capital of France is\" --max-tokens 16\n"
-                 "  realm run --model model.gguf --chat --prompt \"What is the capital of France?\"\n"
-                 "  realm run --model model.gguf --program mine.wasm --prompt hello --json\n",
+        .notes =
+            "Examples\n"
+            "  realm run --model model.gguf --prompt \"The capital of France is\" --max-tokens 16\n"
+            "  realm run --model model.gguf --chat --prompt \"What is the capital of France?\"\n"
+            "  realm run --model model.gguf --program mine.wasm --prompt hello --json\n",
     };
     int code = options_parse(&command, argc, argv);
     if (code != OPTIONS_GO_ON)

@@ -150,8 +150,8 @@ static int wrong_number(const options_command *command, const option *o, const c
         else
             snprintf(limits[i], sizeof limits[i], "%.15g", limit);
     }
-    return options_wrong(command, "--%s wants %s from %s to %s, not '%.80s'", o->name, kind, limits[0],
-                         limits[1], text);
+    return options_wrong(command, "--%s wants %s from %s to %s, not '%.80s'", o->name, kind,
+                         limits[0], limits[1], text);
 }
 
 static int read_value(const options_command *command, const option *o, const char *text)

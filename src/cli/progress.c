@@ -19,7 +19,8 @@ void progress_step(void *context, double fraction)
 {
     progress *p = context;
     uint64_t now = clock_ns();
-    if (!isatty(STDERR_FILENO) || now - p->start_ns < SHOW_AFTER_NS || now - p->drawn_ns < REDRAW_NS)
+    if (!isatty(STDERR_FILENO) || now - p->start_ns < SHOW_AFTER_NS ||
+        now - p->drawn_ns < REDRAW_NS)
         return;
     p->drawn_ns = now;
     p->shown = 1;

@@ -13,14 +13,25 @@
 /* A device tensor of a guest. Shape is fixed when the sandbox makes it; memory comes with the
  * COMPUTE_NEW operation on the engine thread and goes with COMPUTE_FREE. */
 typedef struct compute_tensor {
-    tensor device;          /* device.data NULL until COMPUTE_NEW ran */
+    tensor device; /* device.data NULL until COMPUTE_NEW ran */
     int32_t n_rows, n_cols;
 } compute_tensor;
 
 typedef enum compute_kind {
-    COMPUTE_NEW, COMPUTE_FREE, COMPUTE_WRITE, COMPUTE_READ, COMPUTE_EMBED, COMPUTE_MATMUL,
-    COMPUTE_RMS_NORM, COMPUTE_LAYER_NORM, COMPUTE_ROPE, COMPUTE_ATTENTION, COMPUTE_KV_READ,
-    COMPUTE_GATED, COMPUTE_ADD, COMPUTE_SOFT_CAP,
+    COMPUTE_NEW,
+    COMPUTE_FREE,
+    COMPUTE_WRITE,
+    COMPUTE_READ,
+    COMPUTE_EMBED,
+    COMPUTE_MATMUL,
+    COMPUTE_RMS_NORM,
+    COMPUTE_LAYER_NORM,
+    COMPUTE_ROPE,
+    COMPUTE_ATTENTION,
+    COMPUTE_KV_READ,
+    COMPUTE_GATED,
+    COMPUTE_ADD,
+    COMPUTE_SOFT_CAP,
 } compute_kind;
 
 typedef struct compute_op {
@@ -35,7 +46,7 @@ typedef struct compute_op {
                                         the session's length becomes position + rows when the last
                                         layer has run */
     activation_kind activation;
-    float number;                    /* epsilon, scale or cap */
+    float number; /* epsilon, scale or cap */
 } compute_op;
 
 typedef struct compute_list {

@@ -22,17 +22,16 @@ typedef struct engine engine;
 typedef struct session session;
 
 typedef struct engine_options {
-    uint64_t kv_bytes;      /* memory for pages; 0: a third of what is free, at most what
+    uint64_t kv_bytes;    /* memory for pages; 0: a third of what is free, at most what
                                max_sessions full contexts can use */
-    dtype kv_type;          /* DTYPE_F16 (default when 0) or DTYPE_Q8_0 */
-    int32_t batch_tokens;   /* token budget of an iteration; 0: the model's max_batch_tokens */
-    int32_t max_sessions;   /* 0: 256 */
-    int32_t gather_us;      /* longest wait for outside-driven sessions; -1: default */
+    dtype kv_type;        /* DTYPE_F16 (default when 0) or DTYPE_Q8_0 */
+    int32_t batch_tokens; /* token budget of an iteration; 0: the model's max_batch_tokens */
+    int32_t max_sessions; /* 0: 256 */
+    int32_t gather_us;    /* longest wait for outside-driven sessions; -1: default */
 } engine_options;
 
 /* Borrows the model (and its backend) until engine_close; starts the engine thread. */
-realm_status engine_open(engine **out, model *m, const engine_options *options,
-                         realm_error *error);
+realm_status engine_open(engine **out, model *m, const engine_options *options, realm_error *error);
 /* Cancels what is in flight, joins the thread. Sessions must be closed or have no owner left. */
 void engine_close(engine *e);
 model *engine_model(engine *e);
@@ -43,9 +42,9 @@ void engine_forget_adapter(engine *e, const adapter *a);
 
 /* A tenant's share. Unknown tenants have weight 1 and no limits of their own. Any thread. */
 typedef struct engine_tenant {
-    float weight;           /* of its virtual token counter; > 0 */
-    int32_t max_sessions;   /* 0: the engine's */
-    int32_t max_pages;      /* 0: the engine's */
+    float weight;         /* of its virtual token counter; > 0 */
+    int32_t max_sessions; /* 0: the engine's */
+    int32_t max_pages;    /* 0: the engine's */
 } engine_tenant;
 realm_status engine_tenant_set(engine *e, uint32_t tenant, const engine_tenant *settings,
                                realm_error *error);
@@ -68,7 +67,7 @@ typedef enum priority { PRIORITY_BATCH, PRIORITY_NORMAL, PRIORITY_HIGH } priorit
 typedef struct session_options {
     uint32_t tenant;
     priority priority;
-    int32_t n_context;  /* longest sequence; 0: the model's */
+    int32_t n_context; /* longest sequence; 0: the model's */
     sampler_options sampler;
 } session_options;
 
@@ -114,24 +113,24 @@ typedef enum work_kind {
 typedef enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_WAKE } finish_reason;
 
 typedef struct generate_options {
-    int32_t max_tokens;      /* > 0; FINISH_LENGTH. Counted over a work and its continuations */
+    int32_t max_tokens;       /* > 0; FINISH_LENGTH. Counted over a work and its continuations */
     const char *const *stops; /* [n_stops] FINISH_STOP before the text of one would be emitted */
     int32_t n_stops;
     int ignore_eos;
-    int32_t wake_every;      /* > 0: FINISH_WAKE after so many tokens, to be continued by the same
+    int32_t wake_every;     /* > 0: FINISH_WAKE after so many tokens, to be continued by the same
                                 work submitted again, its finish still FINISH_WAKE */
-    int32_t n_top_logprobs;  /* 0..20 with each token */
+    int32_t n_top_logprobs; /* 0..20 with each token */
     int want_logprobs;
 } generate_options;
 
 /* A token as generate hands it out. Log-probabilities are of the untempered, unbiased model. */
 typedef struct generated_token {
-    token_id id;                 /* -1: no token, only text that was held back until the end. The
+    token_id id;   /* -1: no token, only text that was held back until the end. The
                                     token that ends generation is never handed out or appended */
-    float logprob;               /* valid if want_logprobs */
+    float logprob; /* valid if want_logprobs */
     int32_t n_top;
-    const token_logit *top;      /* [n_top] value: log-probability; borrowed for the call */
-    const char *text;            /* whole UTF-8 characters that this token released; may be "" */
+    const token_logit *top; /* [n_top] value: log-probability; borrowed for the call */
+    const char *text;       /* whole UTF-8 characters that this token released; may be "" */
     size_t text_size;
 } generated_token;
 
@@ -145,13 +144,13 @@ struct work {
     /* input; borrowed until done */
     const token_id *tokens; /* FEED, EMBED [n_tokens] */
     int32_t n_tokens;
-    token_id token;         /* STEP: in, -1 to sample; out, the token appended */
+    token_id token; /* STEP: in, -1 to sample; out, the token appended */
     generate_options generate;
     pooling pooling;
-    float *embedding;       /* EMBED: out [n_embd] */
-    int normalize;          /* EMBED: to length 1 */
+    float *embedding;          /* EMBED: out [n_embd] */
+    int normalize;             /* EMBED: to length 1 */
     struct compute_list *list; /* COMPUTE */
-    uint64_t deadline_ns;   /* clock_ns() time, 0: none. REALM_DEADLINE within an iteration of it */
+    uint64_t deadline_ns; /* clock_ns() time, 0: none. REALM_DEADLINE within an iteration of it */
 
     /* GENERATE: called on the engine thread for each token; must not block. May be NULL.
      * Return 0 to go on, 1 to stop (FINISH_STOP). */
@@ -164,8 +163,8 @@ struct work {
     realm_status status;
     realm_error error;
     finish_reason finish;
-    int32_t n_generated;     /* GENERATE: since this submission */
-    int32_t n_cached;        /* tokens that the prefix cache spared */
+    int32_t n_generated; /* GENERATE: since this submission */
+    int32_t n_cached;    /* tokens that the prefix cache spared */
     uint64_t submitted_ns, started_ns, first_token_ns, done_ns; /* clock_ns() */
 
     /* the engine's own between submit and done */

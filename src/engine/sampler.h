@@ -21,7 +21,7 @@ typedef struct sampler_options {
     float top_p;       /* 1: off; 0: only the likeliest */
     float min_p;       /* 0: off */
     float typical_p;   /* 1: off; 0: only the most typical; Meister et al., arXiv 2202.00666 */
-    float repetition_penalty; /* 1: off; Keskar et al., arXiv 1909.05858 */
+    float repetition_penalty;                  /* 1: off; Keskar et al., arXiv 1909.05858 */
     float frequency_penalty, presence_penalty; /* 0: off; as OpenAI's API defines them */
     int32_t penalty_tokens; /* how many recent tokens count; -1: all. Default 64 */
     uint64_t seed;

@@ -16,7 +16,7 @@
 #include "library/builtin.h"
 #include "sandbox/sandbox.h"
 
-#define MAX_MODELS         64
+#define MAX_MODELS          64
 #define MAX_TENANT_PROGRAMS 256
 
 typedef struct loaded_model {
@@ -238,7 +238,8 @@ static realm_status list_models(realm_runtime *r, const realm_tenant_options *op
     for (int32_t i = 0; i < *count; i++) {
         loaded_model *m = options->models ? find_model(r, options->models[i]) : &r->models[i];
         if (!m)
-            return realm_fail(error, REALM_NOT_FOUND, "no model '%s' is loaded", options->models[i]);
+            return realm_fail(error, REALM_NOT_FOUND, "no model '%s' is loaded",
+                              options->models[i]);
         models[i] = (sandbox_model){m->name, m->engine};
     }
     return REALM_OK;

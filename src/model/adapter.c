@@ -41,7 +41,8 @@ struct adapter {
 /* ---- opening ---------------------------------------------------------------------------------- */
 
 static realm_status expect_text(const gguf *g, const char *key, const char *wanted, size_t size,
-                                realm_error *error) {
+                                realm_error *error)
+{
     gguf_string text = {"", 0};
     realm_status status = gguf_get_string(g, key, &text, error);
     if (status != REALM_OK && status != REALM_NOT_FOUND)
@@ -52,7 +53,8 @@ static realm_status expect_text(const gguf *g, const char *key, const char *want
                       (int)(text.size < 64 ? text.size : 64), text.data, (int)size, wanted);
 }
 
-static realm_status check_kind(adapter *a, realm_error *error) {
+static realm_status check_kind(adapter *a, realm_error *error)
+{
     const char *family = a->model->h.architecture->name;
     metadata m = {a->gguf, "adapter"};
     int found = 0;
@@ -71,7 +73,8 @@ static realm_status check_kind(adapter *a, realm_error *error) {
 
 /* Opens one of the two tensors and remembers that its name is known. */
 static realm_status open_half(adapter *a, weight **out, const weight_piece *piece,
-                              realm_error *error) {
+                              realm_error *error)
+{
     realm_status status = weights_open_piece(a->model->backend, out, a->gguf, piece, error);
     if (status != REALM_OK)
         return status;
@@ -83,7 +86,8 @@ static realm_status open_half(adapter *a, weight **out, const weight_piece *piec
 
 /* The rank is what A and B must agree on. Present is 0 where the file does not change name. */
 static realm_status find_rank(const adapter *a, const char *name, int32_t *rank, int *present,
-                              realm_error *error) {
+                              realm_error *error)
+{
     char key[96];
     snprintf(key, sizeof key, "%s.lora_a", name);
     const gguf_tensor *ta = gguf_find_tensor(a->gguf, key);
@@ -103,11 +107,13 @@ static realm_status find_rank(const adapter *a, const char *name, int32_t *rank,
     return REALM_OK;
 }
 
-static void name_half(weight_piece *piece, const char *name, const char *half) {
+static void name_half(weight_piece *piece, const char *name, const char *half)
+{
     snprintf(piece->name, sizeof piece->name, "%.48s.%s", name, half);
 }
 
-static void finish_pair(adapter *a, adapter_pair *pair, int32_t rank) {
+static void finish_pair(adapter *a, adapter_pair *pair, int32_t rank)
+{
     pair->scale = a->alpha == 0 ? 1 : a->alpha / (float)rank;
     if (rank > a->max_rank)
         a->max_rank = rank;
@@ -116,7 +122,8 @@ static void finish_pair(adapter *a, adapter_pair *pair, int32_t rank) {
 /* The pair for rows [base->first, +n_rows) of the model's matrix base->name. shared, if not NULL,
  * is the pair of an earlier part of the same fused matrix, whose A serves this part too. */
 static realm_status open_pair(adapter *a, adapter_pair *pair, const weight_piece *base,
-                              const adapter_pair *shared, realm_error *error) {
+                              const adapter_pair *shared, realm_error *error)
+{
     int32_t rank = 0;
     int present = 0;
     realm_status status = find_rank(a, base->name, &rank, &present, error);
@@ -138,7 +145,8 @@ static realm_status open_pair(adapter *a, adapter_pair *pair, const weight_piece
 }
 
 /* An embedding's A has a column for each token, stored as rows, so that a lookup reads one. */
-static realm_status open_embedding_pair(adapter *a, realm_error *error) {
+static realm_status open_embedding_pair(adapter *a, realm_error *error)
+{
     const hyperparameters *h = &a->model->h;
     int32_t rank = 0;
     int present = 0;
@@ -156,7 +164,8 @@ static realm_status open_embedding_pair(adapter *a, realm_error *error) {
     return open_half(a, &a->embedding.b, &half, error);
 }
 
-static realm_status open_layer(adapter *a, int32_t layer, realm_error *error) {
+static realm_status open_layer(adapter *a, int32_t layer, realm_error *error)
+{
     const model *m = a->model;
     weight_piece before = {0};
     for (int i = 0; i < MATRIX_COUNT; i++) {
@@ -171,14 +180,16 @@ static realm_status open_layer(adapter *a, int32_t layer, realm_error *error) {
     return REALM_OK;
 }
 
-static realm_status open_output_pair(adapter *a, realm_error *error) {
+static realm_status open_output_pair(adapter *a, realm_error *error)
+{
     const hyperparameters *h = &a->model->h;
     weight_piece piece = {
         .name = "output.weight", .n_rows = h->n_vocab, .n_stored = h->n_vocab, .n_cols = h->n_embd};
     return open_pair(a, &a->output, &piece, NULL, error);
 }
 
-static realm_status refuse_unknown(const adapter *a, realm_error *error) {
+static realm_status refuse_unknown(const adapter *a, realm_error *error)
+{
     for (size_t i = 0; i < gguf_tensor_count(a->gguf); i++) {
         gguf_string name = gguf_tensor_at(a->gguf, i)->name;
         if (map_get(&a->known, name.data, name.size) == NULL)
@@ -192,8 +203,8 @@ static realm_status refuse_unknown(const adapter *a, realm_error *error) {
 }
 
 /* Makes a scratch tensor hold at least n_rows x n_cols. */
-static realm_status reserve(model *m, tensor *t, int32_t n_rows, int32_t n_cols,
-                            realm_error *error) {
+static realm_status reserve(model *m, tensor *t, int32_t n_rows, int32_t n_cols, realm_error *error)
+{
     if (t->data != NULL && (int64_t)t->n_rows * t->n_cols >= (int64_t)n_rows * n_cols)
         return REALM_OK;
     if (t->data != NULL)
@@ -203,7 +214,8 @@ static realm_status reserve(model *m, tensor *t, int32_t n_rows, int32_t n_cols,
 }
 
 /* The model's scratch for A x and B A x, as large as the largest adapter needs. */
-static realm_status reserve_scratch(const adapter *a, realm_error *error) {
+static realm_status reserve_scratch(const adapter *a, realm_error *error)
+{
     model *m = a->model;
     scratch *s = &m->scratch;
     int32_t widest = s->x.n_cols;
@@ -218,7 +230,8 @@ static realm_status reserve_scratch(const adapter *a, realm_error *error) {
     return status;
 }
 
-static realm_status open_pairs(adapter *a, realm_error *error) {
+static realm_status open_pairs(adapter *a, realm_error *error)
+{
     size_t n_layers = (size_t)a->model->h.n_layers;
     a->layers = arena_take_array(&a->arena, n_layers, sizeof *a->layers);
     /* two halves for each matrix and for both ends of the network */
@@ -233,7 +246,8 @@ static realm_status open_pairs(adapter *a, realm_error *error) {
     return status;
 }
 
-realm_status adapter_open(adapter **out, model *m, const char *path, realm_error *error) {
+realm_status adapter_open(adapter **out, model *m, const char *path, realm_error *error)
+{
     *out = NULL;
     adapter *a = calloc(1, sizeof *a);
     if (a == NULL)
@@ -258,7 +272,8 @@ out:
     return REALM_OK;
 }
 
-void adapter_close(adapter *a) {
+void adapter_close(adapter *a)
+{
     if (a == NULL)
         return;
     backend *b = a->model->backend;
@@ -273,7 +288,8 @@ void adapter_close(adapter *a) {
 /* ---- applying --------------------------------------------------------------------------------- */
 
 int32_t adapter_groups(adapter_group *groups, const forward_input *input, const int32_t *rows,
-                       int32_t n_rows) {
+                       int32_t n_rows)
+{
     int32_t count = 0;
     if (input->adapters == NULL)
         return 0;
@@ -291,8 +307,8 @@ int32_t adapter_groups(adapter_group *groups, const forward_input *input, const 
 }
 
 /* out += scale * B low, for the rows of one group. */
-static void add_low(const adapter *a, const adapter_pair *pair, tensor out, tensor low,
-                    float scale) {
+static void add_low(const adapter *a, const adapter_pair *pair, tensor out, tensor low, float scale)
+{
     backend *b = a->model->backend;
     tensor delta = scratch_front(a->model->scratch.delta, out.n_rows, out.n_cols);
     const weight *w = pair->b;
@@ -300,7 +316,8 @@ static void add_low(const adapter *a, const adapter_pair *pair, tensor out, tens
     b->table->add(b, out, out, delta, scale);
 }
 
-static void apply_pair(const adapter_group *group, const adapter_pair *pair, tensor out, tensor x) {
+static void apply_pair(const adapter_group *group, const adapter_pair *pair, tensor out, tensor x)
+{
     const adapter *a = group->adapter;
     backend *b = a->model->backend;
     if (pair->a == NULL)
@@ -313,18 +330,21 @@ static void apply_pair(const adapter_group *group, const adapter_pair *pair, ten
 }
 
 void adapter_apply(const adapter_group *groups, int32_t n_groups, int32_t layer, matrix_slot slot,
-                   tensor out, tensor x) {
+                   tensor out, tensor x)
+{
     for (int32_t i = 0; i < n_groups; i++)
         apply_pair(&groups[i], &groups[i].adapter->layers[layer].matrix[slot], out, x);
 }
 
-void adapter_apply_output(const adapter_group *groups, int32_t n_groups, tensor out, tensor x) {
+void adapter_apply_output(const adapter_group *groups, int32_t n_groups, tensor out, tensor x)
+{
     for (int32_t i = 0; i < n_groups; i++)
         apply_pair(&groups[i], &groups[i].adapter->output, out, x);
 }
 
 void adapter_apply_embedding(const adapter_group *groups, int32_t n_groups, tensor out,
-                             const token_id *tokens, float scale) {
+                             const token_id *tokens, float scale)
+{
     for (int32_t i = 0; i < n_groups; i++) {
         const adapter_group *group = &groups[i];
         const adapter_pair *pair = &group->adapter->embedding;

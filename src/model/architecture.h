@@ -17,12 +17,12 @@ typedef struct architecture {
     norm_kind norm;
     rope_kind rope;
     activation_kind activation;
-    unsigned gate_up_fused : 1;    /* ffn_up holds gate then up (phi3) */
-    unsigned norm_bias : 1;        /* norms have a bias each (stablelm) */
-    unsigned qkv_bias : 1;         /* attn_{q,k,v}.bias must exist (qwen2); optional otherwise */
-    unsigned qk_norm : 1;          /* norms of each query and key head (qwen3, gemma3) */
-    unsigned post_norms : 1;       /* norms after attention and feed-forward (gemma2, gemma3) */
-    unsigned scale_embedding : 1;  /* embeddings times sqrt(n_embd) (gemma) */
+    unsigned gate_up_fused : 1;   /* ffn_up holds gate then up (phi3) */
+    unsigned norm_bias : 1;       /* norms have a bias each (stablelm) */
+    unsigned qkv_bias : 1;        /* attn_{q,k,v}.bias must exist (qwen2); optional otherwise */
+    unsigned qk_norm : 1;         /* norms of each query and key head (qwen3, gemma3) */
+    unsigned post_norms : 1;      /* norms after attention and feed-forward (gemma2, gemma3) */
+    unsigned scale_embedding : 1; /* embeddings times sqrt(n_embd) (gemma) */
     /* Fills what metadata leave out (window pattern, query scale, local rope base) and refuses
      * variants of the family that the walk does not know. NULL: nothing to do. */
     realm_status (*complete)(hyperparameters *h, const gguf *g, realm_error *error);
@@ -41,8 +41,8 @@ struct hyperparameters {
     float attention_soft_cap; /* 0: none */
     float logit_soft_cap;
     float embedding_scale, residual_scale; /* 1 where the family has none */
-    int32_t window[MODEL_MAX_LAYERS]; /* 0: full attention */
-    float rope_base, rope_base_local; /* local: layers with a window, where they differ */
+    int32_t window[MODEL_MAX_LAYERS];      /* 0: full attention */
+    float rope_base, rope_base_local;      /* local: layers with a window, where they differ */
     /* What linear scaling multiplies frequencies with (1 / rope.scaling.factor); 1: no scaling. */
     float rope_scale_linear, rope_scale_local;
     /* YaRN, llama3 and longrope factors are read by rope_build in rope.c straight from the file */

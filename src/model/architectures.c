@@ -22,7 +22,8 @@
 #define MAX_VOCABULARY      (1 << 22)
 #define MAX_CONTEXT         (1 << 28)
 
-static metadata metadata_of(const hyperparameters *h, const gguf *g) {
+static metadata metadata_of(const hyperparameters *h, const gguf *g)
+{
     return (metadata){g, h->architecture->name};
 }
 
@@ -31,7 +32,8 @@ static metadata metadata_of(const hyperparameters *h, const gguf *g) {
 /* Sets window on the layers the pattern makes local: all but each pattern-th one, unless the file
  * lists them itself (1: local). A pattern of 0 makes all local. */
 static realm_status read_windows(hyperparameters *h, const gguf *g, int32_t window, int32_t pattern,
-                                 realm_error *error) {
+                                 realm_error *error)
+{
     metadata m = metadata_of(h, g);
     char key[METADATA_KEY_SIZE];
     const gguf_value *v = gguf_find(g, metadata_key(&m, "attention.sliding_window_pattern", key));
@@ -54,13 +56,15 @@ static realm_status read_windows(hyperparameters *h, const gguf *g, int32_t wind
 /* Queries are scaled by 1/sqrt(head) except in the 27B sizes of gemma 2 and 3, which use
  * 1/sqrt(n_embd / n_heads): `query_pre_attn_scalar` of google/gemma_pytorch, gemma/config.py. No
  * metadata say so, the number of layers is what tells that size. */
-static void gemma_attention_scale(hyperparameters *h, int32_t layers_of_27b) {
+static void gemma_attention_scale(hyperparameters *h, int32_t layers_of_27b)
+{
     if (h->n_layers == layers_of_27b)
         h->attention_scale = (float)(1.0 / sqrt((double)(h->n_embd / h->n_heads)));
 }
 
 /* Gemma 2 (arXiv 2408.00118, section 2): local and global layers alternate, the first is local. */
-static realm_status complete_gemma2(hyperparameters *h, const gguf *g, realm_error *error) {
+static realm_status complete_gemma2(hyperparameters *h, const gguf *g, realm_error *error)
+{
     metadata m = metadata_of(h, g);
     int32_t window = 4096;
     int found = 0;
@@ -84,7 +88,8 @@ static realm_status complete_gemma2(hyperparameters *h, const gguf *g, realm_err
 
 /* Gemma 3 (arXiv 2503.19786, section 2): five local layers, whose rope keeps base 10000 and is not
  * scaled, to one global. Files without a window have global layers only. */
-static realm_status complete_gemma3(hyperparameters *h, const gguf *g, realm_error *error) {
+static realm_status complete_gemma3(hyperparameters *h, const gguf *g, realm_error *error)
+{
     metadata m = metadata_of(h, g);
     int32_t window = 0;
     int found = 0;
@@ -103,7 +108,8 @@ static realm_status complete_gemma3(hyperparameters *h, const gguf *g, realm_err
 }
 
 /* Mixture-of-experts files carry the same architecture name as dense ones. */
-static realm_status refuse_experts(hyperparameters *h, const gguf *g, realm_error *error) {
+static realm_status refuse_experts(hyperparameters *h, const gguf *g, realm_error *error)
+{
     metadata m = metadata_of(h, g);
     int32_t n_experts = 0;
     int found = 0;
@@ -116,7 +122,8 @@ static realm_status refuse_experts(hyperparameters *h, const gguf *g, realm_erro
 }
 
 /* The 12B size of StableLM 2 adds the feed-forward to the attention's input. */
-static realm_status refuse_parallel(hyperparameters *h, const gguf *g, realm_error *error) {
+static realm_status refuse_parallel(hyperparameters *h, const gguf *g, realm_error *error)
+{
     (void)h;
     int parallel = 0;
     realm_status status = gguf_get_bool(g, "stablelm.use_parallel_residual", &parallel, error);
@@ -154,20 +161,23 @@ static const architecture architectures[] = {
 
 #define ARCHITECTURE_COUNT (sizeof architectures / sizeof architectures[0])
 
-const architecture *architecture_find(const char *name, size_t size) {
+const architecture *architecture_find(const char *name, size_t size)
+{
     for (size_t i = 0; i < ARCHITECTURE_COUNT; i++)
         if (strlen(architectures[i].name) == size && memcmp(architectures[i].name, name, size) == 0)
             return &architectures[i];
     return NULL;
 }
 
-const char *architecture_name_at(size_t index) {
+const char *architecture_name_at(size_t index)
+{
     return index < ARCHITECTURE_COUNT ? architectures[index].name : NULL;
 }
 
 /* ---- numbers all families share --------------------------------------------------------------- */
 
-static realm_status find_architecture(hyperparameters *h, const gguf *g, realm_error *error) {
+static realm_status find_architecture(hyperparameters *h, const gguf *g, realm_error *error)
+{
     gguf_string name = {0};
     realm_status status = gguf_get_string(g, "general.architecture", &name, error);
     if (status == REALM_NOT_FOUND)
@@ -188,7 +198,8 @@ static realm_status find_architecture(hyperparameters *h, const gguf *g, realm_e
 }
 
 /* The vocabulary is what the tokenizer lists; files without one have the embedding's rows. */
-static realm_status read_vocabulary(hyperparameters *h, const gguf *g, realm_error *error) {
+static realm_status read_vocabulary(hyperparameters *h, const gguf *g, realm_error *error)
+{
     const gguf_value *tokens = gguf_find(g, "tokenizer.ggml.tokens");
     const gguf_tensor *embedding = gguf_find_tensor(g, "token_embd.weight");
     uint64_t count = 0;
@@ -205,7 +216,8 @@ static realm_status read_vocabulary(hyperparameters *h, const gguf *g, realm_err
     return REALM_OK;
 }
 
-static realm_status read_sizes(hyperparameters *h, const metadata *m, realm_error *error) {
+static realm_status read_sizes(hyperparameters *h, const metadata *m, realm_error *error)
+{
     realm_status status;
     if ((status = metadata_int(m, "block_count", 1, MODEL_MAX_LAYERS, &h->n_layers, NULL, error)) !=
             REALM_OK ||
@@ -218,7 +230,8 @@ static realm_status read_sizes(hyperparameters *h, const metadata *m, realm_erro
                          error);
 }
 
-static realm_status read_head_counts(hyperparameters *h, const metadata *m, realm_error *error) {
+static realm_status read_head_counts(hyperparameters *h, const metadata *m, realm_error *error)
+{
     int32_t heads[MODEL_MAX_LAYERS];
     int found = 0;
     realm_status status = metadata_ints(m, "attention.head_count", 1, MAX_HEADS, heads, h->n_layers,
@@ -246,7 +259,8 @@ static realm_status read_head_counts(hyperparameters *h, const metadata *m, real
 }
 
 /* Heads share the embedding evenly unless the file gives their length itself. */
-static realm_status read_head_dims(hyperparameters *h, const metadata *m, realm_error *error) {
+static realm_status read_head_dims(hyperparameters *h, const metadata *m, realm_error *error)
+{
     int key_found = 0, value_found = 0, rot_found = 0;
     h->key_dim = h->value_dim = h->n_embd / h->n_heads;
     realm_status status;
@@ -275,7 +289,8 @@ static realm_status read_head_dims(hyperparameters *h, const metadata *m, realm_
     return status;
 }
 
-static realm_status read_epsilon(hyperparameters *h, const metadata *m, realm_error *error) {
+static realm_status read_epsilon(hyperparameters *h, const metadata *m, realm_error *error)
+{
     const char *suffix = h->architecture->norm == NORM_RMS ? "attention.layer_norm_rms_epsilon"
                                                            : "attention.layer_norm_epsilon";
     return metadata_float(m, suffix, 1e-20, 1, &h->norm_epsilon, NULL, error);
@@ -283,7 +298,8 @@ static realm_status read_epsilon(hyperparameters *h, const metadata *m, realm_er
 
 /* The scaling factor stands under its new key or, in files of 2023, under its old one; 0 means 1.
  * Whatever the scaling type is it multiplies frequencies, except for the type "none". */
-static realm_status read_rope(hyperparameters *h, const metadata *m, realm_error *error) {
+static realm_status read_rope(hyperparameters *h, const metadata *m, realm_error *error)
+{
     float factor = 0;
     int found = 0;
     char key[METADATA_KEY_SIZE];
@@ -310,7 +326,8 @@ static realm_status read_rope(hyperparameters *h, const metadata *m, realm_error
     return REALM_OK;
 }
 
-realm_status hyperparameters_read(hyperparameters *h, const gguf *g, realm_error *error) {
+realm_status hyperparameters_read(hyperparameters *h, const gguf *g, realm_error *error)
+{
     memset(h, 0, sizeof *h);
     realm_status status = find_architecture(h, g, error);
     if (status != REALM_OK)

@@ -12,7 +12,8 @@
 #define MAX_BATCH_TOKENS      65536
 
 /* general.name, or else the file's name without folder and ".gguf". */
-static const char *name_of(model *m, const char *path, const char *wanted) {
+static const char *name_of(model *m, const char *path, const char *wanted)
+{
     gguf_string name = {0};
     if (wanted != NULL)
         return arena_copy(&m->arena, wanted, strlen(wanted));
@@ -25,7 +26,8 @@ static const char *name_of(model *m, const char *path, const char *wanted) {
                       dot == NULL || dot == base ? strlen(base) : (size_t)(dot - base));
 }
 
-static realm_status read_options(model *m, const model_options *options, realm_error *error) {
+static realm_status read_options(model *m, const model_options *options, realm_error *error)
+{
     m->max_tokens = options->max_batch_tokens == 0 ? DEFAULT_BATCH_TOKENS
                                                    : options->max_batch_tokens;
     m->max_outputs = options->max_batch_outputs == 0 ? DEFAULT_BATCH_OUTPUTS
@@ -39,7 +41,8 @@ static realm_status read_options(model *m, const model_options *options, realm_e
     return REALM_OK;
 }
 
-static realm_status check_tokenizer(const model *m, realm_error *error) {
+static realm_status check_tokenizer(const model *m, realm_error *error)
+{
     size_t count = tokenizer_count(m->tokenizer);
     if (count == (size_t)m->h.n_vocab)
         return REALM_OK;
@@ -47,7 +50,8 @@ static realm_status check_tokenizer(const model *m, realm_error *error) {
                       count, m->h.n_vocab);
 }
 
-static realm_status build_shapes(model *m, int32_t context_tokens, realm_error *error) {
+static realm_status build_shapes(model *m, int32_t context_tokens, realm_error *error)
+{
     size_t n_layers = (size_t)m->h.n_layers;
     m->kv_layers = arena_take_array(&m->arena, n_layers, sizeof *m->kv_layers);
     if (m->kv_layers == NULL)
@@ -64,14 +68,16 @@ static realm_status build_shapes(model *m, int32_t context_tokens, realm_error *
                       error);
 }
 
-static int32_t largest(const int32_t *values, int32_t count) {
+static int32_t largest(const int32_t *values, int32_t count)
+{
     int32_t most = 0;
     for (int32_t i = 0; i < count; i++)
         most = values[i] > most ? values[i] : most;
     return most;
 }
 
-static realm_status open_scratch(model *m, realm_error *error) {
+static realm_status open_scratch(model *m, realm_error *error)
+{
     const hyperparameters *h = &m->h;
     scratch *s = &m->scratch;
     int32_t rows = m->max_tokens;
@@ -106,7 +112,8 @@ static realm_status open_scratch(model *m, realm_error *error) {
     return REALM_OK;
 }
 
-static void close_scratch(model *m) {
+static void close_scratch(model *m)
+{
     scratch *s = &m->scratch;
     tensor *all[] = {&s->x,         &s->kept, &s->normed, &s->projected, &s->q,   &s->k,    &s->v,
                      &s->attention, &s->gate, &s->up,     &s->logits,    &s->low, &s->delta};
@@ -117,7 +124,8 @@ static void close_scratch(model *m) {
 
 /* Fills *m, which is zeroed; what was made so far is undone by model_close. */
 static realm_status open_into(model *m, const char *path, const model_options *options,
-                              realm_error *error) {
+                              realm_error *error)
+{
     realm_status status = read_options(m, options, error);
     if (status == REALM_OK)
         status = gguf_open(&m->gguf, path, error);
@@ -139,7 +147,8 @@ static realm_status open_into(model *m, const char *path, const model_options *o
 }
 
 realm_status model_open(model **out, backend *b, const char *path, const model_options *options,
-                        realm_error *error) {
+                        realm_error *error)
+{
     const model_options defaults = {0};
     *out = NULL;
     model *m = calloc(1, sizeof *m);
@@ -158,7 +167,8 @@ realm_status model_open(model **out, backend *b, const char *path, const model_o
     return REALM_OK;
 }
 
-void model_close(model *m) {
+void model_close(model *m)
+{
     if (m == NULL)
         return;
     close_scratch(m);
@@ -169,28 +179,35 @@ void model_close(model *m) {
     free(m);
 }
 
-const char *model_name(const model *m) {
+const char *model_name(const model *m)
+{
     return m->name;
 }
-const gguf *model_gguf(const model *m) {
+const gguf *model_gguf(const model *m)
+{
     return m->gguf;
 }
-const tokenizer *model_tokenizer(const model *m) {
+const tokenizer *model_tokenizer(const model *m)
+{
     return m->tokenizer;
 }
-const hyperparameters *model_hyperparameters(const model *m) {
+const hyperparameters *model_hyperparameters(const model *m)
+{
     return &m->h;
 }
-backend *model_backend(const model *m) {
+backend *model_backend(const model *m)
+{
     return m->backend;
 }
 
-void model_kv_shape(const model *m, kv_shape *shape) {
+void model_kv_shape(const model *m, kv_shape *shape)
+{
     shape->n_layers = m->h.n_layers;
     shape->layers = m->kv_layers;
 }
 
-uint64_t model_kv_page_bytes(const model *m, dtype type) {
+uint64_t model_kv_page_bytes(const model *m, dtype type)
+{
     uint64_t bytes = 0;
     for (int32_t i = 0; i < m->h.n_layers; i++)
         bytes += (uint64_t)m->h.n_kv_heads[i] * (dtype_row_bytes(type, (uint64_t)m->h.key_dim) +
@@ -198,10 +215,12 @@ uint64_t model_kv_page_bytes(const model *m, dtype type) {
     return bytes * KV_PAGE_TOKENS;
 }
 
-const weight *model_weight(const model *m, const char *name) {
+const weight *model_weight(const model *m, const char *name)
+{
     return map_get(&m->weights.by_name, name, strlen(name));
 }
 
-const rope *model_rope(const model *m, int32_t layer) {
+const rope *model_rope(const model *m, int32_t layer)
+{
     return &m->ropes[m->h.window[layer] > 0 ? ROPE_LOCAL : ROPE_GLOBAL];
 }

@@ -17,8 +17,8 @@ typedef struct model model;
 typedef struct adapter adapter; /* a LoRA adapter, see adapter.h */
 
 typedef struct model_options {
-    const char *name;         /* what tenants call it; copied; NULL: from general.name or path */
-    int32_t max_batch_tokens; /* rows of scratch: the most tokens one forward may have; 0: 512 */
+    const char *name;          /* what tenants call it; copied; NULL: from general.name or path */
+    int32_t max_batch_tokens;  /* rows of scratch: the most tokens one forward may have; 0: 512 */
     int32_t max_batch_outputs; /* the most rows whose logits one forward may give; 0: 64 */
     void (*progress)(void *context, double fraction); /* may be NULL; called while loading */
     void *progress_context;
@@ -43,13 +43,13 @@ uint64_t model_kv_page_bytes(const model *m, dtype type);
 
 typedef struct forward_input {
     step_rows rows;
-    const token_id *tokens;     /* [rows.n_tokens] */
-    adapter *const *adapters;   /* [rows.n_sequences], NULLs for none; or NULL: none at all */
+    const token_id *tokens;   /* [rows.n_tokens] */
+    adapter *const *adapters; /* [rows.n_sequences], NULLs for none; or NULL: none at all */
     kv_store *kv;
     const int32_t *output_rows; /* [n_outputs] rows whose logits (or hidden states) are wanted,
                                    ascending */
     int32_t n_outputs;
-    int hidden;                 /* 1: final normed hidden states [n_embd] instead of logits */
+    int hidden; /* 1: final normed hidden states [n_embd] instead of logits */
 } forward_input;
 
 /* One step over all layers. On return results[i] (host memory) holds the logits [n_vocab] or the

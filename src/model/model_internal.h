@@ -42,7 +42,8 @@ struct model {
 };
 
 /* The first n_rows rows of n_cols of a scratch tensor that has at least as many elements. */
-static inline tensor scratch_front(tensor t, int32_t n_rows, int32_t n_cols) {
+static inline tensor scratch_front(tensor t, int32_t n_rows, int32_t n_cols)
+{
     return (tensor){t.data, n_rows, n_cols};
 }
 

@@ -25,11 +25,13 @@ typedef struct scaling {
     int longrope;
 } scaling;
 
-static int is_text(gguf_string s, const char *text) {
+static int is_text(gguf_string s, const char *text)
+{
     return s.size == strlen(text) && memcmp(s.data, text, s.size) == 0;
 }
 
-static realm_status read_kind(scaling *s, const metadata *m, realm_error *error) {
+static realm_status read_kind(scaling *s, const metadata *m, realm_error *error)
+{
     char key[METADATA_KEY_SIZE];
     gguf_string type = {"none", 4};
     realm_status status = gguf_get_string(m->gguf, metadata_key(m, "rope.scaling.type", key), &type,
@@ -46,7 +48,8 @@ static realm_status read_kind(scaling *s, const metadata *m, realm_error *error)
 }
 
 static realm_status read_number(const metadata *m, const char *suffix, double low, double high,
-                                double *out, realm_error *error) {
+                                double *out, realm_error *error)
+{
     float value = (float)*out;
     int found = 0;
     realm_status status = metadata_float(m, suffix, low, high, &value, &found, error);
@@ -55,7 +58,8 @@ static realm_status read_number(const metadata *m, const char *suffix, double lo
 }
 
 static realm_status read_scaling(scaling *s, const hyperparameters *h, const gguf *g,
-                                 realm_error *error) {
+                                 realm_error *error)
+{
     metadata m = {g, h->architecture->name};
     int found = 0;
     *s = (scaling){.scale = 1, .beta_fast = 32, .beta_slow = 1, .attn_factor = 1};
@@ -79,7 +83,8 @@ static realm_status read_scaling(scaling *s, const hyperparameters *h, const ggu
 
 /* Checks a tensor of n_rot/2 divisors. A zero or a NaN among them would poison every key. */
 static realm_status check_factors(const gguf_tensor *t, const char *name, int32_t n_rot,
-                                  realm_error *error) {
+                                  realm_error *error)
+{
     if (t->type != DTYPE_F32)
         return realm_fail(error, REALM_CORRUPT, "tensor '%s' is not of type F32", name);
     if (t->n_dims != 1 || t->dims[0] != (uint64_t)n_rot / 2)
@@ -98,7 +103,8 @@ static realm_status check_factors(const gguf_tensor *t, const char *name, int32_
 
 /* *out is the tensor of divisors that applies, or NULL where the file has none. */
 static realm_status find_factors(const gguf_tensor **out, const scaling *s, const gguf *g,
-                                 int32_t n_rot, int32_t context_tokens, realm_error *error) {
+                                 int32_t n_rot, int32_t context_tokens, realm_error *error)
+{
     int is_long = context_tokens > s->original_context;
     const char *names[] = {"rope_freqs.weight",
                            is_long ? "rope_factors_long.weight" : "rope_factors_short.weight"};
@@ -114,7 +120,8 @@ static realm_status find_factors(const gguf_tensor **out, const scaling *s, cons
 }
 
 /* Which pairs YaRN mixes: from *low, which is not scaled, to *high, which is. */
-static void mixed_pairs(const scaling *s, int32_t n_rot, double base, double *low, double *high) {
+static void mixed_pairs(const scaling *s, int32_t n_rot, double base, double *low, double *high)
+{
     double turns = s->original_context / (2 * M_PI);
     double pairs = n_rot / (2 * log(base));
     *low = fmax(0, floor(pairs * log(turns / s->beta_fast)));
@@ -122,20 +129,23 @@ static void mixed_pairs(const scaling *s, int32_t n_rot, double base, double *lo
 }
 
 /* 1 for pairs that keep their frequency, 0 for those that are interpolated. */
-static double kept(double low, double high, int32_t pair) {
+static double kept(double low, double high, int32_t pair)
+{
     double y = (pair - low) / fmax(0.001, high - low);
     return 1 - fmin(1, fmax(0, y));
 }
 
 /* How much queries and keys grow; a factor below 1, which shrinks the context, leaves them. */
-static double magnitude(const scaling *s) {
+static double magnitude(const scaling *s)
+{
     double factor = 1 / s->scale;
     double yarn = s->mix > 0 && factor > 1 ? 0.1 * log(factor) + 1 : 1;
     return yarn * s->attn_factor;
 }
 
 static void fill_frequencies(float *out, const scaling *s, int32_t n_rot, double base,
-                             const gguf_tensor *factors) {
+                             const gguf_tensor *factors)
+{
     double low, high;
     mixed_pairs(s, n_rot, base, &low, &high);
     for (int32_t i = 0; i < n_rot / 2; i++) {
@@ -149,7 +159,8 @@ static void fill_frequencies(float *out, const scaling *s, int32_t n_rot, double
 }
 
 realm_status rope_build(rope *out, arena *a, const hyperparameters *h, const gguf *g,
-                        rope_layers layers, int32_t context_tokens, realm_error *error) {
+                        rope_layers layers, int32_t context_tokens, realm_error *error)
+{
     scaling s;
     const gguf_tensor *factors = NULL;
     realm_status status = read_scaling(&s, h, g, error);

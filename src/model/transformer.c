@@ -24,11 +24,13 @@ typedef struct walk {
     int32_t layer;
 } walk;
 
-static const layer_weights *layer_of(const walk *w) {
+static const layer_weights *layer_of(const walk *w)
+{
     return &w->m->weights.layers[w->layer];
 }
 
-static void norm_with(const walk *w, tensor out, tensor x, norm_slot slot) {
+static void norm_with(const walk *w, tensor out, tensor x, norm_slot slot)
+{
     const layer_weights *l = layer_of(w);
     w->t->norm(w->b, out, x, w->m->h.architecture->norm, l->norm[slot], l->norm_bias[slot],
                w->m->h.norm_epsilon);
@@ -36,7 +38,8 @@ static void norm_with(const walk *w, tensor out, tensor x, norm_slot slot) {
 
 /* outs[i] = matrix slots[i] times x, with bias and adapter; the products share the input. */
 static void project(const walk *w, const tensor *outs, tensor x, const matrix_slot *slots,
-                    int32_t count) {
+                    int32_t count)
+{
     const layer_weights *l = layer_of(w);
     const weight *ws[3], *biases[3];
     int any_bias = 0;
@@ -52,7 +55,8 @@ static void project(const walk *w, const tensor *outs, tensor x, const matrix_sl
 }
 
 /* Norm and rotation of every head of queries or keys. */
-static void prepare_heads(const walk *w, tensor x, norm_slot slot) {
+static void prepare_heads(const walk *w, tensor x, norm_slot slot)
+{
     const hyperparameters *h = &w->m->h;
     if (layer_of(w)->norm[slot] != NULL) {
         tensor heads = tensor_reshape(x, h->key_dim);
@@ -62,7 +66,8 @@ static void prepare_heads(const walk *w, tensor x, norm_slot slot) {
 }
 
 /* Computes and stores keys and values of all rows, and their queries if wanted. */
-static void fill_pages(const walk *w, tensor q, int with_queries) {
+static void fill_pages(const walk *w, tensor q, int with_queries)
+{
     static const matrix_slot slots[] = {MATRIX_Q, MATRIX_K, MATRIX_V};
     const hyperparameters *h = &w->m->h;
     const scratch *s = &w->m->scratch;
@@ -80,7 +85,8 @@ static void fill_pages(const walk *w, tensor q, int with_queries) {
 }
 
 /* What each row reads from the pages: [n, n_heads * value_dim]. */
-static tensor attend(const walk *w) {
+static tensor attend(const walk *w)
+{
     const hyperparameters *h = &w->m->h;
     const scratch *s = &w->m->scratch;
     tensor q = scratch_front(s->q, w->x.n_rows, h->n_heads * h->key_dim);
@@ -97,7 +103,8 @@ static tensor attend(const walk *w) {
 
 /* From here on only the wanted rows: of attention's output (returned) and of the stream. Queries
  * are done with, so their memory holds the rows that stay. */
-static tensor keep_wanted(walk *w, tensor attention) {
+static tensor keep_wanted(walk *w, tensor attention)
+{
     const scratch *s = &w->m->scratch;
     int32_t n = w->in->n_outputs;
     if (n == w->x.n_rows)
@@ -113,7 +120,8 @@ static tensor keep_wanted(walk *w, tensor attention) {
 }
 
 /* stream += matrix times y, normed first where the family has norms after its sublayers. */
-static void add_to_stream(const walk *w, tensor y, matrix_slot matrix, norm_slot after) {
+static void add_to_stream(const walk *w, tensor y, matrix_slot matrix, norm_slot after)
+{
     tensor out = scratch_front(w->m->scratch.projected, w->x.n_rows, w->x.n_cols);
     project(w, &out, y, &matrix, 1);
     if (layer_of(w)->norm[after] != NULL)
@@ -121,7 +129,8 @@ static void add_to_stream(const walk *w, tensor y, matrix_slot matrix, norm_slot
     w->t->add(w->b, w->x, w->x, out, w->m->h.residual_scale);
 }
 
-static void feed_forward(const walk *w) {
+static void feed_forward(const walk *w)
+{
     static const matrix_slot slots[] = {MATRIX_GATE, MATRIX_UP};
     const hyperparameters *h = &w->m->h;
     const scratch *s = &w->m->scratch;
@@ -134,14 +143,16 @@ static void feed_forward(const walk *w) {
     add_to_stream(w, outs[0], MATRIX_DOWN, NORM_AFTER_FEED_FORWARD);
 }
 
-static void embed(walk *w) {
+static void embed(walk *w)
+{
     const model *m = w->m;
     w->t->embed(w->b, w->x, m->weights.token_embd, w->in->tokens, m->h.embedding_scale);
     if (w->n_groups > 0)
         adapter_apply_embedding(w->groups, w->n_groups, w->x, w->in->tokens, m->h.embedding_scale);
 }
 
-static void layers(walk *w) {
+static void layers(walk *w)
+{
     int32_t last = w->m->h.n_layers - 1;
     for (w->layer = 0; w->layer <= last; w->layer++) {
         if (w->layer == last && w->in->n_outputs == 0) {
@@ -157,7 +168,8 @@ static void layers(walk *w) {
 }
 
 /* Hidden states or logits of the wanted rows, still on the device. */
-static tensor head(const walk *w) {
+static tensor head(const walk *w)
+{
     const model *m = w->m;
     const weights *ws = &m->weights;
     tensor hidden = scratch_front(m->scratch.normed, w->x.n_rows, m->h.n_embd);
@@ -175,7 +187,8 @@ static tensor head(const walk *w) {
     return logits;
 }
 
-void model_forward(model *m, const forward_input *input, float *const *results) {
+void model_forward(model *m, const forward_input *input, float *const *results)
+{
     int32_t n = input->rows.n_tokens;
     assert(n > 0 && n <= m->max_tokens);
     assert(input->n_outputs >= 0 && input->n_outputs <= (input->hidden ? n : m->max_outputs));

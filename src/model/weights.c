@@ -50,34 +50,30 @@ static const norm_row norm_rows[NORM_COUNT] = {
 };
 // clang-format on
 
-static int32_t length_of(dimension d, const hyperparameters *h, int32_t layer) {
+static int32_t length_of(dimension d, const hyperparameters *h, int32_t layer)
+{
     switch (d) {
-    case DIM_NONE:
-        return 0;
-    case DIM_EMBD:
-        return h->n_embd;
-    case DIM_Q:
-        return h->n_heads * h->key_dim;
-    case DIM_K:
-        return h->n_kv_heads[layer] * h->key_dim;
-    case DIM_V:
-        return h->n_kv_heads[layer] * h->value_dim;
-    case DIM_ATTENTION:
-        return h->n_heads * h->value_dim;
-    case DIM_FF:
-        return h->n_ff[layer];
+    case DIM_NONE: return 0;
+    case DIM_EMBD: return h->n_embd;
+    case DIM_Q: return h->n_heads * h->key_dim;
+    case DIM_K: return h->n_kv_heads[layer] * h->key_dim;
+    case DIM_V: return h->n_kv_heads[layer] * h->value_dim;
+    case DIM_ATTENTION: return h->n_heads * h->value_dim;
+    case DIM_FF: return h->n_ff[layer];
     }
     return 0;
 }
 
-static int has_norm(const architecture *a, presence p) {
+static int has_norm(const architecture *a, presence p)
+{
     return p == ALWAYS || (p == WITH_QK_NORM && a->qk_norm) ||
            (p == WITH_POST_NORMS && a->post_norms);
 }
 
 /* Fused attention is told by the tensor's being there; the fused feed-forward is not (its name is
  * that of the plain one), so there the family decides. */
-static int is_fused(const hyperparameters *h, const gguf *g, int32_t layer, matrix_slot slot) {
+static int is_fused(const hyperparameters *h, const gguf *g, int32_t layer, matrix_slot slot)
+{
     if (slot == MATRIX_GATE || slot == MATRIX_UP)
         return h->architecture->gate_up_fused;
     if (matrix_rows[slot].fused == NULL)
@@ -88,7 +84,8 @@ static int is_fused(const hyperparameters *h, const gguf *g, int32_t layer, matr
 }
 
 static weight_piece piece_of(const hyperparameters *h, const gguf *g, int32_t layer,
-                             matrix_slot slot, const char *kind) {
+                             matrix_slot slot, const char *kind)
+{
     const matrix_row *row = &matrix_rows[slot];
     int fused = is_fused(h, g, layer, slot);
     weight_piece piece = {.n_rows = length_of(row->rows, h, layer),
@@ -105,15 +102,16 @@ static weight_piece piece_of(const hyperparameters *h, const gguf *g, int32_t la
     return piece;
 }
 
-weight_piece weights_piece(const hyperparameters *h, const gguf *g, int32_t layer,
-                           matrix_slot slot) {
+weight_piece weights_piece(const hyperparameters *h, const gguf *g, int32_t layer, matrix_slot slot)
+{
     return piece_of(h, g, layer, slot, "weight");
 }
 
 /* ---- checking and opening one tensor --------------------------------------------------------- */
 
 static realm_status wrong_shape(const gguf_tensor *t, const char *name, int32_t n_cols,
-                                int32_t n_rows, realm_error *error) {
+                                int32_t n_rows, realm_error *error)
+{
     char rows[24] = "";
     if (n_rows > 0)
         snprintf(rows, sizeof rows, ", %" PRId32, n_rows);
@@ -124,7 +122,8 @@ static realm_status wrong_shape(const gguf_tensor *t, const char *name, int32_t 
 }
 
 realm_status weights_open_piece(backend *b, weight **out, const gguf *g, const weight_piece *piece,
-                                realm_error *error) {
+                                realm_error *error)
+{
     const gguf_tensor *t = gguf_find_tensor(g, piece->name);
     if (t == NULL)
         return realm_fail(error, REALM_CORRUPT, "tensor '%s' is missing", piece->name);
@@ -147,7 +146,8 @@ realm_status weights_open_piece(backend *b, weight **out, const gguf *g, const w
 
 /* A gain or bias: elements first .. first + n of a vector of n_stored. */
 static realm_status open_vector(backend *b, weight **out, const gguf *g, const char *name,
-                                int32_t first, int32_t n, int32_t n_stored, realm_error *error) {
+                                int32_t first, int32_t n, int32_t n_stored, realm_error *error)
+{
     const gguf_tensor *t = gguf_find_tensor(g, name);
     if (t == NULL)
         return realm_fail(error, REALM_CORRUPT, "tensor '%s' is missing", name);
@@ -176,7 +176,8 @@ typedef struct loading {
 } loading;
 
 /* Registers an opened weight, so that it is found by name and closed at the end. */
-static realm_status keep(loading *l, weight *opened, const char *name) {
+static realm_status keep(loading *l, weight *opened, const char *name)
+{
     weights *w = l->w;
     w->all[w->count++] = opened;
     l->done_bytes += dtype_row_bytes(opened->type, (uint64_t)opened->n_cols) *
@@ -189,22 +190,26 @@ static realm_status keep(loading *l, weight *opened, const char *name) {
 }
 
 static realm_status load_matrix(loading *l, weight **out, const weight_piece *piece,
-                                const char *name) {
+                                const char *name)
+{
     realm_status status = weights_open_piece(l->w->backend, out, l->g, piece, l->error);
     return status == REALM_OK ? keep(l, *out, name) : status;
 }
 
-static realm_status load_vector(loading *l, weight **out, const char *name, int32_t n) {
+static realm_status load_vector(loading *l, weight **out, const char *name, int32_t n)
+{
     realm_status status = open_vector(l->w->backend, out, l->g, name, 0, n, n, l->error);
     return status == REALM_OK ? keep(l, *out, name) : status;
 }
 
-static realm_status load_vector_if_present(loading *l, weight **out, const char *name, int32_t n) {
+static realm_status load_vector_if_present(loading *l, weight **out, const char *name, int32_t n)
+{
     return gguf_find_tensor(l->g, name) == NULL ? REALM_OK : load_vector(l, out, name, n);
 }
 
 /* The bias of a fused matrix is fused too, or each part has its own. */
-static realm_status load_bias(loading *l, int32_t layer, matrix_slot slot, weight **out) {
+static realm_status load_bias(loading *l, int32_t layer, matrix_slot slot, weight **out)
+{
     const architecture *a = l->h->architecture;
     char name[64];
     snprintf(name, sizeof name, "blk.%d.%s.bias", (int)layer, matrix_rows[slot].name);
@@ -219,7 +224,8 @@ static realm_status load_bias(loading *l, int32_t layer, matrix_slot slot, weigh
     return status == REALM_OK ? keep(l, *out, name) : status;
 }
 
-static realm_status load_norm(loading *l, int32_t layer, norm_slot slot, layer_weights *to) {
+static realm_status load_norm(loading *l, int32_t layer, norm_slot slot, layer_weights *to)
+{
     const norm_row *row = &norm_rows[slot];
     const architecture *a = l->h->architecture;
     if (!has_norm(a, row->presence))
@@ -234,7 +240,8 @@ static realm_status load_norm(loading *l, int32_t layer, norm_slot slot, layer_w
     return load_vector(l, &to->norm_bias[slot], name, n);
 }
 
-static realm_status load_layer(loading *l, int32_t layer) {
+static realm_status load_layer(loading *l, int32_t layer)
+{
     layer_weights *to = &l->w->layers[layer];
     realm_status status = REALM_OK;
     for (int i = 0; i < NORM_COUNT && status == REALM_OK; i++)
@@ -251,7 +258,8 @@ static realm_status load_layer(loading *l, int32_t layer) {
     return status;
 }
 
-static realm_status load_ends(loading *l) {
+static realm_status load_ends(loading *l)
+{
     weights *w = l->w;
     int32_t n_embd = l->h->n_embd, n_vocab = l->h->n_vocab;
     weight_piece embd = {
@@ -272,7 +280,8 @@ static realm_status load_ends(loading *l) {
 }
 
 realm_status weights_open(weights *w, arena *a, backend *b, const hyperparameters *h, const gguf *g,
-                          const weights_progress *progress, realm_error *error) {
+                          const weights_progress *progress, realm_error *error)
+{
     *w = (weights){.backend = b};
     map_init(&w->by_name);
     size_t n_layers = (size_t)h->n_layers;
@@ -292,7 +301,8 @@ realm_status weights_open(weights *w, arena *a, backend *b, const hyperparameter
     return status;
 }
 
-void weights_release(weights *w) {
+void weights_release(weights *w)
+{
     for (int32_t i = 0; i < w->count; i++)
         w->backend->table->weight_close(w->backend, w->all[i]);
     w->count = 0;

@@ -12,12 +12,24 @@
 #include "model/architecture.h"
 
 typedef enum matrix_slot {
-    MATRIX_Q, MATRIX_K, MATRIX_V, MATRIX_O, MATRIX_GATE, MATRIX_UP, MATRIX_DOWN, MATRIX_COUNT,
+    MATRIX_Q,
+    MATRIX_K,
+    MATRIX_V,
+    MATRIX_O,
+    MATRIX_GATE,
+    MATRIX_UP,
+    MATRIX_DOWN,
+    MATRIX_COUNT,
 } matrix_slot;
 
 typedef enum norm_slot {
-    NORM_BEFORE_ATTENTION, NORM_QUERY, NORM_KEY, NORM_AFTER_ATTENTION, NORM_BEFORE_FEED_FORWARD,
-    NORM_AFTER_FEED_FORWARD, NORM_COUNT,
+    NORM_BEFORE_ATTENTION,
+    NORM_QUERY,
+    NORM_KEY,
+    NORM_AFTER_ATTENTION,
+    NORM_BEFORE_FEED_FORWARD,
+    NORM_AFTER_FEED_FORWARD,
+    NORM_COUNT,
 } norm_slot;
 
 typedef struct layer_weights {
@@ -28,11 +40,11 @@ typedef struct layer_weights {
 } layer_weights;
 
 typedef struct weights {
-    backend *backend; /* borrowed */
+    backend *backend;                       /* borrowed */
     weight *token_embd;                     /* [n_vocab, n_embd] */
     weight *output_norm, *output_norm_bias; /* [1, n_embd]; the bias may be NULL */
-    weight *output;      /* [n_vocab, n_embd]; token_embd itself where embeddings are tied */
-    weight *output_bias; /* [1, n_vocab], or NULL */
+    weight *output;        /* [n_vocab, n_embd]; token_embd itself where embeddings are tied */
+    weight *output_bias;   /* [1, n_vocab], or NULL */
     layer_weights *layers; /* [n_layers] */
     map by_name;           /* GGUF name, pieces under the name they would have unfused */
     weight **all;          /* [count], what weights_release closes */

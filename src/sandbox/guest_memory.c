@@ -48,8 +48,8 @@ static void find_memory(guest_call *c)
     wasmtime_extern_t item;
     if (wasmtime_caller_export_get(c->caller, "memory", 6, &item)) {
         c->request->memory = item.of.memory;
-        c->request->memory_base =
-            wasmtime_memory_data(wasmtime_caller_context(c->caller), &item.of.memory);
+        c->request->memory_base = wasmtime_memory_data(wasmtime_caller_context(c->caller),
+                                                       &item.of.memory);
     }
 }
 
@@ -60,8 +60,8 @@ size_t guest_memory_size(guest_call *c)
         if (!r->memory_base)
             find_memory(c);
         if (r->memory_base)
-            r->memory_size =
-                wasmtime_memory_data_size(wasmtime_caller_context(c->caller), &r->memory);
+            r->memory_size = wasmtime_memory_data_size(wasmtime_caller_context(c->caller),
+                                                       &r->memory);
     }
     return r->memory_size;
 }
@@ -75,7 +75,8 @@ void *guest_range_slow(guest_call *c, int pointer_argument, uint64_t address, ui
     char name[32];
     host_functions_argument(c->function, pointer_argument, name, sizeof name);
     guest_trap(c, REALM_TRAPPED,
-               "argument '%s': %" PRIu64 " bytes at %" PRIu64 " are not all inside of the memory's %zu",
+               "argument '%s': %" PRIu64 " bytes at %" PRIu64
+               " are not all inside of the memory's %zu",
                name, size, address, memory);
     return NULL;
 }
@@ -119,10 +120,11 @@ void *guest_handle(guest_call *c, int argument, handle_kind kind)
     char name[32];
     host_functions_argument(c->function, argument, name, sizeof name);
     if (actual == HANDLE_FREE)
-        guest_trap(c, REALM_TRAPPED, "argument '%s': there is no open handle %" PRId32, name, handle);
+        guest_trap(c, REALM_TRAPPED, "argument '%s': there is no open handle %" PRId32, name,
+                   handle);
     else
-        guest_trap(c, REALM_TRAPPED, "argument '%s': handle %" PRId32 " is %s, not %s", name, handle,
-                   handle_kind_name(actual), handle_kind_name(kind));
+        guest_trap(c, REALM_TRAPPED, "argument '%s': handle %" PRId32 " is %s, not %s", name,
+                   handle, handle_kind_name(actual), handle_kind_name(kind));
     return NULL;
 }
 

@@ -11,8 +11,7 @@
 #define GUEST_TRAPPED ((int64_t)REALM_TRAPPED)
 
 /* Ends the request: "FUNCTION: SENTENCE". Always returns GUEST_TRAPPED, to be returned in turn. */
-int64_t guest_trap(guest_call *c, realm_status status, const char *format, ...)
-    REALM_PRINTF(3, 4);
+int64_t guest_trap(guest_call *c, realm_status status, const char *format, ...) REALM_PRINTF(3, 4);
 
 /* What engine or model said, which already is a sentence. */
 int64_t guest_trap_error(guest_call *c, const realm_error *error);

@@ -6,8 +6,17 @@
 #define OPTIONS_MAX_BYTES ((size_t)1 << 20)
 
 static const char *const sampler_keys[] = {
-    "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty",
-    "frequency_penalty", "presence_penalty", "penalty_tokens", "seed", NULL,
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "penalty_tokens",
+    "seed",
+    NULL,
 };
 
 static int is_in(const char *key, const char *const *keys)
@@ -18,16 +27,16 @@ static int is_in(const char *key, const char *const *keys)
     return 0;
 }
 
-realm_status guest_options_parse(json_t **out, const char *text, size_t size, const char *const *keys,
-                           int with_sampler, realm_error *error)
+realm_status guest_options_parse(json_t **out, const char *text, size_t size,
+                                 const char *const *keys, int with_sampler, realm_error *error)
 {
     if (size == 0) {
         *out = json_object();
         return *out ? REALM_OK : realm_fail_memory(error, 64, "options");
     }
     json_t *object;
-    realm_status status =
-        json_parse(&object, text, size, OPTIONS_MAX_BYTES, JSON_USUAL_DEPTH, error);
+    realm_status status = json_parse(&object, text, size, OPTIONS_MAX_BYTES, JSON_USUAL_DEPTH,
+                                     error);
     if (status != REALM_OK)
         return realm_fail_in(error, status, "options");
     if (!json_is_object(object))
@@ -35,7 +44,8 @@ realm_status guest_options_parse(json_t **out, const char *text, size_t size, co
                             json_kind(object));
     const char *key;
     json_t *value;
-    json_object_foreach(object, key, value) {
+    json_object_foreach(object, key, value)
+    {
         if (status == REALM_OK && !is_in(key, keys) && !(with_sampler && is_in(key, sampler_keys)))
             status = realm_fail(error, REALM_INVALID, "options: there is no option '%s'", key);
     }
@@ -48,7 +58,7 @@ realm_status guest_options_parse(json_t **out, const char *text, size_t size, co
 }
 
 realm_status guest_options_int(const json_t *object, const char *key, int64_t min, int64_t max,
-                         int32_t *out, realm_error *error)
+                               int32_t *out, realm_error *error)
 {
     int64_t value = *out;
     realm_status status = JSON_OPTIONAL(json_get_int(object, key, min, max, &value, error));
@@ -67,7 +77,7 @@ static realm_status read_float(const json_t *object, const char *key, float *out
 }
 
 realm_status guest_options_sampler(const json_t *object, sampler_options *o, int *has_seed,
-                             realm_error *error)
+                                   realm_error *error)
 {
     struct {
         const char *key;
@@ -87,7 +97,8 @@ realm_status guest_options_sampler(const json_t *object, sampler_options *o, int
     if (status == REALM_OK)
         status = guest_options_int(object, "top_k", 0, INT32_MAX, &o->top_k, error);
     if (status == REALM_OK)
-        status = guest_options_int(object, "penalty_tokens", -1, INT32_MAX, &o->penalty_tokens, error);
+        status = guest_options_int(object, "penalty_tokens", -1, INT32_MAX, &o->penalty_tokens,
+                                   error);
     int64_t seed = (int64_t)o->seed;
     realm_status found = REALM_NOT_FOUND;
     if (status == REALM_OK) {

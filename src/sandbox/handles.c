@@ -3,8 +3,8 @@
 
 #include <stdlib.h>
 
-#define INDEX_BITS 12
-#define INDEX_MASK ((1 << INDEX_BITS) - 1)
+#define INDEX_BITS     12
+#define INDEX_MASK     ((1 << INDEX_BITS) - 1)
 #define GENERATION_MAX ((1u << (31 - INDEX_BITS)) - 1)
 
 void handles_init(handle_table *t)

@@ -9,7 +9,12 @@
 #include <stdint.h>
 
 typedef enum handle_kind {
-    HANDLE_FREE, HANDLE_MODEL, HANDLE_SESSION, HANDLE_LAYER, HANDLE_WEIGHT, HANDLE_TENSOR,
+    HANDLE_FREE,
+    HANDLE_MODEL,
+    HANDLE_SESSION,
+    HANDLE_LAYER,
+    HANDLE_WEIGHT,
+    HANDLE_TENSOR,
 } handle_kind;
 
 typedef struct handle_slot {

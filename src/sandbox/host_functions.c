@@ -13,11 +13,11 @@
 #include "sandbox/host_groups.h"
 #include "sandbox/runtime.h"
 
-#define FREE 0
-#define PLAIN 0
+#define FREE     0
+#define PLAIN    0
 #define SUSPENDS 1
-#define BOTH 0
-#define ONLY64 1
+#define BOTH     0
+#define ONLY64   1
 
 // clang-format off
 const host_function host_functions[] = {
@@ -277,7 +277,8 @@ static void async_call(void *env, wasmtime_caller_t *caller, const wasmtime_val_
     c.caller = caller;
     c.trapped = c.suspended = c.noted = 0;
     for (int i = 0; i < b->n_arguments; i++)
-        c.arguments[i].u64 = (uint64_t)values[i].of.i64 & (UINT32_MAX | (uint64_t)(int64_t)b->wide[i]);
+        c.arguments[i].u64 = (uint64_t)values[i].of.i64 &
+                             (UINT32_MAX | (uint64_t)(int64_t)b->wide[i]);
     int64_t result = run(&c);
     continuation->callback = at_once;
     if (c.trapped) {

@@ -18,20 +18,20 @@
 
 typedef struct generate_run {
     pthread_mutex_t mutex;
-    buffer fresh;         /* text to be streamed; guarded by mutex */
-    buffer streaming;     /* the other one of the pair; sandbox thread */
+    buffer fresh;     /* text to be streamed; guarded by mutex */
+    buffer streaming; /* the other one of the pair; sandbox thread */
 
     int stream, return_text, return_tokens;
-    uint64_t room;        /* bytes the client may still get */
-    int full;             /* something did not fit */
-    buffer text, tokens;  /* since the guest was last woken; tokens is JSON without the brackets */
-    int token_open;       /* the last token's text may still get longer */
+    uint64_t room;       /* bytes the client may still get */
+    int full;            /* something did not fit */
+    buffer text, tokens; /* since the guest was last woken; tokens is JSON without the brackets */
+    int token_open;      /* the last token's text may still get longer */
 
     generate_options options; /* stops points into stops */
     const char *stops[MAX_STOPS];
-    json_t *parsed;       /* holds the stops' text */
-    buffer options_text;  /* as the guest gave them, to recognize going on */
-    buffer result;        /* the last result, for a guest that had too little room */
+    json_t *parsed;      /* holds the stops' text */
+    buffer options_text; /* as the guest gave them, to recognize going on */
+    buffer result;       /* the last result, for a guest that had too little room */
 } generate_run;
 
 /* ---- JSON ------------------------------------------------------------------------------------------- */
@@ -150,15 +150,17 @@ void host_generate_drain(sandbox_request *r)
 
 /* ---- options ------------------------------------------------------------------------------------------ */
 
-static const char *const keys[] = {"max_tokens", "stop", "ignore_eos", "stream", "logprobs",
-                                   "wake_every", "return_text", "return_tokens", NULL};
+static const char *const keys[] = {"max_tokens",  "stop",          "ignore_eos",
+                                   "stream",      "logprobs",      "wake_every",
+                                   "return_text", "return_tokens", NULL};
 
 static realm_status add_stop(generate_run *run, const json_t *value, realm_error *error)
 {
     const char *text = json_string_value(value);
     size_t size = json_string_length(value);
     if (!text || size == 0 || strlen(text) != size)
-        return realm_fail(error, REALM_INVALID, "options: a stop must be a string that is not empty");
+        return realm_fail(error, REALM_INVALID,
+                          "options: a stop must be a string that is not empty");
     if (run->options.n_stops == MAX_STOPS)
         return realm_fail(error, REALM_INVALID, "options: more than %d stops", MAX_STOPS);
     run->stops[run->options.n_stops++] = text;
@@ -285,7 +287,8 @@ static realm_status write_result(generate_run *run, const work *w)
         buffer_add_text(b, "]");
     }
     return buffer_printf(
-        b, ",\"n_cached\":%d,\"timings\":{\"queue_ms\":%.3f,\"first_token_ms\":%.3f,\"total_ms\":%.3f}}",
+        b,
+        ",\"n_cached\":%d,\"timings\":{\"queue_ms\":%.3f,\"first_token_ms\":%.3f,\"total_ms\":%.3f}}",
         w->n_cached, ms_between(w->submitted_ns, w->started_ns),
         ms_between(w->submitted_ns, w->first_token_ns), ms_between(w->submitted_ns, w->done_ns));
 }
@@ -355,7 +358,9 @@ static int64_t start(guest_call *c, session_entry *s, const char *text, size_t s
         return REALM_NO_MEMORY;
     if (session_length(s->session) == 0)
         return REALM_INVALID;
-    s->op.work = (work){.kind = WORK_GENERATE, .session = s->session, .generate = run->options,
+    s->op.work = (work){.kind = WORK_GENERATE,
+                        .session = s->session,
+                        .generate = run->options,
                         .on_token = on_token};
     return submit(c, s);
 }

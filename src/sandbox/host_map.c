@@ -58,8 +58,9 @@ static realm_status map_span(sandbox_request *r, const gguf *g, const span *s, u
         return realm_fail_memory(error, sizeof(mapped_range), "a mapping");
     void *p = mmap(at, s->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED,
                    gguf_shard_descriptor(g, s->tensor->shard), (off_t)s->file_start);
-    return p == at ? REALM_OK
-                   : realm_fail(error, REALM_IO, "the model's file cannot be mapped into the guest");
+    return p == at
+               ? REALM_OK
+               : realm_fail(error, REALM_IO, "the model's file cannot be mapped into the guest");
 }
 
 static json_t *describe(const span *s, uint64_t address)
@@ -70,8 +71,8 @@ static json_t *describe(const span *s, uint64_t address)
     return json_pack("{s:s%, s:I, s:s, s:i, s:o, s:I}", "name", s->tensor->name.data,
                      s->tensor->name.size, "address",
                      (json_int_t)(address + s->tensor->file_offset - s->file_start), "type",
-                     dtype_name((dtype)s->tensor->type), "type_id", (int)s->tensor->type, "dims", dims,
-                     "bytes", (json_int_t)s->tensor->size);
+                     dtype_name((dtype)s->tensor->type), "type_id", (int)s->tensor->type, "dims",
+                     dims, "bytes", (json_int_t)s->tensor->size);
 }
 
 /* Lays the layer's tensors out from address on; maps them if mapping is 1. *bytes is what they take. */
@@ -121,8 +122,9 @@ int64_t host_map_load_layer(guest_call *c)
     if (layer < 0 || layer >= model_hyperparameters(own)->n_layers)
         return REALM_NOT_FOUND;
     if (address & (page_size() - 1))
-        return guest_trap(c, REALM_TRAPPED, "argument 'address': %" PRIu64 " is not a multiple of %" PRIu64,
-                          address, page_size());
+        return guest_trap(c, REALM_TRAPPED,
+                          "argument 'address': %" PRIu64 " is not a multiple of %" PRIu64, address,
+                          page_size());
     if (gguf_shard_descriptor(g, 0) < 0)
         return REALM_UNSUPPORTED; /* the model is not in a file */
     char prefix[32];
@@ -134,7 +136,8 @@ int64_t host_map_load_layer(guest_call *c)
         return REALM_TOO_LARGE;
     json_t *list = json_array();
     realm_status status = lay_out(r, g, prefix, address, room > 0, list, &bytes, &error);
-    int64_t result = status == REALM_OK ? give_directory(c, list, bytes) : guest_trap_error(c, &error);
+    int64_t result = status == REALM_OK ? give_directory(c, list, bytes)
+                                        : guest_trap_error(c, &error);
     json_decref(list);
     return result;
 }

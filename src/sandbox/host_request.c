@@ -25,7 +25,8 @@ int64_t host_request_read(guest_call *c)
 
 static int64_t output_is_full(guest_call *c)
 {
-    return guest_trap(c, REALM_QUOTA, "the output is larger than the tenant's limit of %" PRIu64 " bytes",
+    return guest_trap(c, REALM_QUOTA,
+                      "the output is larger than the tenant's limit of %" PRIu64 " bytes",
                       c->request->tenant->grants.limits.output_bytes);
 }
 

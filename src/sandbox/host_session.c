@@ -48,7 +48,8 @@ static realm_status read_priority(const json_t *options, priority *out, realm_er
             return REALM_OK;
         }
     }
-    return realm_fail(error, REALM_INVALID, "options: priority '%s' is not batch, normal or high", text);
+    return realm_fail(error, REALM_INVALID, "options: priority '%s' is not batch, normal or high",
+                      text);
 }
 
 /* Samplers that name no seed differ from each other and are the same in a replay; the first has the
@@ -62,8 +63,8 @@ static realm_status read_open_options(guest_call *c, const char *text, session_o
                                       realm_error *error)
 {
     json_t *options;
-    realm_status status =
-        guest_options_parse(&options, text, c->arguments[2].u64, open_keys, 1, error);
+    realm_status status = guest_options_parse(&options, text, c->arguments[2].u64, open_keys, 1,
+                                              error);
     if (status != REALM_OK)
         return status;
     o->sampler = SAMPLER_OPTIONS_DEFAULT;
@@ -258,8 +259,8 @@ int64_t host_session_feed(guest_call *c)
     if (!copy_tokens(s, ids, (size_t)count))
         return REALM_NO_MEMORY;
     s->stepping = 0;
-    s->op.work = (work){.kind = WORK_FEED, .session = s->session, .tokens = s->tokens,
-                        .n_tokens = (int32_t)count};
+    s->op.work = (work){
+        .kind = WORK_FEED, .session = s->session, .tokens = s->tokens, .n_tokens = (int32_t)count};
     engine_op_submit(c->request, &s->op, s->engine);
     return guest_suspend(c, WAIT_OP, &s->op, finish_feed);
 }
@@ -313,7 +314,8 @@ int64_t host_session_step_result(guest_call *c)
     session_entry *s = idle_session(c, &result);
     if (!s)
         return result;
-    return s->op.work.kind == WORK_STEP && s->op.work.session ? step_outcome(c, s) : REALM_NOT_FOUND;
+    return s->op.work.kind == WORK_STEP && s->op.work.session ? step_outcome(c, s)
+                                                              : REALM_NOT_FOUND;
 }
 
 /* Index of a session whose step is over, which is thereby reported, or NOT_FOUND. */
@@ -346,8 +348,9 @@ static session_entry **entries_of(guest_call *c, const int32_t *handles, size_t 
     for (size_t i = 0; i < count; i++) {
         entries[i] = handles_find(&c->request->handles, handles[i], HANDLE_SESSION, NULL);
         if (!entries[i]) {
-            guest_trap(c, REALM_TRAPPED, "argument 'sessions': item %zu, %" PRId32
-                       ", is no open session", i, handles[i]);
+            guest_trap(c, REALM_TRAPPED,
+                       "argument 'sessions': item %zu, %" PRId32 ", is no open session", i,
+                       handles[i]);
             return NULL;
         }
     }
@@ -439,8 +442,8 @@ int64_t host_session_bias(guest_call *c)
     if (count > (uint64_t)vocabulary(s))
         return REALM_TOO_LARGE;
     realm_error error;
-    realm_status status =
-        sampler_bias(session_sampler(s->session), ids, values, (int32_t)count, &error);
+    realm_status status = sampler_bias(session_sampler(s->session), ids, values, (int32_t)count,
+                                       &error);
     return status == REALM_OK ? 0 : guest_note(c, &error);
 }
 
@@ -472,7 +475,8 @@ int64_t host_session_sample(guest_call *c)
     realm_error error;
     if (c->arguments[2].u64 > 0) {
         json_t *options;
-        realm_status status = guest_options_parse(&options, text, c->arguments[2].u64, NULL, 1, &error);
+        realm_status status = guest_options_parse(&options, text, c->arguments[2].u64, NULL, 1,
+                                                  &error);
         if (status == REALM_OK) {
             status = host_session_set_sampler(c, s, options, &error);
             json_decref(options);
@@ -562,8 +566,8 @@ static realm_status read_embed_options(guest_call *c, const char *text, work *w,
 {
     static const char *const names[] = {"mean", "last", "first"};
     json_t *options;
-    realm_status status =
-        guest_options_parse(&options, text, c->arguments[4].u64, embed_keys, 0, error);
+    realm_status status = guest_options_parse(&options, text, c->arguments[4].u64, embed_keys, 0,
+                                              error);
     if (status != REALM_OK)
         return status;
     const char *name = "mean";
@@ -576,7 +580,8 @@ static realm_status read_embed_options(guest_call *c, const char *text, work *w,
         }
     }
     if (status == REALM_OK && !found)
-        status = realm_fail(error, REALM_INVALID, "options: pooling '%s' is not mean, last or first", name);
+        status = realm_fail(error, REALM_INVALID,
+                            "options: pooling '%s' is not mean, last or first", name);
     if (status == REALM_OK)
         status = JSON_OPTIONAL(json_get_flag(options, "normalize", &w->normalize, error));
     json_decref(options);
@@ -614,7 +619,8 @@ static realm_status prepare_embed(sandbox_request *r, engine *e, const token_id 
     float *floats = malloc(size);
     if (!floats)
         return realm_fail_memory(error, size, "an embedding");
-    session_options o = {.tenant = r->tenant->grants.number, .priority = r->input.priority,
+    session_options o = {.tenant = r->tenant->grants.number,
+                         .priority = r->input.priority,
                          .sampler = SAMPLER_OPTIONS_DEFAULT};
     realm_status status = session_open(&r->embed_session, e, &o, error);
     if (status != REALM_OK) {

@@ -121,8 +121,8 @@ static int weight_name(guest_call *c, const char *name, char *full, size_t room,
     handle_kind kind;
     uint64_t size = c->arguments[2].u64;
     int length = size < room ? (int)size : (int)room;
-    const part_entry *layer =
-        handles_find(&c->request->handles, c->arguments[0].i32, HANDLE_LAYER, &kind);
+    const part_entry *layer = handles_find(&c->request->handles, c->arguments[0].i32, HANDLE_LAYER,
+                                           &kind);
     if (layer) {
         *e = layer->engine;
         snprintf(full, room, "blk.%" PRId32 ".%.*s", layer->layer, length, name);
@@ -215,7 +215,8 @@ static int check_span(guest_call *c, const tensor_entry *x, int32_t first, uint6
     uint64_t n = (uint64_t)x->tensor.n_rows * (uint64_t)x->tensor.n_cols;
     if (first >= 0 && (uint64_t)first <= n && count <= n - (uint64_t)first)
         return 1;
-    guest_trap(c, REALM_INVALID, "%" PRIu64 " elements from %" PRId32 " are not all among the tensor's %" PRIu64,
+    guest_trap(c, REALM_INVALID,
+               "%" PRIu64 " elements from %" PRId32 " are not all among the tensor's %" PRIu64,
                count, first, n);
     return 0;
 }
@@ -317,8 +318,9 @@ static const int32_t *ids_below(guest_call *c, int pointer, int count, int32_t b
     uint64_t n = ids ? c->arguments[count].u64 : 0;
     for (uint64_t i = 0; i < n; i++) {
         if (ids[i] < 0 || ids[i] >= bound) {
-            guest_trap(c, REALM_INVALID, "%s %" PRId32 " at %" PRIu64 " is not between 0 and %" PRId32,
-                       what, ids[i], i, bound - 1);
+            guest_trap(c, REALM_INVALID,
+                       "%s %" PRId32 " at %" PRIu64 " is not between 0 and %" PRId32, what, ids[i],
+                       i, bound - 1);
             return NULL;
         }
     }
@@ -344,8 +346,8 @@ int64_t host_tensor_embed_tokens(guest_call *c)
     const int32_t *ids = ids_below(c, 2, 3, h->n_vocab, "token");
     if (!ids || !has_rows(c, out, c->arguments[3].u64) || !has_cols(c, "out", out, h->n_embd))
         return GUEST_TRAPPED;
-    compute_op *op =
-        record(c, COMPUTE_EMBED, m->engine, NULL, (tensor_entry *[4]){out, NULL, NULL, NULL});
+    compute_op *op = record(c, COMPUTE_EMBED, m->engine, NULL,
+                            (tensor_entry *[4]){out, NULL, NULL, NULL});
     if (!op)
         return 0;
     op->gain = model_weight(own, "token_embd.weight");
@@ -365,8 +367,8 @@ int64_t host_tensor_matmul(guest_call *c)
         return GUEST_TRAPPED;
     if (out == x)
         return guest_trap(c, REALM_INVALID, "'out' must not be 'x'");
-    compute_op *op =
-        record(c, COMPUTE_MATMUL, w->engine, NULL, (tensor_entry *[4]){out, x, NULL, NULL});
+    compute_op *op = record(c, COMPUTE_MATMUL, w->engine, NULL,
+                            (tensor_entry *[4]){out, x, NULL, NULL});
     if (op)
         op->gain = w->weight;
     return 0;
@@ -437,8 +439,8 @@ int64_t host_tensor_apply_rope(guest_call *c)
     if (x->tensor.n_cols % h->key_dim)
         return guest_trap(c, REALM_INVALID, "%d columns are not heads of %d", x->tensor.n_cols,
                           h->key_dim);
-    compute_op *op =
-        record(c, COMPUTE_ROPE, m->engine, NULL, (tensor_entry *[4]){x, x, NULL, NULL});
+    compute_op *op = record(c, COMPUTE_ROPE, m->engine, NULL,
+                            (tensor_entry *[4]){x, x, NULL, NULL});
     if (!op)
         return 0;
     op->layer = layer;
@@ -472,12 +474,12 @@ int64_t host_tensor_attention(guest_call *c)
     if (layer < 0 || layer >= h->n_layers)
         return guest_trap(c, REALM_INVALID, "argument 'layer': there is no layer %" PRId32, layer);
     if (position < 0 || position > h->n_context - q->tensor.n_rows)
-        return position < 0 ? guest_trap(c, REALM_INVALID, "argument 'position': %" PRId32, position)
-                            : REALM_CONTEXT_FULL;
+        return position < 0
+                   ? guest_trap(c, REALM_INVALID, "argument 'position': %" PRId32, position)
+                   : REALM_CONTEXT_FULL;
     if (!attention_shapes(c, h, layer, q, k, v, out))
         return GUEST_TRAPPED;
-    compute_op *op =
-        record(c, COMPUTE_ATTENTION, s->engine, s, (tensor_entry *[4]){out, q, k, v});
+    compute_op *op = record(c, COMPUTE_ATTENTION, s->engine, s, (tensor_entry *[4]){out, q, k, v});
     if (!op)
         return 0;
     op->layer = layer;

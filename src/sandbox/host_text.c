@@ -41,9 +41,10 @@ int64_t host_text_model_open(guest_call *c)
         return GUEST_TRAPPED;
     size_t size = c->arguments[1].u64;
     if (size > 0 && !(g->capabilities & CAPABILITY_MODELS))
-        return guest_trap(c, REALM_DENIED,
-                          "the tenant '%s' was not granted the capability 'models', only the model \"\"",
-                          g->name);
+        return guest_trap(
+            c, REALM_DENIED,
+            "the tenant '%s' was not granted the capability 'models', only the model \"\"",
+            g->name);
     int32_t index = find_model(g, name, size);
     if (index < 0)
         return REALM_NOT_FOUND;
@@ -81,8 +82,7 @@ static json_t *describe(const model *m)
     const hyperparameters *h = model_hyperparameters(m);
     const tokenizer *t = model_tokenizer(m);
     gguf_string template_text;
-    int has_template =
-        chat_template_find(model_gguf(m), NULL, &template_text, NULL) == REALM_OK;
+    int has_template = chat_template_find(model_gguf(m), NULL, &template_text, NULL) == REALM_OK;
     return json_pack(
         "{s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:o, s:o, s:i, s:i, s:f, s:i, s:i, s:i, s:b, s:o, s:b}",
         "name", model_name(m), "architecture", h->architecture->name, "n_vocab", h->n_vocab,
@@ -112,7 +112,8 @@ int64_t host_text_model_info(guest_call *c)
 /* ---- tokens --------------------------------------------------------------------------------------- */
 
 /* Does the request's job: short ones at once, long ones on the helper's thread. */
-static int64_t do_job(guest_call *c, void (*work_on)(helper_job *job), int64_t (*finish)(guest_call *c))
+static int64_t do_job(guest_call *c, void (*work_on)(helper_job *job),
+                      int64_t (*finish)(guest_call *c))
 {
     sandbox_request *r = c->request;
     if (r->job.text.size <= HELPER_MIN_BYTES) {
@@ -130,7 +131,8 @@ static void tokenize(helper_job *job)
     token_id *ids;
     size_t count;
     job->status = tokenizer_encode(model_tokenizer(job->model), &a, buffer_text(&job->text),
-                                   job->text.size, (unsigned)job->number, &ids, &count, &job->error);
+                                   job->text.size, (unsigned)job->number, &ids, &count,
+                                   &job->error);
     if (job->status == REALM_OK && buffer_add(&job->out, ids, count * sizeof *ids) != REALM_OK)
         job->status = realm_fail_memory(&job->error, count * sizeof *ids, "tokens");
     arena_release(&a);
@@ -160,8 +162,8 @@ int64_t host_text_tokenize(guest_call *c)
     uint64_t size = c->arguments[2].u64;
     int32_t flags = c->arguments[3].i32;
     if (flags & ~(TOKENIZE_ADD_SPECIAL | TOKENIZE_PARSE_SPECIAL))
-        return guest_trap(c, REALM_INVALID, "argument 'flags': %" PRId32 " has bits that mean nothing",
-                          flags);
+        return guest_trap(c, REALM_INVALID,
+                          "argument 'flags': %" PRId32 " has bits that mean nothing", flags);
     if (size > TEXT_MAX_BYTES)
         return REALM_TOO_LARGE;
     size_t cap = (size_t)size * TOKENIZE_WORK_BYTES + 4096;
@@ -190,8 +192,9 @@ static void render(helper_job *job)
     const model *m = job->model;
     job->status = chat_template_find(model_gguf(m), NULL, &template_text, &job->error);
     if (job->status == REALM_OK)
-        job->status = chat_template_render(template_text, model_tokenizer(m), buffer_text(&job->text),
-                                           job->text.size, &job->out, &job->error);
+        job->status = chat_template_render(template_text, model_tokenizer(m),
+                                           buffer_text(&job->text), job->text.size, &job->out,
+                                           &job->error);
 }
 
 static int64_t finish_render(guest_call *c)

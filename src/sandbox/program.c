@@ -44,17 +44,19 @@ static realm_status check_import(program *p, const wasm_importtype_t *import, re
     const char *ours = p->info.memory64 ? "realm64" : "realm";
     const wasm_externtype_t *type = wasm_importtype_type(import);
     if (!name_is(module, ours))
-        return realm_fail(error, REALM_INVALID,
-                          "import '%.*s.%.*s': a program with a %d-bit memory can import from '%s' only",
-                          (int)module->size, module->data, (int)name->size, name->data,
-                          p->info.memory64 ? 64 : 32, ours);
+        return realm_fail(
+            error, REALM_INVALID,
+            "import '%.*s.%.*s': a program with a %d-bit memory can import from '%s' only",
+            (int)module->size, module->data, (int)name->size, name->data,
+            p->info.memory64 ? 64 : 32, ours);
     const host_function *f = host_functions_find(name->data, name->size);
     if (!f || (f->only64 && !p->info.memory64))
         return realm_fail(error, REALM_INVALID, "import '%s.%.*s': there is no such host function",
                           ours, (int)name->size, name->data);
     wasm_functype_t *wanted = host_functions_type(f, p->info.memory64);
-    const wasm_functype_t *actual =
-        wasm_externtype_kind(type) == WASM_EXTERN_FUNC ? wasm_externtype_as_functype_const(type) : NULL;
+    const wasm_functype_t *actual = wasm_externtype_kind(type) == WASM_EXTERN_FUNC
+                                        ? wasm_externtype_as_functype_const(type)
+                                        : NULL;
     int same = actual && same_function(actual, wanted);
     wasm_functype_delete(wanted);
     p->info.capabilities |= f->capability;
@@ -93,8 +95,9 @@ static realm_status check_memory(program *p, const wasm_externtype_t *type, real
     uint64_t pages = wasmtime_memorytype_minimum(memory);
     if (pages > limit / wasmtime_memorytype_page_size(memory))
         return realm_fail(error, REALM_UNSUPPORTED,
-                          "its memory begins with %" PRIu64 " pages; the host gives at most %" PRIu64
-                          " MiB", pages, limit >> 20);
+                          "its memory begins with %" PRIu64
+                          " pages; the host gives at most %" PRIu64 " MiB",
+                          pages, limit >> 20);
     p->memory_bytes = pages * wasmtime_memorytype_page_size(memory);
     p->info.memory_bytes = p->memory_bytes;
     return REALM_OK;
@@ -173,8 +176,8 @@ static realm_status compile(program *p, const void *bytes, size_t size, realm_er
     char path[4200];
     program_cache_path(p->host, p->info.hash, p->info.memory64, path, sizeof path);
     realm_error cache_error = {0};
-    if (path[0] && program_cache_load(p->host, path, p->info.memory64, &p->module, &cache_error) ==
-                       REALM_OK) {
+    if (path[0] &&
+        program_cache_load(p->host, path, p->info.memory64, &p->module, &cache_error) == REALM_OK) {
         p->info.from_cache = 1;
         atomic_fetch_add(&p->host->cache_hits, 1);
         return REALM_OK;
@@ -182,8 +185,8 @@ static realm_status compile(program *p, const void *bytes, size_t size, realm_er
     if (cache_error.status == REALM_CORRUPT)
         LOG_W("sandbox", "compiling '%s' again: %s", p->name, cache_error.message);
     atomic_fetch_add(&p->host->cache_misses, 1);
-    wasmtime_error_t *e =
-        wasmtime_module_new(p->host->engines[p->info.memory64], bytes, size, &p->module);
+    wasmtime_error_t *e = wasmtime_module_new(p->host->engines[p->info.memory64], bytes, size,
+                                              &p->module);
     if (e)
         return wasm_engines_fail(error, REALM_INVALID, e, "not a valid program");
     if (path[0] && program_cache_save(path, p->module, &cache_error) != REALM_OK)
@@ -193,15 +196,17 @@ static realm_status compile(program *p, const void *bytes, size_t size, realm_er
 
 static realm_status link_program(program *p, realm_error *error)
 {
-    wasmtime_error_t *e =
-        wasmtime_linker_instantiate_pre(p->host->linkers[p->info.memory64], p->module, &p->pre);
-    return e ? wasm_engines_fail(error, REALM_INVALID, e, "the program cannot be linked") : REALM_OK;
+    wasmtime_error_t *e = wasmtime_linker_instantiate_pre(p->host->linkers[p->info.memory64],
+                                                          p->module, &p->pre);
+    return e ? wasm_engines_fail(error, REALM_INVALID, e, "the program cannot be linked")
+             : REALM_OK;
 }
 
 static realm_status build(program *p, const void *bytes, size_t size, realm_error *error)
 {
     if (size < 8 || memcmp(bytes, "\0asm", 4) != 0)
-        return realm_fail(error, REALM_INVALID, "neither a WebAssembly module nor WebAssembly text");
+        return realm_fail(error, REALM_INVALID,
+                          "neither a WebAssembly module nor WebAssembly text");
     p->info.memory64 = glance_memory64(bytes, size);
     program_cache_hash(p->info.hash, &bytes, &size, 1);
     realm_status status = compile(p, bytes, size, error);
@@ -243,7 +248,8 @@ realm_status program_open(program **out, sandbox_host *host, const char *name, c
     p->name = own_name;
     p->info.name = own_name;
     int is_text = size < 4 || memcmp(bytes, "\0asm", 4) != 0;
-    realm_status status = is_text ? build_text(p, bytes, size, error) : build(p, bytes, size, error);
+    realm_status status = is_text ? build_text(p, bytes, size, error)
+                                  : build(p, bytes, size, error);
     if (status != REALM_OK) {
         program_release(p);
         return realm_fail_in(error, status, "program '%s'", name);

@@ -27,13 +27,13 @@ void program_release(program *p); /* NULL allowed */
 
 typedef struct program_info {
     const char *name;
-    int memory64;             /* imports from realm64 */
-    int from_cache;           /* compiled code came from disk */
-    uint64_t prepare_ns;      /* what program_open took */
-    uint64_t memory_bytes;    /* linear memory at the start */
+    int memory64;          /* imports from realm64 */
+    int from_cache;        /* compiled code came from disk */
+    uint64_t prepare_ns;   /* what program_open took */
+    uint64_t memory_bytes; /* linear memory at the start */
     uint32_t n_imports;
-    unsigned capabilities;    /* those (CAPABILITY_*) that its imports may ask for */
-    char hash[65];            /* SHA-256 of the bytes given, hexadecimal */
+    unsigned capabilities; /* those (CAPABILITY_*) that its imports may ask for */
+    char hash[65];         /* SHA-256 of the bytes given, hexadecimal */
 } program_info;
 
 /* Strings are borrowed from the program. */

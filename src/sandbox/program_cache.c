@@ -51,8 +51,8 @@ realm_status program_cache_open(sandbox_host *h, const char *folder, realm_error
     if (folder && !*folder)
         return REALM_OK;
     if (!folder) {
-        realm_status status =
-            file_cache_path(h->cache_folder, sizeof h->cache_folder, "programs", error);
+        realm_status status = file_cache_path(h->cache_folder, sizeof h->cache_folder, "programs",
+                                              error);
         if (status != REALM_OK)
             return do_without(h, error);
     } else if (snprintf(h->cache_folder, sizeof h->cache_folder, "%s", folder) >=
@@ -64,7 +64,8 @@ realm_status program_cache_open(sandbox_host *h, const char *folder, realm_error
         return do_without(h, error);
     struct stat info;
     if (stat(h->cache_folder, &info) != 0 || info.st_uid != geteuid() || (info.st_mode & 077)) {
-        LOG_W("sandbox", "programs are not cached: %s may be changed by others (it must be ours, mode 0700)",
+        LOG_W("sandbox",
+              "programs are not cached: %s may be changed by others (it must be ours, mode 0700)",
               h->cache_folder);
         h->cache_folder[0] = '\0';
     }

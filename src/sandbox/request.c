@@ -72,7 +72,8 @@ static const char *trap_sentence(wasmtime_trap_code_t code)
     case WASMTIME_TRAP_CODE_INTEGER_OVERFLOW: return "an integer overflowed";
     case WASMTIME_TRAP_CODE_INTEGER_DIVISION_BY_ZERO: return "it divided by zero";
     case WASMTIME_TRAP_CODE_BAD_CONVERSION_TO_INTEGER: return "a float does not fit an integer";
-    case WASMTIME_TRAP_CODE_UNREACHABLE_CODE_REACHED: return "it reached 'unreachable' (a panic or abort)";
+    case WASMTIME_TRAP_CODE_UNREACHABLE_CODE_REACHED:
+        return "it reached 'unreachable' (a panic or abort)";
     default: return NULL;
     }
 }
@@ -233,7 +234,8 @@ static int fits(sandbox_request *r)
         return 1;
     request_fail(r, REALM_QUOTA,
                  "the program's memory begins with %" PRIu64 " KiB, its tenant's limit is %" PRIu64
-                 " KiB", p->memory_bytes >> 10, limit >> 10);
+                 " KiB",
+                 p->memory_bytes >> 10, limit >> 10);
     return 0;
 }
 
@@ -307,7 +309,8 @@ static void abi_is_known(sandbox_request *r)
 {
     if (r->returned.of.i32 != 1) {
         request_fail(r, REALM_UNSUPPORTED,
-                     "the program speaks version %" PRId32 " of the host functions; this host speaks 1",
+                     "the program speaks version %" PRId32
+                     " of the host functions; this host speaks 1",
                      r->returned.of.i32);
         return;
     }
@@ -506,7 +509,7 @@ void request_assert(const sandbox_request *r)
 #ifndef NDEBUG
     int guest = r->state == REQUEST_STARTING || r->state == REQUEST_CHECKING ||
                 r->state == REQUEST_RUNNING;
-    assert(!r->future || guest);                                   /* 1 */
+    assert(!r->future || guest); /* 1 */
     assert(!guest || r->store);
     assert(r->wait.kind == WAIT_NONE || r->state == REQUEST_RUNNING || r->state >= REQUEST_ENDING ||
            r->state == REQUEST_STARTING);

@@ -60,10 +60,10 @@ typedef struct host_function host_function;
 
 struct sandbox_tenant {
     atomic_int references;
-    atomic_int requests; /* running or queued, called programs not counted */
-    atomic_ullong window_ns;     /* when the present window began; see runtime.h on the background */
+    atomic_int requests;     /* running or queued, called programs not counted */
+    atomic_ullong window_ns; /* when the present window began; see runtime.h on the background */
     atomic_ullong window_cpu_ns; /* what the tenant's requests have used of sandbox threads in it */
-    tenant_grants grants; /* every pointer but the borrowed ones is in arena */
+    tenant_grants grants;        /* every pointer but the borrowed ones is in arena */
     arena arena;
 };
 
@@ -97,10 +97,10 @@ typedef union guest_value {
 typedef struct guest_call {
     sandbox_request *request;
     const host_function *function;
-    wasmtime_caller_t *caller;   /* NULL once the guest is suspended */
-    int trapped;                 /* set by guest_trap: the result does not matter */
-    int suspended;               /* set by guest_suspend */
-    int noted;                   /* set by guest_note: last_failure tells of this call */
+    wasmtime_caller_t *caller; /* NULL once the guest is suspended */
+    int trapped;               /* set by guest_trap: the result does not matter */
+    int suspended;             /* set by guest_suspend */
+    int noted;                 /* set by guest_note: last_failure tells of this call */
     guest_value arguments[GUEST_MAX_ARGUMENTS];
 } guest_call;
 
@@ -114,16 +114,16 @@ typedef enum wait_kind {
 
 typedef struct guest_wait {
     wait_kind kind;
-    int fresh;                      /* not yet seen by the thread: a guest that suspends always takes
+    int fresh; /* not yet seen by the thread: a guest that suspends always takes
                                        its turn behind the others that are ready */
     engine_op *op;
-    uint64_t until_ns;              /* WAIT_ANY: gives up then; UINT64_MAX: never */
+    uint64_t until_ns;               /* WAIT_ANY: gives up then; UINT64_MAX: never */
     struct session_entry **sessions; /* [n_sessions] in scratch */
     int32_t n_sessions;
-    guest_call call;                /* as the guest made it */
+    guest_call call;                     /* as the guest made it */
     int64_t (*finish)(guest_call *call); /* its result, once the wait is over; may trap, or suspend
                                             again */
-    wasmtime_val_t *result;         /* in Wasmtime's frame, valid while the guest is suspended */
+    wasmtime_val_t *result; /* in Wasmtime's frame, valid while the guest is suspended */
     wasm_trap_t **trap;
 } guest_wait;
 
@@ -133,12 +133,12 @@ typedef struct session_entry {
     session *session;
     engine *engine;
     int32_t handle;
-    int closed;          /* session_close was called while a work was in flight */
-    int stepping;        /* a step_begin that wait_any has not reported yet */
-    int sampled;         /* its sampler has drawn: see host_session_set_sampler */
+    int closed;   /* session_close was called while a work was in flight */
+    int stepping; /* a step_begin that wait_any has not reported yet */
+    int sampled;  /* its sampler has drawn: see host_session_set_sampler */
     sampler_options sampler;
     engine_op op;
-    token_id *tokens;    /* copy of what is being fed; [tokens_room] */
+    token_id *tokens; /* copy of what is being fed; [tokens_room] */
     size_t tokens_room;
     struct generate_run *run; /* of the last generate; NULL: none yet (host_generate.c) */
     struct session_entry *next;
@@ -153,19 +153,19 @@ typedef struct tensor_entry {
 
 /* What a guest recorded and the engine has not run yet (host_tensor.c). */
 typedef struct tensor_state {
-    tensor_entry *tensors;     /* newest first */
-    uint64_t used_bytes;       /* of living tensors: counts against tensor_bytes */
-    compute_op *ops;           /* [ops_room] */
+    tensor_entry *tensors; /* newest first */
+    uint64_t used_bytes;   /* of living tensors: counts against tensor_bytes */
+    compute_op *ops;       /* [ops_room] */
     int32_t n_ops, ops_room;
     compute_list list;
-    arena inputs;              /* ids and floats that recorded operations point at */
-    session_entry *session;    /* the one that attention in the list belongs to, or NULL */
-    engine *engine;            /* the one all recorded operations are for, or NULL */
+    arena inputs;           /* ids and floats that recorded operations point at */
+    session_entry *session; /* the one that attention in the list belongs to, or NULL */
+    engine *engine;         /* the one all recorded operations are for, or NULL */
     engine_op op;
-    float *result;             /* of a read, copied to the guest afterwards */
-    int64_t kv_whole;          /* floats that kv_cache_get would give with room for all */
-    int closing;               /* only memory is still given back */
-    map parts;                 /* layers and weights by engine and name -> part_entry */
+    float *result;    /* of a read, copied to the guest afterwards */
+    int64_t kv_whole; /* floats that kv_cache_get would give with room for all */
+    int closing;      /* only memory is still given back */
+    map parts;        /* layers and weights by engine and name -> part_entry */
 } tensor_state;
 
 /* A stretch of guest memory that shows a model file's pages (host_map.c). */
@@ -178,20 +178,24 @@ typedef struct mapped_range {
 /* ---- the request --------------------------------------------------------------------------------- */
 
 typedef enum request_state {
-    REQUEST_QUEUED, REQUEST_STARTING, REQUEST_CHECKING, REQUEST_RUNNING, REQUEST_ENDING,
+    REQUEST_QUEUED,
+    REQUEST_STARTING,
+    REQUEST_CHECKING,
+    REQUEST_RUNNING,
+    REQUEST_ENDING,
     REQUEST_DONE,
 } request_state;
 
 struct sandbox_request {
     /* shared with other threads */
-    queue_node node;         /* in the ready queue while scheduled */
-    queue_node admission;    /* in the host's line for a free instance */
+    queue_node node;      /* in the ready queue while scheduled */
+    queue_node admission; /* in the host's line for a free instance */
     atomic_int references;
     atomic_int scheduled;
     atomic_int cancelled;
-    atomic_int finished;     /* DONE, for sandbox_cancel */
-    atomic_int admitted;     /* an instance was given to it while it stood in line */
-    int in_line;             /* guarded by the host's mutex, as are the three links */
+    atomic_int finished; /* DONE, for sandbox_cancel */
+    atomic_int admitted; /* an instance was given to it while it stood in line */
+    int in_line;         /* guarded by the host's mutex, as are the three links */
     sandbox_request *previous_of_host, *next_of_host;
 
     /* constant */
@@ -199,7 +203,7 @@ struct sandbox_request {
     sandbox_thread *_Atomic thread; /* NULL for the moment between being made and being queued */
     program *program;
     sandbox_tenant *tenant;
-    sandbox_input input;     /* body and id are in arena */
+    sandbox_input input; /* body and id are in arena */
     uint64_t submitted_ns;
     uint64_t deadline_ns;    /* of the wall: the tenant's or the input's, whichever is earlier */
     int depth;               /* 0, or how many programs called each other to get here */
@@ -209,13 +213,13 @@ struct sandbox_request {
 
     /* the sandbox thread's */
     request_state state;
-    int has_instance;        /* counts among the host's active ones */
-    int in_line_since;       /* it has asked for an instance */
-    int ending;              /* end() has begun */
+    int has_instance;                           /* counts among the host's active ones */
+    int in_line_since;                          /* it has asked for an instance */
+    int ending;                                 /* end() has begun */
     sandbox_request *previous_live, *next_live; /* the thread's list */
     arena arena;
     rng random;
-    realm_error failure;     /* status REALM_OK: none */
+    realm_error failure;      /* status REALM_OK: none */
     realm_error last_failure; /* of a host function, as the guest got it; REALM_OK: none */
 
     wasmtime_store_t *store;
@@ -243,17 +247,17 @@ struct sandbox_request {
     engine_op embed_op;
     session *embed_session;
     float *embed_floats;
-    sandbox_request *child;  /* the program it called last; a reference */
-    buffer child_output;     /* its text */
+    sandbox_request *child; /* the program it called last; a reference */
+    buffer child_output;    /* its text */
     char *child_json;
     realm_status child_status;
     int child_done;
-    buffer kept;             /* a result that did not fit and will be asked for again */
-    buffer piece;            /* scratch of decode_token and others */
+    buffer kept;  /* a result that did not fit and will be asked for again */
+    buffer piece; /* scratch of decode_token and others */
 
-    char *json;              /* respond_json's; malloc */
+    char *json; /* respond_json's; malloc */
     size_t json_size;
-    realm_error responded;   /* respond_error's; status REALM_OK: none */
+    realm_error responded; /* respond_error's; status REALM_OK: none */
     uint64_t log_bytes;
     int log_cut;
     uint64_t slice_started_ns;

@@ -15,8 +15,8 @@
  * its slice is over (request.c). Guests mostly wait for the engine, so ticks would mostly be
  * wasted: while none is running they come more and more seldom, and after a while not at all,
  * until a thread that is about to run a guest finds the ticker asleep and wakes it. */
-#define TICKER_FAST_NS 2000000u
-#define TICKER_SLOW_NS 8000000u
+#define TICKER_FAST_NS         2000000u
+#define TICKER_SLOW_NS         8000000u
 #define TICKER_SLEEPS_AFTER_NS 100000000u
 
 typedef struct ticker {
@@ -24,10 +24,10 @@ typedef struct ticker {
     int started;
     pthread_mutex_t mutex;
     pthread_cond_t changed;
-    atomic_int awake;    /* 0: somebody must wake it. Changed under mutex */
-    int stop;            /* guarded by mutex */
-    atomic_uint turns;   /* guests' turns begun, so that it sees that there were some */
-    atomic_int running;  /* guests running now */
+    atomic_int awake;   /* 0: somebody must wake it. Changed under mutex */
+    int stop;           /* guarded by mutex */
+    atomic_uint turns;  /* guests' turns begun, so that it sees that there were some */
+    atomic_int running; /* guests running now */
     wasm_engine_t *engines[2];
 } ticker;
 
@@ -57,15 +57,15 @@ void ticker_leave(ticker *t);
 struct sandbox_thread {
     sandbox_host *host;
     pthread_t thread;
-    queue ready;                /* sandbox_requests by node */
-    sandbox_request *live;      /* all its requests */
-    atomic_int n_requests;      /* for choosing the least busy */
-    uint64_t now_ns;            /* the time when it last looked: after every wait and every poll. Looking
+    queue ready;           /* sandbox_requests by node */
+    sandbox_request *live; /* all its requests */
+    atomic_int n_requests; /* for choosing the least busy */
+    uint64_t now_ns;       /* the time when it last looked: after every wait and every poll. Looking
                                    costs as much as a plain host call */
-    uint64_t next_time_ns;      /* the earliest request_next_time, or earlier */
-    uint64_t usual_wait_ns;     /* moving average of how long nothing was ready */
-    uint64_t cpu_read_ns;       /* the thread's CPU clock when it was last read */
-    uint64_t cpu_short_ns;      /* wall time of short turns since */
+    uint64_t next_time_ns; /* the earliest request_next_time, or earlier */
+    uint64_t usual_wait_ns; /* moving average of how long nothing was ready */
+    uint64_t cpu_read_ns;   /* the thread's CPU clock when it was last read */
+    uint64_t cpu_short_ns;  /* wall time of short turns since */
 };
 
 realm_status sandbox_thread_open(sandbox_thread *t, sandbox_host *h, realm_error *error);
@@ -85,7 +85,7 @@ uint64_t sandbox_thread_cpu(sandbox_thread *t, uint64_t wall_ns);
 
 struct sandbox_host {
     sandbox_host_options options;
-    char cache_folder[4096]; /* "": none */
+    char cache_folder[4096];   /* "": none */
     wasm_engine_t *engines[2]; /* [0] 32-bit, [1] 64-bit memories */
     wasmtime_linker_t *linkers[2];
     ticker ticker;
@@ -95,11 +95,11 @@ struct sandbox_host {
     sandbox_thread background;
     int has_background;
 
-    pthread_mutex_t mutex;      /* for all that follows up to closing */
+    pthread_mutex_t mutex; /* for all that follows up to closing */
     pthread_cond_t emptied;
     queue_node *line_first, *line_last; /* requests that wait for an instance, by admission */
-    int32_t active, waiting, children; /* instances of requests; of called programs */
-    sandbox_request *all;       /* from sandbox_start to DONE */
+    int32_t active, waiting, children;  /* instances of requests; of called programs */
+    sandbox_request *all;               /* from sandbox_start to DONE */
     int closing;
     atomic_ullong started, finished, failed, preemptions, cache_hits, cache_misses;
 };

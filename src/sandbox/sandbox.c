@@ -36,9 +36,9 @@ static realm_status copy_input(sandbox_request *r, realm_error *error)
         r->input.id = arena_copy(&r->arena, r->input.id, strlen(r->input.id));
     size_t n_models = (size_t)r->tenant->grants.n_models;
     r->model_handles = arena_take_array(&r->arena, n_models, sizeof *r->model_handles);
-    return r->input.body && r->model_handles ? REALM_OK
-                                             : realm_fail_memory(error, r->input.body_size,
-                                                                 "a request's body");
+    return r->input.body && r->model_handles
+               ? REALM_OK
+               : realm_fail_memory(error, r->input.body_size, "a request's body");
 }
 
 static realm_status make(sandbox_request **out, sandbox_host *h, const sandbox_input *input,

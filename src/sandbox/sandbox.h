@@ -24,12 +24,12 @@ typedef struct sandbox_request sandbox_request;
 /* ---- the host --------------------------------------------------------------------------------- */
 
 typedef struct sandbox_host_options {
-    int32_t n_threads;         /* 0: 2 */
-    int32_t max_requests;      /* with an instance at once; later ones wait. 0: 256 */
-    uint64_t max_memory_bytes; /* of any 32-bit guest, whatever its tenant's limit. 0: 4 GiB */
+    int32_t n_threads;           /* 0: 2 */
+    int32_t max_requests;        /* with an instance at once; later ones wait. 0: 256 */
+    uint64_t max_memory_bytes;   /* of any 32-bit guest, whatever its tenant's limit. 0: 4 GiB */
     uint64_t max_memory64_bytes; /* of any 64-bit guest. 0: 16 GiB; address space only */
-    uint64_t max_module_bytes; /* 0: 64 MiB */
-    const char *cache_folder;  /* of compiled programs; made with mode 0700. NULL: "programs" in
+    uint64_t max_module_bytes;   /* 0: 64 MiB */
+    const char *cache_folder;    /* of compiled programs; made with mode 0700. NULL: "programs" in
                                   Realm's cache; "": none */
 } sandbox_host_options;
 
@@ -41,7 +41,7 @@ realm_status sandbox_host_open(sandbox_host **out, const sandbox_host_options *o
 void sandbox_host_close(sandbox_host *h);
 
 typedef struct sandbox_host_stats {
-    int32_t active, waiting;   /* requests with an instance; requests that wait for one */
+    int32_t active, waiting; /* requests with an instance; requests that wait for one */
     uint64_t started, finished, failed, preemptions, cache_hits, cache_misses;
 } sandbox_host_stats;
 void sandbox_host_stats_get(sandbox_host *h, sandbox_host_stats *out); /* any thread */
@@ -71,31 +71,40 @@ const char *capability_name(unsigned bit);
 
 /* Taken literally: a limit of 0 allows nothing. Start from SANDBOX_LIMITS_DEFAULT. */
 typedef struct sandbox_limits {
-    uint64_t memory_bytes;    /* linear memory of one guest; memory.grow fails past it */
-    uint64_t memory64_bytes;  /* of a 64-bit guest whose tenant has the capability `tensors`, since
+    uint64_t memory_bytes;   /* linear memory of one guest; memory.grow fails past it */
+    uint64_t memory64_bytes; /* of a 64-bit guest whose tenant has the capability `tensors`, since
                                  weights that it maps count too; without it memory_bytes holds */
     uint32_t table_elements;
-    uint64_t slice_ns;        /* CPU time at a stretch before others get their turn */
-    uint64_t cpu_ns;          /* CPU time of one request, all slices together */
-    uint64_t wall_ns;         /* from sandbox_start to the end */
-    int32_t sessions;         /* open at once in one request */
-    int32_t kv_pages;         /* of the tenant, in each engine; 0: the engine's. See below */
-    uint64_t state_bytes;     /* of the tenant */
-    uint64_t input_bytes;     /* of one request's body */
-    uint64_t output_bytes;    /* text and JSON of one request */
-    uint64_t log_bytes;       /* of one request; what is over is dropped, with one line that says so */
-    uint64_t tensor_bytes;    /* device memory of one request's tensors */
-    int32_t requests;         /* of the tenant at once, called programs not counted */
-    int32_t call_depth;       /* programs calling programs */
+    uint64_t slice_ns;     /* CPU time at a stretch before others get their turn */
+    uint64_t cpu_ns;       /* CPU time of one request, all slices together */
+    uint64_t wall_ns;      /* from sandbox_start to the end */
+    int32_t sessions;      /* open at once in one request */
+    int32_t kv_pages;      /* of the tenant, in each engine; 0: the engine's. See below */
+    uint64_t state_bytes;  /* of the tenant */
+    uint64_t input_bytes;  /* of one request's body */
+    uint64_t output_bytes; /* text and JSON of one request */
+    uint64_t log_bytes;    /* of one request; what is over is dropped, with one line that says so */
+    uint64_t tensor_bytes; /* device memory of one request's tensors */
+    int32_t requests;      /* of the tenant at once, called programs not counted */
+    int32_t call_depth;    /* programs calling programs */
 } sandbox_limits;
 
 #define SANDBOX_LIMITS_DEFAULT                                                                     \
-    ((sandbox_limits){.memory_bytes = 64u << 20, .memory64_bytes = 16ull << 30,                    \
-                      .table_elements = 20000, .slice_ns = 5000000, .cpu_ns = 10000000000ull,      \
-                      .wall_ns = 600000000000ull, .sessions = 16, .kv_pages = 0,                   \
-                      .state_bytes = 16u << 20, .input_bytes = 16u << 20,                          \
-                      .output_bytes = 16u << 20, .log_bytes = 64u << 10,                           \
-                      .tensor_bytes = 256u << 20, .requests = 64, .call_depth = 4})
+    ((sandbox_limits){.memory_bytes = 64u << 20,                                                   \
+                      .memory64_bytes = 16ull << 30,                                               \
+                      .table_elements = 20000,                                                     \
+                      .slice_ns = 5000000,                                                         \
+                      .cpu_ns = 10000000000ull,                                                    \
+                      .wall_ns = 600000000000ull,                                                  \
+                      .sessions = 16,                                                              \
+                      .kv_pages = 0,                                                               \
+                      .state_bytes = 16u << 20,                                                    \
+                      .input_bytes = 16u << 20,                                                    \
+                      .output_bytes = 16u << 20,                                                   \
+                      .log_bytes = 64u << 10,                                                      \
+                      .tensor_bytes = 256u << 20,                                                  \
+                      .requests = 64,                                                              \
+                      .call_depth = 4})
 
 typedef struct sandbox_model {
     const char *name;
@@ -109,16 +118,16 @@ typedef struct sandbox_adapter {
 } sandbox_adapter;
 
 typedef struct tenant_grants {
-    uint32_t number;      /* the engine's and the state store's name for the tenant */
-    const char *name;     /* for messages */
-    float weight;         /* share of the engine; 0: 1 */
+    uint32_t number;  /* the engine's and the state store's name for the tenant */
+    const char *name; /* for messages */
+    float weight;     /* share of the engine; 0: 1 */
     unsigned capabilities;
     sandbox_limits limits;
     const sandbox_model *models; /* [n_models]; the first is the default "" */
     int32_t n_models;
     const sandbox_adapter *adapters; /* [n_adapters] */
     int32_t n_adapters;
-    state_store *state;   /* borrowed; NULL: state_* answer UNSUPPORTED */
+    state_store *state; /* borrowed; NULL: state_* answer UNSUPPORTED */
     /* For `call`: the tenant's program of that name, retained, or REALM_NOT_FOUND. On a sandbox
      * thread; must not compile. NULL: there is none. */
     realm_status (*resolve)(void *context, const char *name, size_t size, program **out,
@@ -144,14 +153,14 @@ typedef struct sandbox_usage {
     uint64_t wall_ns;          /* sandbox_start to the end */
     uint64_t start_ns;         /* sandbox_start to realm_handle's first instruction */
     uint64_t output_bytes;
-    uint64_t memory_bytes;     /* linear memory at the end */
+    uint64_t memory_bytes; /* linear memory at the end */
 } sandbox_usage;
 
 typedef struct sandbox_result {
-    realm_status status;  /* REALM_OK, the guest's own (respond_error or what realm_handle
+    realm_status status; /* REALM_OK, the guest's own (respond_error or what realm_handle
                              returned), or why the sandbox ended it */
-    const char *message;  /* one sentence; "" when OK. Borrowed for the call */
-    const char *json;     /* what respond_json gave, terminated; NULL: nothing. Borrowed */
+    const char *message; /* one sentence; "" when OK. Borrowed for the call */
+    const char *json;    /* what respond_json gave, terminated; NULL: nothing. Borrowed */
     size_t json_size;
     sandbox_usage usage;
 } sandbox_result;
@@ -162,12 +171,12 @@ typedef struct sandbox_input {
     const char *id;         /* for the log; may be NULL */
     const void *body;       /* what request_read reads; copied */
     size_t body_size;
-    uint64_t seed;          /* of random and of samplers that name none */
-    int64_t now_ms;         /* 0: now_ms tells the time. Else it always says this (replay) */
-    uint64_t deadline_ns;   /* clock_ns(); 0: only the tenant's wall_ns */
-    priority priority;      /* the highest that its sessions may ask for */
+    uint64_t seed;        /* of random and of samplers that name none */
+    int64_t now_ms;       /* 0: now_ms tells the time. Else it always says this (replay) */
+    uint64_t deadline_ns; /* clock_ns(); 0: only the tenant's wall_ns */
+    priority priority;    /* the highest that its sessions may ask for */
 
-    void *context;          /* of the callbacks, each of which may be NULL */
+    void *context; /* of the callbacks, each of which may be NULL */
     void (*on_text)(void *context, const char *text, size_t size);
     void (*on_log)(void *context, int level, const char *text, size_t size); /* NULL: the log */
     void (*on_done)(void *context, const sandbox_result *result);

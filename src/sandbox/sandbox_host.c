@@ -11,12 +11,12 @@
 #include "sandbox/host_functions.h"
 #include "sandbox/program_cache.h"
 
-#define DEFAULT_THREADS   2
-#define DEFAULT_REQUESTS  256
-#define MAX_REQUESTS      8192
-#define DEFAULT_MEMORY    ((uint64_t)4 << 30)
-#define DEFAULT_MEMORY64  ((uint64_t)16 << 30)
-#define DEFAULT_MODULE    ((uint64_t)64 << 20)
+#define DEFAULT_THREADS  2
+#define DEFAULT_REQUESTS 256
+#define MAX_REQUESTS     8192
+#define DEFAULT_MEMORY   ((uint64_t)4 << 30)
+#define DEFAULT_MEMORY64 ((uint64_t)16 << 30)
+#define DEFAULT_MODULE   ((uint64_t)64 << 20)
 
 static realm_status complete(sandbox_host_options *o, const sandbox_host_options *given,
                              realm_error *error)

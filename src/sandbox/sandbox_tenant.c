@@ -59,8 +59,7 @@ static realm_status tell_engines(const tenant_grants *g, realm_error *error)
     engine_tenant settings = {.weight = g->weight > 0 ? g->weight : 1,
                               .max_pages = g->limits.kv_pages};
     for (int32_t i = 0; i < g->n_models; i++) {
-        realm_status status =
-            engine_tenant_set(g->models[i].engine, g->number, &settings, error);
+        realm_status status = engine_tenant_set(g->models[i].engine, g->number, &settings, error);
         if (status != REALM_OK)
             return status;
     }

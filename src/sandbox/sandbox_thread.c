@@ -59,9 +59,9 @@ static void look_at_clock(sandbox_thread *t)
 static queue_node *wait_for_work(sandbox_thread *t)
 {
     uint64_t began = clock_ns();
-    uint64_t wait = t->next_time_ns == UINT64_MAX  ? UINT64_MAX
-                    : t->next_time_ns > began ? t->next_time_ns - began
-                                              : 0;
+    uint64_t wait = t->next_time_ns == UINT64_MAX ? UINT64_MAX
+                    : t->next_time_ns > began     ? t->next_time_ns - began
+                                                  : 0;
     int spin = t->live && t->usual_wait_ns < SPIN_IF_NS;
     queue_node *node = queue_take(&t->ready, spin ? SPIN_NS : 0, wait);
     t->now_ns = clock_ns();

@@ -85,8 +85,8 @@ static realm_status put_locked(state_memory *s, uint32_t tenant, const char *ful
     uint64_t without = u->bytes - (before ? key_size + before->size : 0);
     uint64_t more = key_size + v->size;
     if (without > limit_bytes || more > limit_bytes - without)
-        return realm_fail(error, REALM_QUOTA, "the tenant's state would take more than %" PRIu64 " bytes",
-                          limit_bytes);
+        return realm_fail(error, REALM_QUOTA,
+                          "the tenant's state would take more than %" PRIu64 " bytes", limit_bytes);
     void *old = NULL;
     if (map_put(&s->values, full, PREFIX + key_size, v, &old) != REALM_OK)
         return realm_fail_memory(error, v->size, "a state value");
@@ -103,8 +103,9 @@ static realm_status put(state_store *store, uint32_t tenant, const void *key, si
     if (status != REALM_OK)
         return status;
     if (size > limit_bytes)
-        return realm_fail(error, REALM_QUOTA, "a state value has %zu bytes, the tenant's limit is %" PRIu64,
-                          size, limit_bytes);
+        return realm_fail(error, REALM_QUOTA,
+                          "a state value has %zu bytes, the tenant's limit is %" PRIu64, size,
+                          limit_bytes);
     char *full = full_key(tenant, key, key_size);
     value *v = malloc(sizeof *v + size);
     if (!full || !v) {

@@ -29,9 +29,8 @@ void tensor_list_submit(sandbox_request *r)
 {
     tensor_state *t = &r->tensors;
     t->list = (compute_list){.ops = t->ops, .count = t->n_ops};
-    t->op.work = (work){.kind = WORK_COMPUTE,
-                        .session = t->session ? t->session->session : NULL,
-                        .list = &t->list};
+    t->op.work = (work){
+        .kind = WORK_COMPUTE, .session = t->session ? t->session->session : NULL, .list = &t->list};
     engine_op_submit(r, &t->op, t->engine);
 }
 
@@ -114,7 +113,8 @@ int tensor_list_make_room(guest_call *c, engine *e, session_entry *s)
         guest_trap(c, REALM_BUSY, "the session has a step in flight");
         return 0;
     }
-    int other = t->n_ops > 0 && ((t->engine && t->engine != e) || (s && t->session && t->session != s));
+    int other = t->n_ops > 0 &&
+                ((t->engine && t->engine != e) || (s && t->session && t->session != s));
     if (other || t->n_ops >= MAX_OPS || t->inputs.used_bytes >= MAX_INPUT_BYTES) {
         tensor_list_submit(r);
         guest_suspend(c, WAIT_OP, &t->op, run_again);

@@ -8,7 +8,7 @@
 
 /* Wasm may use so much of a stack, host functions the rest (rendering a chat template needs half
  * a megabyte, reading deep JSON some more). Stacks are address space until they are touched. */
-#define WASM_STACK_BYTES ((size_t)512 << 10)
+#define WASM_STACK_BYTES  ((size_t)512 << 10)
 #define WHOLE_STACK_BYTES ((size_t)2 << 20)
 
 static void pool(wasm_config_t *config, const sandbox_host_options *o)

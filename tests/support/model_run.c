@@ -5,21 +5,24 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static void must(realm_status status, const realm_error *error) {
+static void must(realm_status status, const realm_error *error)
+{
     if (status == REALM_OK)
         return;
     fprintf(stderr, "model_run: %s\n", error->message);
     abort();
 }
 
-static void *take(size_t count, size_t size) {
+static void *take(size_t count, size_t size)
+{
     void *p = calloc(count == 0 ? 1 : count, size);
     if (p == NULL)
         abort();
     return p;
 }
 
-void model_run_open(model_run *r, model *m, int32_t context) {
+void model_run_open(model_run *r, model *m, int32_t context)
+{
     realm_error error;
     kv_shape shape = {.type = DTYPE_F16};
     int32_t n_pages = (context + KV_PAGE_TOKENS - 1) / KV_PAGE_TOKENS;
@@ -35,7 +38,8 @@ void model_run_open(model_run *r, model *m, int32_t context) {
     }
 }
 
-void model_run_close(model_run *r) {
+void model_run_close(model_run *r)
+{
     backend *b = model_backend(r->model);
     b->table->kv_close(b, r->kv);
     for (int32_t s = 0; s < MODEL_RUN_SEQUENCES; s++)
@@ -50,7 +54,8 @@ typedef struct step {
     float **results;
 } step;
 
-static void add_part(step *s, model_run *r, const model_run_part *part, int32_t index) {
+static void add_part(step *s, model_run *r, const model_run_part *part, int32_t index)
+{
     for (int32_t i = 0; i < part->count; i++) {
         int32_t row = s->n_tokens++;
         s->tokens[row] = part->tokens[i];
@@ -64,7 +69,8 @@ static void add_part(step *s, model_run *r, const model_run_part *part, int32_t 
 }
 
 void model_run_step(model_run *r, const model_run_part *parts, int32_t n_parts, int hidden,
-                    float *out) {
+                    float *out)
+{
     const hyperparameters *h = model_hyperparameters(r->model);
     const int32_t *tables[MODEL_RUN_SEQUENCES];
     adapter *adapters[MODEL_RUN_SEQUENCES];
@@ -105,7 +111,8 @@ void model_run_step(model_run *r, const model_run_part *parts, int32_t n_parts, 
 }
 
 void model_run_prompt(model_run *r, const token_id *tokens, int32_t n, int32_t chunk, adapter *with,
-                      float *out) {
+                      float *out)
+{
     size_t n_vocab = (size_t)model_hyperparameters(r->model)->n_vocab;
     r->length[0] = 0;
     for (int32_t first = 0; first < n; first += chunk) {

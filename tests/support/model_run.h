@@ -37,7 +37,7 @@ void model_run_step(model_run *r, const model_run_part *parts, int32_t n_parts, 
 
 /* Feeds a whole prompt to sequence 0, which is emptied first, in steps of chunk tokens. Logits of
  * all its tokens go to out [n, n_vocab]. */
-void model_run_prompt(model_run *r, const token_id *tokens, int32_t n, int32_t chunk,
-                      adapter *with, float *out);
+void model_run_prompt(model_run *r, const token_id *tokens, int32_t n, int32_t chunk, adapter *with,
+                      float *out);
 
 #endif

@@ -8,43 +8,52 @@
 
 #include "base/rng.h"
 
-static int is(const char *a, const char *b) {
+static int is(const char *a, const char *b)
+{
     return a != NULL && strcmp(a, b) == 0;
 }
 
-static int is_gemma(const tiny_model *t) {
+static int is_gemma(const tiny_model *t)
+{
     return strncmp(t->architecture, "gemma", 5) == 0;
 }
-static int has_post_norms(const tiny_model *t) {
+static int has_post_norms(const tiny_model *t)
+{
     return is(t->architecture, "gemma2") || is(t->architecture, "gemma3");
 }
-static int has_qk_norm(const tiny_model *t) {
+static int has_qk_norm(const tiny_model *t)
+{
     return is(t->architecture, "qwen3") || is(t->architecture, "gemma3");
 }
-static int n_layers(const tiny_model *t) {
+static int n_layers(const tiny_model *t)
+{
     return is(t->architecture, "gemma3") ? 7 : 2;
 }
 
 /* ---- metadata --------------------------------------------------------------------------------- */
 
-static const char *own_key(const tiny_model *t, const char *suffix, char key[128]) {
+static const char *own_key(const tiny_model *t, const char *suffix, char key[128])
+{
     snprintf(key, 128, "%s.%s", t->architecture, suffix);
     return key;
 }
 
-static void own_u32(const tiny_model *t, gguf_writer *w, const char *suffix, uint32_t value) {
+static void own_u32(const tiny_model *t, gguf_writer *w, const char *suffix, uint32_t value)
+{
     char key[128];
     if (!is(t->omit, own_key(t, suffix, key)))
         gguf_writer_u32(w, key, value);
 }
 
-static void own_f32(const tiny_model *t, gguf_writer *w, const char *suffix, float value) {
+static void own_f32(const tiny_model *t, gguf_writer *w, const char *suffix, float value)
+{
     char key[128];
     if (!is(t->omit, own_key(t, suffix, key)))
         gguf_writer_f32(w, key, value);
 }
 
-static void vocabulary(gguf_writer *w) {
+static void vocabulary(gguf_writer *w)
+{
     static char bytes[256][8];
     const char *tokens[TINY_VOCAB] = {"<unk>", "<s>", "</s>"};
     const char *letters[] = {"\xe2\x96\x81", "a", "b", "c", "d"};
@@ -68,7 +77,8 @@ static void vocabulary(gguf_writer *w) {
     gguf_writer_u32(w, "tokenizer.ggml.unknown_token_id", 0);
 }
 
-void tiny_model_metadata(const tiny_model *t, gguf_writer *w) {
+void tiny_model_metadata(const tiny_model *t, gguf_writer *w)
+{
     gguf_writer_string(w, "general.architecture", t->architecture);
     gguf_writer_string(w, "general.name", "tiny");
     own_u32(t, w, "block_count", (uint32_t)n_layers(t));
@@ -94,7 +104,8 @@ void tiny_model_metadata(const tiny_model *t, gguf_writer *w) {
 
 /* ---- tensors ---------------------------------------------------------------------------------- */
 
-static float *random_floats(uint64_t seed, const char *name, size_t n, double low, double high) {
+static float *random_floats(uint64_t seed, const char *name, size_t n, double low, double high)
+{
     float *values = malloc(n * sizeof *values);
     rng r;
     uint64_t hash = seed * 31 + 7;
@@ -109,7 +120,8 @@ static float *random_floats(uint64_t seed, const char *name, size_t n, double lo
 }
 
 /* A block of Q8_0: an F16 scale and 32 bytes. The scale is a power of two, whose F16 is easy. */
-static void *as_q8_0(const float *values, size_t n) {
+static void *as_q8_0(const float *values, size_t n)
+{
     uint8_t *blocks = malloc(n / 32 * 34);
     if (blocks == NULL)
         abort();
@@ -125,7 +137,8 @@ static void *as_q8_0(const float *values, size_t n) {
 }
 
 static void put_matrix(const tiny_model *t, gguf_writer *w, const char *name, uint64_t n_cols,
-                       uint64_t n_rows, double gain) {
+                       uint64_t n_rows, double gain)
+{
     if (is(t->omit, name))
         return;
     n_rows += is(t->reshape, name);
@@ -142,7 +155,8 @@ static void put_matrix(const tiny_model *t, gguf_writer *w, const char *name, ui
 }
 
 static void put_vector(const tiny_model *t, gguf_writer *w, const char *name, uint64_t n,
-                       double low, double high) {
+                       double low, double high)
+{
     if (is(t->omit, name))
         return;
     n += is(t->reshape, name);
@@ -151,7 +165,8 @@ static void put_vector(const tiny_model *t, gguf_writer *w, const char *name, ui
     free(values);
 }
 
-static void put_norm(const tiny_model *t, gguf_writer *w, const char *prefix, uint64_t n) {
+static void put_norm(const tiny_model *t, gguf_writer *w, const char *prefix, uint64_t n)
+{
     char name[96];
     snprintf(name, sizeof name, "%s.weight", prefix);
     put_vector(t, w, name, n, 0.7, 1.3);
@@ -167,7 +182,8 @@ typedef struct tiny_matrix {
 } tiny_matrix;
 
 /* Writes the matrices of one layer of the family to out; returns how many. */
-static int matrices_of(const tiny_model *t, tiny_matrix out[8]) {
+static int matrices_of(const tiny_model *t, tiny_matrix out[8])
+{
     const uint64_t q = TINY_HEADS * TINY_HEAD_DIM, kv = TINY_KV_HEADS * TINY_HEAD_DIM;
     int bias = is(t->architecture, "qwen2"), n = 0;
     if (is(t->architecture, "phi3")) {
@@ -185,7 +201,8 @@ static int matrices_of(const tiny_model *t, tiny_matrix out[8]) {
     return n;
 }
 
-static void put_layer(const tiny_model *t, gguf_writer *w, int layer) {
+static void put_layer(const tiny_model *t, gguf_writer *w, int layer)
+{
     tiny_matrix matrices[8];
     char name[96];
     int n = matrices_of(t, matrices);
@@ -215,7 +232,8 @@ static void put_layer(const tiny_model *t, gguf_writer *w, int layer) {
     }
 }
 
-void tiny_model_save(const tiny_model *t, const char *path) {
+void tiny_model_save(const tiny_model *t, const char *path)
+{
     gguf_writer w;
     gguf_writer_init(&w);
     tiny_model_metadata(t, &w);
@@ -232,7 +250,8 @@ void tiny_model_save(const tiny_model *t, const char *path) {
 /* ---- adapters --------------------------------------------------------------------------------- */
 
 static void put_half(const tiny_adapter *t, gguf_writer *w, const char *base, char half,
-                     uint64_t n_cols, uint64_t n_rows) {
+                     uint64_t n_cols, uint64_t n_rows)
+{
     const tiny_model as = {
         .type = DTYPE_F32, .seed = t->seed, .omit = t->omit, .reshape = t->reshape};
     char name[96];
@@ -240,7 +259,8 @@ static void put_half(const tiny_adapter *t, gguf_writer *w, const char *base, ch
     put_matrix(&as, w, name, n_cols, n_rows, 0.7);
 }
 
-static void put_pair(const tiny_adapter *t, gguf_writer *w, const char *matrix) {
+static void put_pair(const tiny_adapter *t, gguf_writer *w, const char *matrix)
+{
     tiny_matrix matrices[8];
     uint64_t rank = (uint64_t)t->rank;
     char name[64];
@@ -262,7 +282,8 @@ static void put_pair(const tiny_adapter *t, gguf_writer *w, const char *matrix) 
     }
 }
 
-void tiny_adapter_save(const tiny_adapter *t, const char *path) {
+void tiny_adapter_save(const tiny_adapter *t, const char *path)
+{
     gguf_writer w;
     gguf_writer_init(&w);
     if (!is(t->omit, "general.type"))

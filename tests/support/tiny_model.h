@@ -8,13 +8,13 @@
 
 #include "support/gguf_writer.h"
 
-#define TINY_EMBD 64
-#define TINY_HEADS 4
+#define TINY_EMBD     64
+#define TINY_HEADS    4
 #define TINY_KV_HEADS 2
 #define TINY_HEAD_DIM 32
-#define TINY_FF 96
-#define TINY_VOCAB 264
-#define TINY_CONTEXT 512
+#define TINY_FF       96
+#define TINY_VOCAB    264
+#define TINY_CONTEXT  512
 
 typedef struct tiny_model {
     const char *architecture;

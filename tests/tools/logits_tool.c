@@ -35,12 +35,14 @@ typedef struct session {
     double *shares; /* [n_vocab] log-probabilities of one position */
 } session;
 
-static void die(const char *what, const char *why) {
+static void die(const char *what, const char *why)
+{
     fprintf(stderr, "logits_tool: %s: %s\n", what, why);
     exit(1);
 }
 
-static int32_t number(const char *text) {
+static int32_t number(const char *text)
+{
     char *end;
     long value = strtol(text, &end, 10);
     if (end == text || *end != '\0' || value < 0 || value > INT32_MAX)
@@ -48,7 +50,8 @@ static int32_t number(const char *text) {
     return (int32_t)value;
 }
 
-static settings parse(int argc, char **argv) {
+static settings parse(int argc, char **argv)
+{
     settings s = {.chunk = 512, .context = 1024};
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : NULL;
@@ -79,7 +82,8 @@ static settings parse(int argc, char **argv) {
     return s;
 }
 
-static void set_tokens(session *s, char *rest) {
+static void set_tokens(session *s, char *rest)
+{
     s->n_tokens = 0;
     for (char *word; (word = strtok_r(NULL, " \n", &rest)) != NULL;) {
         if (s->n_tokens >= s->run.context)
@@ -99,7 +103,8 @@ static void set_tokens(session *s, char *rest) {
 }
 
 /* The logits after the position that the line names. */
-static const float *at_position(const session *s, char **rest) {
+static const float *at_position(const session *s, char **rest)
+{
     const char *word = strtok_r(NULL, " \n", rest);
     int32_t position = number(word == NULL ? "" : word);
     if (position >= s->n_tokens)
@@ -107,7 +112,8 @@ static const float *at_position(const session *s, char **rest) {
     return s->logits + (size_t)position * (size_t)s->n_vocab;
 }
 
-static void normalize(session *s, const float *logits) {
+static void normalize(session *s, const float *logits)
+{
     double most = -INFINITY, sum = 0;
     for (int32_t i = 0; i < s->n_vocab; i++)
         most = fmax(most, (double)logits[i]);
@@ -117,7 +123,8 @@ static void normalize(session *s, const float *logits) {
         s->shares[i] = (double)logits[i] - most - log(sum);
 }
 
-static void answer_ask(session *s, char *rest) {
+static void answer_ask(session *s, char *rest)
+{
     normalize(s, at_position(s, &rest));
     const char *gap = "";
     for (char *word; (word = strtok_r(NULL, " \n", &rest)) != NULL; gap = " ") {
@@ -130,7 +137,8 @@ static void answer_ask(session *s, char *rest) {
 }
 
 /* Picks the largest K times: K is small. Of equals the smaller id comes first. */
-static void answer_top(session *s, char *rest) {
+static void answer_top(session *s, char *rest)
+{
     normalize(s, at_position(s, &rest));
     const char *word = strtok_r(NULL, " \n", &rest);
     int32_t k = number(word == NULL ? "" : word);
@@ -145,14 +153,16 @@ static void answer_top(session *s, char *rest) {
     printf("\n");
 }
 
-static void answer_logits(const session *s, char *rest) {
+static void answer_logits(const session *s, char *rest)
+{
     const float *logits = at_position(s, &rest);
     for (int32_t i = 0; i < s->n_vocab; i++)
         printf("%s%.9g", i == 0 ? "" : " ", (double)logits[i]);
     printf("\n");
 }
 
-static void answer_all(session *s, FILE *questions) {
+static void answer_all(session *s, FILE *questions)
+{
     char *line = NULL;
     size_t capacity = 0;
     while (getline(&line, &capacity, questions) > 0) {
@@ -175,7 +185,8 @@ static void answer_all(session *s, FILE *questions) {
     free(line);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     settings wanted = parse(argc, argv);
     realm_error error = {0};
     backend *b = NULL;

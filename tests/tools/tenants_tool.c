@@ -14,7 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define MAX_TENANTS 64
+#define MAX_TENANTS   64
 #define VICTIM_TOKENS 48
 
 static realm_error g_error;
@@ -41,8 +41,12 @@ static long status_kib(const char *key)
 static realm_call *start(realm_runtime *r, realm_tenant *t, realm_program *p, const char *input,
                          void (*on_text)(void *, const char *, size_t), void *context)
 {
-    realm_call_options options = {.tenant = t, .program = p, .input = input,
-                                  .input_size = strlen(input), .seed = 1, .on_text = on_text,
+    realm_call_options options = {.tenant = t,
+                                  .program = p,
+                                  .input = input,
+                                  .input_size = strlen(input),
+                                  .seed = 1,
+                                  .on_text = on_text,
                                   .context = context};
     realm_call *c = NULL;
     return realm_call_start(&c, r, &options, &g_error) ? NULL : c;
@@ -72,9 +76,10 @@ static int memory(realm_runtime *r, int n)
         if (realm_tenant_open(&tenants[i], r, &options, &g_error))
             return fail(name);
         atomic_init(&seen[i], 0);
-        calls[i] = start(r, tenants[i], p,
-                         "{\"prompt\":\"Once upon a time\",\"max_tokens\":1000,\"ignore_eos\":true}",
-                         count_text, &seen[i]);
+        calls[i] = start(
+            r, tenants[i], p,
+            "{\"prompt\":\"Once upon a time\",\"max_tokens\":1000,\"ignore_eos\":true}", count_text,
+            &seen[i]);
         if (!calls[i])
             return fail(name);
     }
@@ -86,8 +91,9 @@ static int memory(realm_runtime *r, int n)
         usleep(10000);
     }
     long during = status_kib("VmRSS:");
-    printf("{\"tenants\":%d,\"loaded_kib\":%ld,\"running_kib\":%ld,\"file_kib\":%ld,\"anonymous_kib\":%ld}\n",
-           n, before, during, status_kib("RssFile:"), status_kib("RssAnon:"));
+    printf(
+        "{\"tenants\":%d,\"loaded_kib\":%ld,\"running_kib\":%ld,\"file_kib\":%ld,\"anonymous_kib\":%ld}\n",
+        n, before, during, status_kib("RssFile:"), status_kib("RssAnon:"));
     for (int i = 0; i < n; i++) {
         realm_call_close(calls[i]);
         realm_tenant_close(tenants[i]);
@@ -133,9 +139,10 @@ static void *attack_thread(void *context)
 static char *victim(realm_runtime *r, realm_tenant *t, realm_program *p, double *seconds)
 {
     char input[256];
-    snprintf(input, sizeof input,
-             "{\"prompt\":\"The quick brown fox\",\"max_tokens\":%d,\"ignore_eos\":true,\"logprobs\":2}",
-             VICTIM_TOKENS);
+    snprintf(
+        input, sizeof input,
+        "{\"prompt\":\"The quick brown fox\",\"max_tokens\":%d,\"ignore_eos\":true,\"logprobs\":2}",
+        VICTIM_TOKENS);
     realm_call *c = start(r, t, p, input, NULL, NULL);
     if (!c)
         return NULL;
@@ -170,7 +177,8 @@ static int neighbour(realm_runtime *r, char **paths, int n_paths)
 {
     realm_program *completion;
     realm_tenant *good, *bad;
-    realm_tenant_options good_options = {.name = "victim"}, bad_options = {.name = "attacker", .cpu_ms = 300};
+    realm_tenant_options good_options = {.name = "victim"},
+                         bad_options = {.name = "attacker", .cpu_ms = 300};
     if (realm_program_builtin(&completion, r, "completion", &g_error) ||
         realm_tenant_open(&good, r, &good_options, &g_error) ||
         realm_tenant_open(&bad, r, &bad_options, &g_error))
@@ -211,7 +219,8 @@ static int neighbour(realm_runtime *r, char **paths, int n_paths)
         printf("%s\n{\"guest\":\"%s\",\"same_tokens\":%s,\"seconds\":%.4f,\"requests\":%d,"
                "\"status\":\"%s\",\"message\":\"%s\"}",
                i ? "," : "", strrchr(paths[i], '/') ? strrchr(paths[i], '/') + 1 : paths[i],
-               same ? "true" : "false", best, atomic_load(&a.requests), realm_status_name(a.status), a.message);
+               same ? "true" : "false", best, atomic_load(&a.requests), realm_status_name(a.status),
+               a.message);
         realm_program_close(a.program);
     }
     printf("]}\n");
@@ -232,7 +241,8 @@ int main(int argc, char **argv)
     if (realm_runtime_open(&r, NULL, &g_error) ||
         realm_runtime_load(r, NULL, argv[2], NULL, NULL, &g_error))
         return fail(argv[2]);
-    int code = strcmp(argv[1], "memory") == 0 ? memory(r, atoi(argv[3])) : neighbour(r, argv + 3, argc - 3);
+    int code = strcmp(argv[1], "memory") == 0 ? memory(r, atoi(argv[3]))
+                                              : neighbour(r, argv + 3, argc - 3);
     if (!code)
         realm_runtime_close(r);
     return code;

@@ -71,7 +71,8 @@ static inline int32_t check_info_int(int32_t model, const char *key)
 /* "The capital of France is", whose next token any usable model knows well. */
 static inline int32_t check_prompt(int32_t model, int32_t ids[64])
 {
-    return realm_tokenize(model, REALM_TEXT("The capital of France is"), REALM_TOKENIZE_ADD_SPECIAL, ids, 64);
+    return realm_tokenize(model, REALM_TEXT("The capital of France is"), REALM_TOKENIZE_ADD_SPECIAL,
+                          ids, 64);
 }
 
 static inline int32_t check_best(const float *values, int32_t count)

@@ -15,12 +15,14 @@ static int32_t check(void)
     int32_t model = realm_model_open("", 0);
     int32_t count = check_prompt(model, ids);
     int32_t session = realm_session_open(model, "", 0);
-    CHECK_EQUAL(realm_generate(session, REALM_TEXT("{\"max_tokens\":4}"), result, sizeof result), REALM_E_INVALID);
+    CHECK_EQUAL(realm_generate(session, REALM_TEXT("{\"max_tokens\":4}"), result, sizeof result),
+                REALM_E_INVALID);
     CHECK_EQUAL(realm_feed(session, ids, (size_t)count), count);
     int32_t fork = realm_session_fork(session);
 
-    realm_slice whole = generate(session, REALM_TEXT("{\"max_tokens\":8,\"ignore_eos\":true,\"logprobs\":2,"
-                                                     "\"return_tokens\":true,\"return_text\":true}"));
+    realm_slice whole = generate(session,
+                                 REALM_TEXT("{\"max_tokens\":8,\"ignore_eos\":true,\"logprobs\":2,"
+                                            "\"return_tokens\":true,\"return_text\":true}"));
     CHECK(whole.size > 0);
     CHECK(realm_equal(realm_json_string(realm_json_get(whole, "finish_reason")), "length"));
     CHECK_EQUAL(realm_json_int(realm_json_get(whole, "n_tokens"), -1), 8);
@@ -49,13 +51,16 @@ static int32_t check(void)
     /* In parts: the same tokens. */
     n = 0;
     for (int32_t part = 0; part < 3; part++) {
-        realm_slice some = generate(fork, REALM_TEXT("{\"max_tokens\":8,\"ignore_eos\":true,\"wake_every\":3,"
-                                                     "\"return_tokens\":true}"));
+        realm_slice some = generate(
+            fork, REALM_TEXT("{\"max_tokens\":8,\"ignore_eos\":true,\"wake_every\":3,"
+                             "\"return_tokens\":true}"));
         CHECK(some.size > 0);
-        CHECK(realm_equal(realm_json_string(realm_json_get(some, "finish_reason")), part < 2 ? "wake" : "length"));
+        CHECK(realm_equal(realm_json_string(realm_json_get(some, "finish_reason")),
+                          part < 2 ? "wake" : "length"));
         CHECK_EQUAL(realm_json_int(realm_json_get(some, "n_tokens"), -1), part < 2 ? 3 : 2);
         at = 0;
-        for (realm_slice token; (token = realm_json_next(realm_json_get(some, "tokens"), &at)).size; n++)
+        for (realm_slice token; (token = realm_json_next(realm_json_get(some, "tokens"), &at)).size;
+             n++)
             CHECK_EQUAL(realm_json_int(realm_json_get(token, "id"), -1), expected[n]);
     }
     CHECK_EQUAL((int64_t)n, 8);
@@ -63,7 +68,8 @@ static int32_t check(void)
     /* A stop text ends it and is not part of the answer. */
     CHECK_EQUAL(realm_session_truncate(fork, count - 1), 0);
     CHECK_EQUAL(realm_feed(fork, ids + count - 1, 1), count);
-    realm_slice held = generate(fork, REALM_TEXT("{\"max_tokens\":8,\"stop\":[\"Paris\",\"zzz\"]}"));
+    realm_slice held = generate(fork,
+                                REALM_TEXT("{\"max_tokens\":8,\"stop\":[\"Paris\",\"zzz\"]}"));
     CHECK(realm_equal(realm_json_string(realm_json_get(held, "finish_reason")), "stop"));
     realm_slice text = realm_json_string(realm_json_get(held, "text"));
     CHECK(text.size <= 1);

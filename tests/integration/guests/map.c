@@ -12,8 +12,10 @@ static int32_t check(void)
     char *memory = realm_alloc((size_t)bytes + 65536);
     CHECK(memory);
     char *room = (char *)(((size_t)memory + 65535) & ~(size_t)65535);
-    CHECK_EQUAL(realm_memory64_load_layer(model, 0, room, 4096, json, sizeof json), REALM_E_TOO_LARGE);
-    CHECK_EQUAL(realm_memory64_load_layer(model, 1 << 20, room, (size_t)bytes, json, sizeof json), REALM_E_NOT_FOUND);
+    CHECK_EQUAL(realm_memory64_load_layer(model, 0, room, 4096, json, sizeof json),
+                REALM_E_TOO_LARGE);
+    CHECK_EQUAL(realm_memory64_load_layer(model, 1 << 20, room, (size_t)bytes, json, sizeof json),
+                REALM_E_NOT_FOUND);
     size = realm_memory64_load_layer(model, 0, room, (size_t)bytes, json, sizeof json);
     CHECK(size > 0);
 

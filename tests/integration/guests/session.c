@@ -24,8 +24,10 @@ static int32_t check_sampling(int32_t model, int32_t session, int32_t n_vocab, i
     CHECK_EQUAL(realm_sample(session, "", 0), top[7]);
     CHECK_EQUAL(realm_bias(session, &n_vocab, &plus, 1), REALM_E_INVALID);
     CHECK_EQUAL(realm_bias(session, 0, 0, 0), 0);
-    CHECK_EQUAL(realm_sample(session, REALM_TEXT("{\"temperature\":5,\"top_k\":1,\"seed\":3}")), best);
-    CHECK_EQUAL(realm_sample(session, REALM_TEXT("{\"temperature\":5,\"top_k\":0,\"top_p\":0}")), best);
+    CHECK_EQUAL(realm_sample(session, REALM_TEXT("{\"temperature\":5,\"top_k\":1,\"seed\":3}")),
+                best);
+    CHECK_EQUAL(realm_sample(session, REALM_TEXT("{\"temperature\":5,\"top_k\":0,\"top_p\":0}")),
+                best);
     CHECK_EQUAL(realm_sample(session, REALM_TEXT("{\"temperature\":0}")), best);
     /* Neither logits nor bias change what the model said. */
     CHECK_EQUAL(realm_logits(session, other, 1 << 19), n_vocab);
@@ -52,13 +54,18 @@ static int32_t check_grammars(int32_t model, const int32_t *ids, int32_t count)
     for (size_t i = 0; i < 3; i++)
         CHECK(text[i] >= '0' && text[i] <= '9');
     CHECK_EQUAL(realm_constrain(session, REALM_CONSTRAIN_REGEX, REALM_TEXT("(")), REALM_E_INVALID);
-    CHECK_EQUAL(realm_constrain(session, REALM_CONSTRAIN_JSON_SCHEMA, REALM_TEXT("{\"type\":")), REALM_E_INVALID);
-    CHECK_EQUAL(realm_constrain(session, REALM_CONSTRAIN_LARK, REALM_TEXT("start: \"yes\" | \"no\"")), 0);
-    CHECK_EQUAL(realm_constrain(session, REALM_CONSTRAIN_JSON_SCHEMA, REALM_TEXT("{\"type\":\"integer\"}")), 0);
+    CHECK_EQUAL(realm_constrain(session, REALM_CONSTRAIN_JSON_SCHEMA, REALM_TEXT("{\"type\":")),
+                REALM_E_INVALID);
+    CHECK_EQUAL(
+        realm_constrain(session, REALM_CONSTRAIN_LARK, REALM_TEXT("start: \"yes\" | \"no\"")), 0);
+    CHECK_EQUAL(
+        realm_constrain(session, REALM_CONSTRAIN_JSON_SCHEMA, REALM_TEXT("{\"type\":\"integer\"}")),
+        0);
     CHECK_EQUAL(realm_constrain(session, REALM_CONSTRAIN_JSON_OBJECT, "", 0), 0);
     int32_t token = realm_sample(session, "", 0);
     CHECK(token >= 0);
-    CHECK(realm_decode_token(model, token, text, sizeof text) > 0 && (text[0] == '{' || text[0] <= ' '));
+    CHECK(realm_decode_token(model, token, text, sizeof text) > 0 &&
+          (text[0] == '{' || text[0] <= ' '));
     CHECK_EQUAL(realm_constrain(session, REALM_CONSTRAIN_NONE, "", 0), 0);
     CHECK_EQUAL(realm_session_close(session), 0);
     return PASS;
@@ -67,14 +74,19 @@ static int32_t check_grammars(int32_t model, const int32_t *ids, int32_t count)
 static int32_t check_embeddings(int32_t model, const int32_t *ids, int32_t count)
 {
     int32_t n_embd = check_info_int(model, "n_embd");
-    CHECK_EQUAL(realm_embed(model, ids, (size_t)count, REALM_TEXT("{\"pooling\":\"mean\",\"normalize\":true}"), logits,
-                            1 << 19), n_embd);
+    CHECK_EQUAL(realm_embed(model, ids, (size_t)count,
+                            REALM_TEXT("{\"pooling\":\"mean\",\"normalize\":true}"), logits,
+                            1 << 19),
+                n_embd);
     float sum = 0;
     for (int32_t i = 0; i < n_embd; i++)
         sum += logits[i] * logits[i];
     CHECK(check_distance(sum, 1) < 1e-3f);
-    CHECK_EQUAL(realm_embed(model, ids, (size_t)count, REALM_TEXT("{\"pooling\":\"first\"}"), logits, 1 << 19), n_embd);
-    CHECK_EQUAL(realm_embed(model, ids, 1, REALM_TEXT("{\"pooling\":\"last\"}"), other, 1 << 19), n_embd);
+    CHECK_EQUAL(realm_embed(model, ids, (size_t)count, REALM_TEXT("{\"pooling\":\"first\"}"),
+                            logits, 1 << 19),
+                n_embd);
+    CHECK_EQUAL(realm_embed(model, ids, 1, REALM_TEXT("{\"pooling\":\"last\"}"), other, 1 << 19),
+                n_embd);
     for (int32_t i = 0; i < n_embd; i++)
         CHECK(logits[i] == other[i]); /* the first of many sees itself alone */
     CHECK_EQUAL(realm_embed(model, ids, 0, "", 0, logits, 1 << 19), REALM_E_INVALID);
@@ -141,7 +153,8 @@ static int32_t check(void)
     CHECK_EQUAL(realm_session_close(session), 0);
     CHECK_EQUAL(realm_session_close(fork), 0);
 
-    int32_t small = realm_session_open(model, REALM_TEXT("{\"context\":4,\"priority\":\"batch\",\"temperature\":0}"));
+    int32_t small = realm_session_open(
+        model, REALM_TEXT("{\"context\":4,\"priority\":\"batch\",\"temperature\":0}"));
     CHECK(small > 0);
     CHECK_EQUAL(realm_adapter_use(small, REALM_TEXT("no such adapter")), REALM_E_NOT_FOUND);
     CHECK_EQUAL(realm_adapter_use(small, "", 0), 0);

@@ -17,6 +17,7 @@ static int32_t check(void)
     char *key = realm_alloc(65537);
     CHECK(key);
     CHECK_EQUAL(realm_state_put(key, 65537, "x", 1), REALM_E_TOO_LARGE);
-    CHECK_EQUAL(realm_call(REALM_TEXT("no such program"), "", 0, large, sizeof large), REALM_E_NOT_FOUND);
+    CHECK_EQUAL(realm_call(REALM_TEXT("no such program"), "", 0, large, sizeof large),
+                REALM_E_NOT_FOUND);
     return PASS;
 }

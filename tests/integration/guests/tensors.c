@@ -2,7 +2,7 @@
  * llama's kind. */
 #include "check.h"
 
-#define ROWS 3
+#define ROWS    3
 #define MAX_ROW 4096
 
 static float x[ROWS * MAX_ROW], y[ROWS * MAX_ROW], z[ROWS * MAX_ROW];

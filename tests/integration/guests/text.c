@@ -12,8 +12,9 @@ static int32_t check(void)
 
     realm_slice info = check_info(model);
     static const char *const keys[] = {
-        "name", "architecture", "n_vocab", "n_context", "n_embd", "n_layers", "n_heads", "n_kv_heads", "n_ff",
-        "key_dim", "value_dim", "norm_epsilon", "bos", "eos", "eot", "adds_bos", "ends", "has_chat_template"};
+        "name",    "architecture", "n_vocab", "n_context", "n_embd",    "n_layers",
+        "n_heads", "n_kv_heads",   "n_ff",    "key_dim",   "value_dim", "norm_epsilon",
+        "bos",     "eos",          "eot",     "adds_bos",  "ends",      "has_chat_template"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!realm_json_get(info, keys[i]).size)
             return check_failed(keys[i], __LINE__);
@@ -24,11 +25,14 @@ static int32_t check(void)
 
     int32_t count = check_prompt(model, ids);
     CHECK(count > 3);
-    CHECK_EQUAL(realm_tokenize(model, REALM_TEXT("The capital of France is"), REALM_TOKENIZE_ADD_SPECIAL, again, 2),
+    CHECK_EQUAL(realm_tokenize(model, REALM_TEXT("The capital of France is"),
+                               REALM_TOKENIZE_ADD_SPECIAL, again, 2),
                 count);
     CHECK(again[0] == ids[0] && again[1] == ids[1] && again[2] == 0);
     CHECK_EQUAL(realm_tokenize(model, "", 0, 0, ids, 64), 0);
-    CHECK_EQUAL(realm_tokenize(model, REALM_TEXT("<|im_start|>"), REALM_TOKENIZE_PARSE_SPECIAL, again, 64), 1);
+    CHECK_EQUAL(
+        realm_tokenize(model, REALM_TEXT("<|im_start|>"), REALM_TOKENIZE_PARSE_SPECIAL, again, 64),
+        1);
     CHECK(realm_tokenize(model, REALM_TEXT("<|im_start|>"), 0, ids, 64) > 1);
 
     /* Tokens say their bytes back, also of halves of characters; control tokens say nothing. */
@@ -47,11 +51,14 @@ static int32_t check(void)
     CHECK_EQUAL(realm_decode_token(model, n_vocab, text, sizeof text), REALM_E_INVALID);
     CHECK_EQUAL(realm_decode_token(model, -1, text, sizeof text), REALM_E_INVALID);
 
-    static const char chat[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}],\"add_generation_prompt\":true}";
+    static const char chat[] =
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}],\"add_generation_prompt\":true}";
     int32_t size = realm_chat_template(model, chat, sizeof chat - 1, text, sizeof text);
     CHECK(size > 10 && size < (int32_t)sizeof text && text[0] == '<');
     CHECK_EQUAL(realm_chat_template(model, chat, sizeof chat - 1, 0, 0), size);
-    CHECK_EQUAL(realm_chat_template(model, REALM_TEXT("{\"messages\":7}"), text, sizeof text), REALM_E_INVALID);
-    CHECK_EQUAL(realm_chat_template(model, REALM_TEXT("not json"), text, sizeof text), REALM_E_INVALID);
+    CHECK_EQUAL(realm_chat_template(model, REALM_TEXT("{\"messages\":7}"), text, sizeof text),
+                REALM_E_INVALID);
+    CHECK_EQUAL(realm_chat_template(model, REALM_TEXT("not json"), text, sizeof text),
+                REALM_E_INVALID);
     return PASS;
 }

@@ -13,18 +13,21 @@
 
 static char model_path[64], adapter_path[64];
 
-static int make_path(char path[64]) {
+static int make_path(char path[64])
+{
     snprintf(path, 64, "/tmp/realm_adapter_test_XXXXXX");
     int descriptor = mkstemp(path);
     return descriptor < 0 || close(descriptor) != 0;
 }
 
-static int make_paths(void **state) {
+static int make_paths(void **state)
+{
     (void)state;
     return make_path(model_path) || make_path(adapter_path);
 }
 
-static int drop_paths(void **state) {
+static int drop_paths(void **state)
+{
     (void)state;
     return unlink(model_path) || unlink(adapter_path);
 }
@@ -43,7 +46,8 @@ typedef struct fixture {
     float *a, *b_logits, *c;
 } fixture;
 
-static adapter *open_adapter(model *m, const tiny_adapter *t) {
+static adapter *open_adapter(model *m, const tiny_adapter *t)
+{
     adapter *a = NULL;
     realm_error error;
     tiny_adapter_save(t, adapter_path);
@@ -51,7 +55,8 @@ static adapter *open_adapter(model *m, const tiny_adapter *t) {
     return a;
 }
 
-static void open_fixture(fixture *f, const tiny_model *t, const char *const *matrices) {
+static void open_fixture(fixture *f, const tiny_model *t, const char *const *matrices)
+{
     realm_error error;
     const size_t bytes = (size_t)4 * N_TOKENS * TINY_VOCAB * sizeof(float);
     const model_options options = {.max_batch_tokens = 160, .max_batch_outputs = 160};
@@ -66,7 +71,8 @@ static void open_fixture(fixture *f, const tiny_model *t, const char *const *mat
     f->c = malloc(bytes);
 }
 
-static void close_fixture(fixture *f) {
+static void close_fixture(fixture *f)
+{
     free(f->a);
     free(f->b_logits);
     free(f->c);
@@ -77,7 +83,8 @@ static void close_fixture(fixture *f) {
     f->b->table->close(f->b);
 }
 
-static void make_tokens(token_id *tokens) {
+static void make_tokens(token_id *tokens)
+{
     for (int32_t i = 0; i < N_TOKENS; i++)
         tokens[i] = (i * i * 7 + i * 13) % TINY_VOCAB;
 }
@@ -85,7 +92,8 @@ static void make_tokens(token_id *tokens) {
 static const size_t row_bytes = TINY_VOCAB * sizeof(float);
 
 /* In one batch: without, first, second, without. Each row is what its sequence has alone. */
-static void batch_is_its_parts(const tiny_model *t, const char *const *matrices) {
+static void batch_is_its_parts(const tiny_model *t, const char *const *matrices)
+{
     fixture f;
     token_id tokens[N_TOKENS];
     open_fixture(&f, t, matrices);
@@ -109,13 +117,15 @@ static void batch_is_its_parts(const tiny_model *t, const char *const *matrices)
     close_fixture(&f);
 }
 
-static void rows_with_other_adapters_or_none_do_not_touch_each_other(void **state) {
+static void rows_with_other_adapters_or_none_do_not_touch_each_other(void **state)
+{
     (void)state;
     batch_is_its_parts(&llama, everything);
     batch_is_its_parts(&phi3, fused);
 }
 
-static void an_adapter_changes_the_logits(void **state) {
+static void an_adapter_changes_the_logits(void **state)
+{
     (void)state;
     fixture f;
     token_id tokens[N_TOKENS];
@@ -135,25 +145,31 @@ static void an_adapter_changes_the_logits(void **state) {
 static const char *const queries[] = {"attn_q", NULL};
 static const char *const none[] = {NULL};
 
-static void wrong_general_type(gguf_writer *w) {
+static void wrong_general_type(gguf_writer *w)
+{
     gguf_writer_string(w, "general.type", "model");
 }
-static void wrong_adapter_type(gguf_writer *w) {
+static void wrong_adapter_type(gguf_writer *w)
+{
     gguf_writer_string(w, "adapter.type", "ia3");
 }
-static void starts_at_a_token(gguf_writer *w) {
+static void starts_at_a_token(gguf_writer *w)
+{
     gguf_writer_u32s(w, "adapter.alora.invocation_tokens", (uint32_t[]){1}, 1);
 }
-static void a_norm(gguf_writer *w) {
+static void a_norm(gguf_writer *w)
+{
     float gain[TINY_EMBD] = {0};
     gguf_writer_tensor(w, "blk.0.attn_norm.weight", DTYPE_F32, TINY_EMBD, 0, gain);
 }
-static void a_layer_too_many(gguf_writer *w) {
+static void a_layer_too_many(gguf_writer *w)
+{
     float zeros[TINY_EMBD] = {0};
     gguf_writer_tensor(w, "blk.2.attn_q.weight.lora_a", DTYPE_F32, TINY_EMBD, 1, zeros);
 }
 
-static void refuse(const tiny_adapter *t, realm_status wanted, const char *part) {
+static void refuse(const tiny_adapter *t, realm_status wanted, const char *part)
+{
     backend *b = NULL;
     model *m = NULL;
     adapter *a = NULL;
@@ -172,7 +188,8 @@ static void refuse(const tiny_adapter *t, realm_status wanted, const char *part)
 #define Q_A "blk.0.attn_q.weight.lora_a"
 #define Q_B "blk.0.attn_q.weight.lora_b"
 
-static void files_that_are_no_adapter_of_this_model_are_refused(void **state) {
+static void files_that_are_no_adapter_of_this_model_are_refused(void **state)
+{
     (void)state;
     const tiny_adapter good = {&llama, queries, 4, 8, 1, NULL, NULL, NULL};
     tiny_adapter t = good;
@@ -200,7 +217,8 @@ static void files_that_are_no_adapter_of_this_model_are_refused(void **state) {
     refuse(&t, REALM_UNSUPPORTED, "blk.2.attn_q.weight.lora_a");
 }
 
-static void halves_that_do_not_fit_are_named(void **state) {
+static void halves_that_do_not_fit_are_named(void **state)
+{
     (void)state;
     const tiny_adapter good = {&llama, queries, 4, 8, 1, NULL, NULL, NULL};
     tiny_adapter t = good;
@@ -221,7 +239,8 @@ static void halves_that_do_not_fit_are_named(void **state) {
     refuse(&t, REALM_CORRUPT, "adapter.lora.alpha");
 }
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_with_other_adapters_or_none_do_not_touch_each_other),
         cmocka_unit_test(an_adapter_changes_the_logits),

@@ -7,7 +7,8 @@
 #include "model/architecture.h"
 #include "support/tiny_model.h"
 
-static realm_status read_metadata(const tiny_model *t, hyperparameters *h, realm_error *error) {
+static realm_status read_metadata(const tiny_model *t, hyperparameters *h, realm_error *error)
+{
     gguf_writer w;
     buffer bytes;
     gguf *g = NULL;
@@ -23,12 +24,14 @@ static realm_status read_metadata(const tiny_model *t, hyperparameters *h, realm
     return status;
 }
 
-static void read_good(const tiny_model *t, hyperparameters *h) {
+static void read_good(const tiny_model *t, hyperparameters *h)
+{
     realm_error error;
     assert_status(read_metadata(t, h, &error), REALM_OK, error);
 }
 
-static void every_name_in_the_table_is_found_and_no_other(void **state) {
+static void every_name_in_the_table_is_found_and_no_other(void **state)
+{
     (void)state;
     const char *wanted[] = {"llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3"};
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++)
@@ -41,7 +44,8 @@ static void every_name_in_the_table_is_found_and_no_other(void **state) {
     assert_null(architecture_find("", 0));
 }
 
-static void a_plain_llama_is_read_as_written(void **state) {
+static void a_plain_llama_is_read_as_written(void **state)
+{
     (void)state;
     hyperparameters h;
     read_good(&(tiny_model){.architecture = "llama"}, &h);
@@ -59,25 +63,29 @@ static void a_plain_llama_is_read_as_written(void **state) {
     assert_int_equal(h.window[0], 0);
 }
 
-static void heads_share_the_embedding_when_no_length_is_given(void **state) {
+static void heads_share_the_embedding_when_no_length_is_given(void **state)
+{
     (void)state;
     hyperparameters h;
     read_good(&(tiny_model){.architecture = "llama", .omit = "llama.attention.value_length"}, &h);
     assert_int_equal(h.value_dim, TINY_EMBD / TINY_HEADS);
 }
 
-static void key_heads_default_to_query_heads(void **state) {
+static void key_heads_default_to_query_heads(void **state)
+{
     (void)state;
     hyperparameters h;
     read_good(&(tiny_model){.architecture = "llama", .omit = "llama.attention.head_count_kv"}, &h);
     assert_int_equal(h.n_kv_heads[0], TINY_HEADS);
 }
 
-static void more_arrays(gguf_writer *w) {
+static void more_arrays(gguf_writer *w)
+{
     gguf_writer_u32s(w, "llama.feed_forward_length", (uint32_t[]){32, 64}, 2);
 }
 
-static void layers_may_differ_in_width(void **state) {
+static void layers_may_differ_in_width(void **state)
+{
     (void)state;
     hyperparameters h;
     read_good(&(tiny_model){.architecture = "llama",
@@ -89,7 +97,8 @@ static void layers_may_differ_in_width(void **state) {
 }
 
 /* Gemma 2's report, table 1: caps 50 and 30, a window of 4096 in every other layer. */
-static void gemma2_has_its_caps_and_windows_when_the_file_is_silent(void **state) {
+static void gemma2_has_its_caps_and_windows_when_the_file_is_silent(void **state)
+{
     (void)state;
     hyperparameters h;
     read_good(&(tiny_model){.architecture = "gemma2", .omit = "gemma2.attention.sliding_window"},
@@ -101,7 +110,8 @@ static void gemma2_has_its_caps_and_windows_when_the_file_is_silent(void **state
 }
 
 /* Gemma 3's report, section 2: five local layers to one global, bases 10 k and 1 M. */
-static void gemma3_has_five_local_layers_to_one_global(void **state) {
+static void gemma3_has_five_local_layers_to_one_global(void **state)
+{
     (void)state;
     hyperparameters h;
     read_good(&(tiny_model){.architecture = "gemma3"}, &h);
@@ -114,16 +124,19 @@ static void gemma3_has_five_local_layers_to_one_global(void **state) {
         assert_int_equal(h.window[i], 0);
 }
 
-static void more_pattern(gguf_writer *w) {
+static void more_pattern(gguf_writer *w)
+{
     gguf_writer_u32(w, "gemma3.attention.sliding_window_pattern", 2);
 }
 
-static void more_pattern_list(gguf_writer *w) {
+static void more_pattern_list(gguf_writer *w)
+{
     gguf_writer_u32s(w, "gemma3.attention.sliding_window_pattern",
                      (uint32_t[]){0, 0, 1, 1, 0, 0, 1}, 7);
 }
 
-static void a_file_may_give_the_pattern_of_windows_itself(void **state) {
+static void a_file_may_give_the_pattern_of_windows_itself(void **state)
+{
     (void)state;
     hyperparameters h;
     read_good(&(tiny_model){.architecture = "gemma3", .more = more_pattern}, &h);
@@ -136,7 +149,8 @@ static void a_file_may_give_the_pattern_of_windows_itself(void **state) {
 
 /* google/gemma_pytorch, gemma/config.py: query_pre_attn_scalar of the 27B sizes is the width
  * divided by the heads (4608/32 = 144 and 5376/32 = 168), of the others the head's length. */
-static void more_27b(gguf_writer *w) {
+static void more_27b(gguf_writer *w)
+{
     gguf_writer_u32(w, "gemma2.block_count", 46);
     gguf_writer_u32(w, "gemma2.embedding_length", 4608);
     gguf_writer_u32(w, "gemma2.attention.head_count", 32);
@@ -150,7 +164,8 @@ static void more_27b(gguf_writer *w) {
     gguf_writer_u32s(w, "tokenizer.ggml.tokens", (uint32_t[]){0, 1}, 2);
 }
 
-static void the_27b_size_of_gemma2_scales_queries_by_144(void **state) {
+static void the_27b_size_of_gemma2_scales_queries_by_144(void **state)
+{
     (void)state;
     hyperparameters h;
     gguf_writer w;
@@ -172,7 +187,8 @@ static void the_27b_size_of_gemma2_scales_queries_by_144(void **state) {
 /* ---- refusals --------------------------------------------------------------------------------- */
 
 #define MORE(name, body)                                                                           \
-    static void name(gguf_writer *w) {                                                             \
+    static void name(gguf_writer *w)                                                               \
+    {                                                                                              \
         body;                                                                                      \
     }
 
@@ -258,7 +274,8 @@ static const struct {
     {"stablelm", "stablelm.use_parallel_residual", parallel, REALM_UNSUPPORTED},
 };
 
-static void absurd_numbers_are_refused_by_the_name_of_their_key(void **state) {
+static void absurd_numbers_are_refused_by_the_name_of_their_key(void **state)
+{
     (void)state;
     for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
         const tiny_model t = {.architecture = refusals[i].architecture,
@@ -271,7 +288,8 @@ static void absurd_numbers_are_refused_by_the_name_of_their_key(void **state) {
     }
 }
 
-static void an_unknown_family_is_refused_with_a_list_of_the_known(void **state) {
+static void an_unknown_family_is_refused_with_a_list_of_the_known(void **state)
+{
     (void)state;
     hyperparameters h;
     realm_error error;
@@ -281,7 +299,8 @@ static void an_unknown_family_is_refused_with_a_list_of_the_known(void **state) 
     assert_holds(error.message, "qwen3");
 }
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_name_in_the_table_is_found_and_no_other),
         cmocka_unit_test(a_plain_llama_is_read_as_written),

@@ -17,14 +17,16 @@ static const char *const families[] = {"llama",  "qwen2",  "qwen3", "gemma",
 
 static char path[64];
 
-static int make_path(void **state) {
+static int make_path(void **state)
+{
     (void)state;
     snprintf(path, sizeof path, "/tmp/realm_model_test_XXXXXX");
     int descriptor = mkstemp(path);
     return descriptor < 0 || close(descriptor) != 0;
 }
 
-static int drop_path(void **state) {
+static int drop_path(void **state)
+{
     (void)state;
     return unlink(path);
 }
@@ -35,7 +37,8 @@ typedef struct fixture {
     model_run run;
 } fixture;
 
-static void open_saved(fixture *f, const backend_cpu_options *cpu) {
+static void open_saved(fixture *f, const backend_cpu_options *cpu)
+{
     realm_error error;
     const model_options options = {.max_batch_tokens = 128, .max_batch_outputs = 128};
     assert_status(backend_cpu_open(&f->b, cpu, &error), REALM_OK, error);
@@ -43,28 +46,33 @@ static void open_saved(fixture *f, const backend_cpu_options *cpu) {
     model_run_open(&f->run, f->m, N_TOKENS);
 }
 
-static void open_fixture(fixture *f, const tiny_model *t, const backend_cpu_options *cpu) {
+static void open_fixture(fixture *f, const tiny_model *t, const backend_cpu_options *cpu)
+{
     tiny_model_save(t, path);
     open_saved(f, cpu);
 }
 
-static void close_fixture(fixture *f) {
+static void close_fixture(fixture *f)
+{
     model_run_close(&f->run);
     model_close(f->m);
     f->b->table->close(f->b);
 }
 
-static void make_tokens(token_id *tokens, int32_t n, int32_t seed) {
+static void make_tokens(token_id *tokens, int32_t n, int32_t seed)
+{
     for (int32_t i = 0; i < n; i++)
         tokens[i] = (i * i * 7 + i * 13 + seed * 29) % TINY_VOCAB;
 }
 
 /* Bytes of logits of n tokens. */
-static size_t logit_bytes(int32_t n) {
+static size_t logit_bytes(int32_t n)
+{
     return (size_t)n * TINY_VOCAB * sizeof(float);
 }
 
-static float *take_logits(int32_t n) {
+static float *take_logits(int32_t n)
+{
     float *p = malloc(logit_bytes(n));
     assert_non_null(p);
     return p;
@@ -72,7 +80,8 @@ static float *take_logits(int32_t n) {
 
 /* ---- batches ---------------------------------------------------------------------------------- */
 
-static void chunks_are_the_same(const tiny_model *t, const backend_cpu_options *cpu) {
+static void chunks_are_the_same(const tiny_model *t, const backend_cpu_options *cpu)
+{
     static const int32_t chunks[] = {1, 2, 7, 32, 33, 64};
     fixture f;
     token_id tokens[N_TOKENS];
@@ -90,13 +99,15 @@ static void chunks_are_the_same(const tiny_model *t, const backend_cpu_options *
     free(cut);
 }
 
-static void logits_do_not_depend_on_how_a_prompt_is_cut(void **state) {
+static void logits_do_not_depend_on_how_a_prompt_is_cut(void **state)
+{
     (void)state;
     for (size_t i = 0; i < N_FAMILIES; i++)
         chunks_are_the_same(&(tiny_model){.architecture = families[i], .seed = i}, NULL);
 }
 
-static void nor_with_quantized_weights(void **state) {
+static void nor_with_quantized_weights(void **state)
+{
     (void)state;
     const tiny_model t = {.architecture = "llama", .type = DTYPE_Q8_0, .seed = 3};
     chunks_are_the_same(&t, NULL);
@@ -104,7 +115,8 @@ static void nor_with_quantized_weights(void **state) {
     chunks_are_the_same(&t, &(backend_cpu_options){.reference = 1});
 }
 
-static void nor_on_the_number_of_threads(void **state) {
+static void nor_on_the_number_of_threads(void **state)
+{
     (void)state;
     fixture f;
     token_id tokens[N_TOKENS];
@@ -123,7 +135,8 @@ static void nor_on_the_number_of_threads(void **state) {
 }
 
 /* Four sequences of different lengths grow together, each by other amounts, in every step. */
-static void one_family_in_a_crowd(const char *family) {
+static void one_family_in_a_crowd(const char *family)
+{
     enum { N = 4, STEPS = 6 };
     static const int32_t counts[STEPS][N] = {{10, 1, 20, 5}, {3, 1, 1, 31}, {1, 1, 33, 1},
                                              {1, 16, 1, 1},  {1, 1, 1, 1},  {9, 7, 5, 3}};
@@ -164,14 +177,16 @@ static void one_family_in_a_crowd(const char *family) {
     free(crowd);
 }
 
-static void a_sequence_alone_and_in_a_batch_has_the_same_logits(void **state) {
+static void a_sequence_alone_and_in_a_batch_has_the_same_logits(void **state)
+{
     (void)state;
     for (size_t i = 0; i < N_FAMILIES; i++)
         one_family_in_a_crowd(families[i]);
 }
 
 /* Rows whose results nobody wants are dropped in the last layer: that changes no bit of others. */
-static void unwanted_rows_change_nothing(void **state) {
+static void unwanted_rows_change_nothing(void **state)
+{
     (void)state;
     for (size_t i = 0; i < N_FAMILIES; i++) {
         fixture f;
@@ -191,7 +206,8 @@ static void unwanted_rows_change_nothing(void **state) {
     }
 }
 
-static void the_reference_kernels_agree_with_the_fast_ones(void **state) {
+static void the_reference_kernels_agree_with_the_fast_ones(void **state)
+{
     (void)state;
     for (size_t i = 0; i < N_FAMILIES; i++) {
         fixture f;
@@ -216,7 +232,8 @@ static void the_reference_kernels_agree_with_the_fast_ones(void **state) {
 /* ---- what else forward gives ------------------------------------------------------------------ */
 
 /* The head is the embedding of a tied model, so hidden states give the logits. */
-static void hidden_states_times_the_head_are_the_logits(void **state) {
+static void hidden_states_times_the_head_are_the_logits(void **state)
+{
     (void)state;
     fixture f;
     token_id tokens[5];
@@ -237,7 +254,8 @@ static void hidden_states_times_the_head_are_the_logits(void **state) {
     close_fixture(&f);
 }
 
-static void a_soft_cap_bounds_the_logits(void **state) {
+static void a_soft_cap_bounds_the_logits(void **state)
+{
     (void)state;
     fixture f;
     token_id tokens[20];
@@ -251,7 +269,8 @@ static void a_soft_cap_bounds_the_logits(void **state) {
     free(logits);
 }
 
-static void weights_are_found_by_name_and_fused_ones_by_their_parts(void **state) {
+static void weights_are_found_by_name_and_fused_ones_by_their_parts(void **state)
+{
     (void)state;
     fixture f;
     open_fixture(&f, &(tiny_model){.architecture = "phi3"}, NULL);
@@ -266,7 +285,8 @@ static void weights_are_found_by_name_and_fused_ones_by_their_parts(void **state
     close_fixture(&f);
 }
 
-static void pages_have_the_layers_shapes(void **state) {
+static void pages_have_the_layers_shapes(void **state)
+{
     (void)state;
     fixture f;
     kv_shape shape;
@@ -282,13 +302,15 @@ static void pages_have_the_layers_shapes(void **state) {
     close_fixture(&f);
 }
 
-static void note_progress(void *context, double fraction) {
+static void note_progress(void *context, double fraction)
+{
     double *last = context;
     assert_true(fraction >= *last && fraction <= 1);
     *last = fraction;
 }
 
-static void progress_rises_to_one(void **state) {
+static void progress_rises_to_one(void **state)
+{
     (void)state;
     backend *b = NULL;
     model *m = NULL;
@@ -309,7 +331,8 @@ static void progress_rises_to_one(void **state) {
 /* ---- refusals --------------------------------------------------------------------------------- */
 
 static void refuse(const tiny_model *t, const model_options *options, realm_status wanted,
-                   const char *part) {
+                   const char *part)
+{
     backend *b = NULL;
     model *m = NULL;
     realm_error error = {0};
@@ -321,7 +344,8 @@ static void refuse(const tiny_model *t, const model_options *options, realm_stat
     b->table->close(b);
 }
 
-static void every_missing_tensor_is_named(void **state) {
+static void every_missing_tensor_is_named(void **state)
+{
     (void)state;
     static const char *const names[][2] = {
         {"llama", "token_embd.weight"},           {"llama", "output_norm.weight"},
@@ -339,7 +363,8 @@ static void every_missing_tensor_is_named(void **state) {
                names[i][1]);
 }
 
-static void every_wrong_shape_is_named(void **state) {
+static void every_wrong_shape_is_named(void **state)
+{
     (void)state;
     static const char *const names[][2] = {
         {"llama", "token_embd.weight"},
@@ -360,7 +385,8 @@ static void every_wrong_shape_is_named(void **state) {
     }
 }
 
-static void norms_and_biases_are_f32(void **state) {
+static void norms_and_biases_are_f32(void **state)
+{
     (void)state;
     refuse(&(tiny_model){.architecture = "llama", .retype = "blk.0.attn_norm.weight"}, NULL,
            REALM_CORRUPT, "blk.0.attn_norm.weight");
@@ -368,14 +394,16 @@ static void norms_and_biases_are_f32(void **state) {
            REALM_CORRUPT, "is of type F16");
 }
 
-static void absurd_options_are_refused(void **state) {
+static void absurd_options_are_refused(void **state)
+{
     (void)state;
     const tiny_model t = {.architecture = "llama"};
     refuse(&t, &(model_options){.max_batch_tokens = -1}, REALM_INVALID, "max_batch_tokens");
     refuse(&t, &(model_options){.max_batch_outputs = 1 << 30}, REALM_INVALID, "max_batch_outputs");
 }
 
-static void a_file_that_is_not_there_is_named(void **state) {
+static void a_file_that_is_not_there_is_named(void **state)
+{
     (void)state;
     backend *b = NULL;
     model *m = NULL;
@@ -386,7 +414,8 @@ static void a_file_that_is_not_there_is_named(void **state) {
     b->table->close(b);
 }
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_do_not_depend_on_how_a_prompt_is_cut),
         cmocka_unit_test(nor_with_quantized_weights),

@@ -15,7 +15,8 @@ typedef struct fixture {
 } fixture;
 
 /* A model of which only rotary numbers matter: 32 dimensions, base 10000, context 4096. */
-static void fixture_init(fixture *f) {
+static void fixture_init(fixture *f)
+{
     memset(f, 0, sizeof *f);
     gguf_writer_init(&f->w);
     buffer_init(&f->bytes, 1 << 20);
@@ -28,29 +29,34 @@ static void fixture_init(fixture *f) {
 }
 
 static realm_status build(fixture *f, rope *out, rope_layers layers, int32_t context,
-                          realm_error *error) {
+                          realm_error *error)
+{
     gguf_writer_bytes(&f->w, &f->bytes);
     assert_status(gguf_open_memory(&f->g, f->bytes.data, f->bytes.size, error), REALM_OK, *error);
     return rope_build(out, &f->a, &f->h, f->g, layers, context, error);
 }
 
-static void fixture_release(fixture *f) {
+static void fixture_release(fixture *f)
+{
     gguf_close(f->g);
     arena_release(&f->a);
     buffer_release(&f->bytes);
     gguf_writer_release(&f->w);
 }
 
-static double plain(int i) {
+static double plain(int i)
+{
     return pow(10000, -2.0 * i / 32);
 }
 
-static void assert_near(double a, double b) {
+static void assert_near(double a, double b)
+{
     if (fabs(a - b) > 1e-6 * fabs(b))
         fail_msg("%.9g is not %.9g", a, b);
 }
 
-static void frequencies_fall_by_the_base(void **state) {
+static void frequencies_fall_by_the_base(void **state)
+{
     (void)state;
     fixture f;
     rope r;
@@ -64,7 +70,8 @@ static void frequencies_fall_by_the_base(void **state) {
     fixture_release(&f);
 }
 
-static void linear_scaling_slows_all_pairs_alike(void **state) {
+static void linear_scaling_slows_all_pairs_alike(void **state)
+{
     (void)state;
     fixture f;
     rope r;
@@ -79,7 +86,8 @@ static void linear_scaling_slows_all_pairs_alike(void **state) {
     fixture_release(&f);
 }
 
-static void local_layers_have_a_base_of_their_own(void **state) {
+static void local_layers_have_a_base_of_their_own(void **state)
+{
     (void)state;
     fixture f;
     rope r;
@@ -95,7 +103,8 @@ static void local_layers_have_a_base_of_their_own(void **state) {
 
 /* arXiv 2309.00071, section 3.2: with L = 1024 and s = 8 a pair of wavelength below L/32 keeps its
  * frequency, one above L/1 is divided by s. Equation 22: sqrt(1/t) = 0.1 ln(s) + 1. */
-static void yarn_keeps_fast_pairs_and_interpolates_slow_ones(void **state) {
+static void yarn_keeps_fast_pairs_and_interpolates_slow_ones(void **state)
+{
     (void)state;
     fixture f;
     rope r;
@@ -120,7 +129,8 @@ static void yarn_keeps_fast_pairs_and_interpolates_slow_ones(void **state) {
 
 /* The bounds by hand: pair = 32 ln(1024 / (beta 2 pi)) / (2 ln 10000); beta 32 gives 2.827, floor 2;
  * beta 1 gives 8.848, ceiling 9. Pair 5 is then 3/7 of the way to interpolation. */
-static void yarn_mixes_between_its_bounds(void **state) {
+static void yarn_mixes_between_its_bounds(void **state)
+{
     (void)state;
     fixture f;
     rope r;
@@ -138,7 +148,8 @@ static void yarn_mixes_between_its_bounds(void **state) {
     fixture_release(&f);
 }
 
-static void llama3_factors_divide_frequencies(void **state) {
+static void llama3_factors_divide_frequencies(void **state)
+{
     (void)state;
     fixture f;
     rope r;
@@ -154,7 +165,8 @@ static void llama3_factors_divide_frequencies(void **state) {
     fixture_release(&f);
 }
 
-static void longrope_chooses_by_the_longest_sequence_served(void **state) {
+static void longrope_chooses_by_the_longest_sequence_served(void **state)
+{
     (void)state;
     for (int is_long = 0; is_long < 2; is_long++) {
         fixture f;
@@ -179,7 +191,8 @@ static void longrope_chooses_by_the_longest_sequence_served(void **state) {
     }
 }
 
-static void refuse(void (*more)(gguf_writer *w), realm_status wanted, const char *part) {
+static void refuse(void (*more)(gguf_writer *w), realm_status wanted, const char *part)
+{
     fixture f;
     rope r;
     realm_error error = {0};
@@ -190,33 +203,42 @@ static void refuse(void (*more)(gguf_writer *w), realm_status wanted, const char
     fixture_release(&f);
 }
 
-static void unknown_type(gguf_writer *w) {
+static void unknown_type(gguf_writer *w)
+{
     gguf_writer_string(w, "llama.rope.scaling.type", "ntk");
 }
-static void no_factors(gguf_writer *w) {
+static void no_factors(gguf_writer *w)
+{
     gguf_writer_string(w, "llama.rope.scaling.type", "longrope");
 }
-static void few_factors(gguf_writer *w) {
+static void few_factors(gguf_writer *w)
+{
     gguf_writer_tensor(w, "rope_freqs.weight", DTYPE_F32, 2, 0, (float[]){1, 1});
 }
-static void half_factors(gguf_writer *w) {
+static void half_factors(gguf_writer *w)
+{
     gguf_writer_tensor(w, "rope_freqs.weight", DTYPE_F16, 16, 0, (uint16_t[16]){0});
 }
-static void zero_factors(gguf_writer *w) {
+static void zero_factors(gguf_writer *w)
+{
     gguf_writer_tensor(w, "rope_freqs.weight", DTYPE_F32, 16, 0, (float[16]){1, 0});
 }
-static void nan_attn_factor(gguf_writer *w) {
+static void nan_attn_factor(gguf_writer *w)
+{
     gguf_writer_f32(w, "llama.rope.scaling.attn_factor", NAN);
 }
-static void zero_original(gguf_writer *w) {
+static void zero_original(gguf_writer *w)
+{
     gguf_writer_u32(w, "llama.rope.scaling.original_context_length", 0);
 }
-static void zero_beta(gguf_writer *w) {
+static void zero_beta(gguf_writer *w)
+{
     gguf_writer_string(w, "llama.rope.scaling.type", "yarn");
     gguf_writer_f32(w, "llama.rope.scaling.yarn_beta_fast", 0);
 }
 
-static void absurd_scaling_is_refused_by_name(void **state) {
+static void absurd_scaling_is_refused_by_name(void **state)
+{
     (void)state;
     refuse(unknown_type, REALM_UNSUPPORTED, "ntk");
     refuse(no_factors, REALM_CORRUPT, "rope_factors_short.weight");
@@ -228,7 +250,8 @@ static void absurd_scaling_is_refused_by_name(void **state) {
     refuse(zero_beta, REALM_CORRUPT, "llama.rope.scaling.yarn_beta_fast");
 }
 
-int main(void) {
+int main(void)
+{
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(frequencies_fall_by_the_base),
         cmocka_unit_test(linear_scaling_slows_all_pairs_alike),

@@ -22,55 +22,61 @@ static sandbox_tenant *tenant;
 static struct sigaction handlers[2];
 static char native[N_TOKENS * 8 + 1];
 
-#define HEAD(M, P)                                                                                  \
-    "(import \"" M "\" \"respond_text\" (func $respond_text (param " P " " P ") (result i32)))"     \
-    "(import \"" M "\" \"respond_json\" (func $respond_json (param " P " " P ") (result i32)))"     \
-    "(import \"" M "\" \"model_open\" (func $model_open (param " P " " P ") (result i32)))"         \
-    "(import \"" M "\" \"decode_token\" (func $decode_token (param i32 i32 " P " " P ") (result i32)))" \
-    "(import \"" M "\" \"session_open\" (func $session_open (param i32 " P " " P ") (result i32)))" \
-    "(import \"" M "\" \"feed\" (func $feed (param i32 " P " " P ") (result i32)))"                 \
-    "(import \"" M "\" \"step\" (func $step (param i32 i32) (result i32)))"                         \
-    "(import \"" M "\" \"sample\" (func $sample (param i32 " P " " P ") (result i32)))"             \
-    "(import \"" M "\" \"generate\" (func $generate (param i32 " P " " P " " P " " P ") (result i32)))" \
+#define HEAD(M, P)                                                                                 \
+    "(import \"" M "\" \"respond_text\" (func $respond_text (param " P " " P ") (result i32)))"    \
+    "(import \"" M "\" \"respond_json\" (func $respond_json (param " P " " P ") (result i32)))"    \
+    "(import \"" M "\" \"model_open\" (func $model_open (param " P " " P ") (result i32)))"        \
+    "(import \"" M "\" \"decode_token\" (func $decode_token (param i32 i32 " P " " P               \
+    ") (result i32)))"                                                                             \
+    "(import \"" M "\" \"session_open\" (func $session_open (param i32 " P " " P                   \
+    ") (result i32)))"                                                                             \
+    "(import \"" M "\" \"feed\" (func $feed (param i32 " P " " P ") (result i32)))"                \
+    "(import \"" M "\" \"step\" (func $step (param i32 i32) (result i32)))"                        \
+    "(import \"" M "\" \"sample\" (func $sample (param i32 " P " " P ") (result i32)))"            \
+    "(import \"" M "\" \"generate\" (func $generate (param i32 " P " " P " " P " " P               \
+    ") (result i32)))"                                                                             \
     "(func (export \"realm_abi\") (result i32) (i32.const 1))"
 
 /* A session that has read the tokens 70 to 77. */
-#define OPEN                                                                                        \
-    "(func $open (result i32) (local $s i32) (local $i i32)"                                        \
-    "  (local.set $s (call $session_open (call $model_open (i32.const 0) (i32.const 0)) (i32.const 0) (i32.const 0)))" \
+#define OPEN                                                                                                                          \
+    "(func $open (result i32) (local $s i32) (local $i i32)"                                                                          \
+    "  (local.set $s (call $session_open (call $model_open (i32.const 0) (i32.const 0)) (i32.const 0) (i32.const 0)))"                \
     "  (loop $l (i32.store (i32.add (i32.const 512) (i32.mul (local.get $i) (i32.const 4))) (i32.add (local.get $i) (i32.const 70)))" \
-    "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 8))))" \
-    "  (drop (call $feed (local.get $s) (i32.const 512) (i32.const 8)))"                            \
+    "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 8))))"                                  \
+    "  (drop (call $feed (local.get $s) (i32.const 512) (i32.const 8)))"                                                              \
     "  (local.get $s))"
 
-static const char generates[] =
-    "(module " HEAD("realm", "i32") "(memory (export \"memory\") 1)"
-    "(data (i32.const 100) \"{\\\"max_tokens\\\":24,\\\"ignore_eos\\\":true,\\\"stream\\\":true,\\\"return_text\\\":true}\") " OPEN
-    "(func (export \"realm_handle\") (result i32) (local $n i32)"
-    "  (local.set $n (call $generate (call $open) (i32.const 100) (i32.const 68) (i32.const 1024) (i32.const 8000)))"
-    "  (call $respond_json (i32.const 1024) (local.get $n))))";
+static const char generates[] = "(module " HEAD(
+    "realm",
+    "i32") "(memory (export \"memory\") 1)"
+           "(data (i32.const 100) \"{\\\"max_tokens\\\":24,\\\"ignore_eos\\\":true,\\\"stream\\\":true,\\\"return_text\\\":true}\") " OPEN
+           "(func (export \"realm_handle\") (result i32) (local $n i32)"
+           "  (local.set $n (call $generate (call $open) (i32.const 100) (i32.const 68) (i32.const 1024) (i32.const 8000)))"
+           "  (call $respond_json (i32.const 1024) (local.get $n))))";
 
 /* The same token by token: samples, appends, decodes. */
-static const char steps[] =
-    "(module " HEAD("realm", "i32") "(memory (export \"memory\") 1) " OPEN
-    "(func (export \"realm_handle\") (result i32) (local $s i32) (local $t i32) (local $i i32)"
-    "  (local.set $s (call $open))"
-    "  (loop $l"
-    "    (local.set $t (call $sample (local.get $s) (i32.const 0) (i32.const 0)))"
-    "    (if (i32.ne (call $step (local.get $s) (local.get $t)) (local.get $t)) (then unreachable))"
-    "    (drop (call $respond_text (i32.const 64) (call $decode_token (call $model_open (i32.const 0) (i32.const 0)) (local.get $t) (i32.const 64) (i32.const 32))))"
-    "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 24))))"
-    "  (i32.const 0)))";
+static const char steps[] = "(module " HEAD(
+    "realm",
+    "i32") "(memory (export \"memory\") 1) " OPEN
+           "(func (export \"realm_handle\") (result i32) (local $s i32) (local $t i32) (local $i i32)"
+           "  (local.set $s (call $open))"
+           "  (loop $l"
+           "    (local.set $t (call $sample (local.get $s) (i32.const 0) (i32.const 0)))"
+           "    (if (i32.ne (call $step (local.get $s) (local.get $t)) (local.get $t)) (then unreachable))"
+           "    (drop (call $respond_text (i32.const 64) (call $decode_token (call $model_open (i32.const 0) (i32.const 0)) (local.get $t) (i32.const 64) (i32.const 32))))"
+           "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 24))))"
+           "  (i32.const 0)))";
 
 /* In parts of five tokens until the end. */
-static const char wakes[] =
-    "(module " HEAD("realm", "i32") "(memory (export \"memory\") 1)"
-    "(data (i32.const 100) \"{\\\"max_tokens\\\":24,\\\"ignore_eos\\\":true,\\\"stream\\\":true,\\\"wake_every\\\":5}\") " OPEN
-    "(func (export \"realm_handle\") (result i32) (local $s i32) (local $n i32) (local $i i32)"
-    "  (local.set $s (call $open))"
-    "  (loop $l (local.set $n (call $generate (local.get $s) (i32.const 100) (i32.const 64) (i32.const 1024) (i32.const 8000)))"
-    "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 5))))"
-    "  (call $respond_json (i32.const 1024) (local.get $n))))";
+static const char wakes[] = "(module " HEAD(
+    "realm",
+    "i32") "(memory (export \"memory\") 1)"
+           "(data (i32.const 100) \"{\\\"max_tokens\\\":24,\\\"ignore_eos\\\":true,\\\"stream\\\":true,\\\"wake_every\\\":5}\") " OPEN
+           "(func (export \"realm_handle\") (result i32) (local $s i32) (local $n i32) (local $i i32)"
+           "  (local.set $s (call $open))"
+           "  (loop $l (local.set $n (call $generate (local.get $s) (i32.const 100) (i32.const 64) (i32.const 1024) (i32.const 8000)))"
+           "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 5))))"
+           "  (call $respond_json (i32.const 1024) (local.get $n))))";
 
 typedef struct answer {
     char text[400];
@@ -108,8 +114,12 @@ static program *compile(const char *wat)
 static void start(program *p, answer *a)
 {
     realm_error error;
-    sandbox_input in = {.program = p, .tenant = tenant, .priority = PRIORITY_NORMAL, .context = a,
-                        .on_text = on_text, .on_done = on_done};
+    sandbox_input in = {.program = p,
+                        .tenant = tenant,
+                        .priority = PRIORITY_NORMAL,
+                        .context = a,
+                        .on_text = on_text,
+                        .on_done = on_done};
     memset(a, 0, sizeof *a);
     sigaction(SIGSEGV, &handlers[0], NULL); /* see harness.c */
     sigaction(SIGILL, &handlers[1], NULL);
@@ -139,12 +149,14 @@ static void run_natively(void)
     token_id prompt[8];
     for (int i = 0; i < 8; i++)
         prompt[i] = 70 + i;
-    session_options o = {.tenant = 99, .priority = PRIORITY_NORMAL,
-                         .sampler = SAMPLER_OPTIONS_DEFAULT};
+    session_options o = {
+        .tenant = 99, .priority = PRIORITY_NORMAL, .sampler = SAMPLER_OPTIONS_DEFAULT};
     assert_status(session_open(&s, running, &o, &error), REALM_OK, error);
     work feed = {.kind = WORK_FEED, .session = s, .tokens = prompt, .n_tokens = 8};
     assert_status(engine_run(running, &feed), REALM_OK, feed.error);
-    work generate = {.kind = WORK_GENERATE, .session = s, .on_token = take_text,
+    work generate = {.kind = WORK_GENERATE,
+                     .session = s,
+                     .on_token = take_text,
                      .generate = {.max_tokens = N_TOKENS, .ignore_eos = 1}};
     assert_status(engine_run(running, &generate), REALM_OK, generate.error);
     session_close(s);
@@ -157,15 +169,23 @@ static int setup(void **state)
     realm_error error;
     snprintf(path, sizeof path, "/tmp/realm-sandbox-%d.gguf", (int)getpid());
     tiny_model_save(&(tiny_model){.architecture = "llama", .seed = 3}, path);
-    assert_status(backend_cpu_open(&device, &(backend_cpu_options){.n_threads = 1}, &error), REALM_OK, error);
+    assert_status(backend_cpu_open(&device, &(backend_cpu_options){.n_threads = 1}, &error),
+                  REALM_OK, error);
     assert_status(model_open(&tiny, device, path, NULL, &error), REALM_OK, error);
-    assert_status(engine_open(&running, tiny, &(engine_options){.kv_bytes = 16 << 20, .gather_us = -1}, &error), REALM_OK, error);
-    assert_status(sandbox_host_open(&host, &(sandbox_host_options){.cache_folder = ""}, &error), REALM_OK, error);
+    assert_status(engine_open(&running, tiny,
+                              &(engine_options){.kv_bytes = 16 << 20, .gather_us = -1}, &error),
+                  REALM_OK, error);
+    assert_status(sandbox_host_open(&host, &(sandbox_host_options){.cache_folder = ""}, &error),
+                  REALM_OK, error);
     sigaction(SIGSEGV, NULL, &handlers[0]);
     sigaction(SIGILL, NULL, &handlers[1]);
     sandbox_model m = {"tiny", running};
-    tenant_grants grants = {.number = 1, .name = "acme", .capabilities = CAPABILITY_ALL,
-                            .limits = SANDBOX_LIMITS_DEFAULT, .models = &m, .n_models = 1};
+    tenant_grants grants = {.number = 1,
+                            .name = "acme",
+                            .capabilities = CAPABILITY_ALL,
+                            .limits = SANDBOX_LIMITS_DEFAULT,
+                            .models = &m,
+                            .n_models = 1};
     assert_status(sandbox_tenant_open(&tenant, &grants, &error), REALM_OK, error);
     run_natively();
     return 0;
@@ -247,19 +267,19 @@ static void sixteen_guests_at_once_get_what_one_gets(void **state)
  * them. */
 static const char maps[] =
     "(module "
-    "(import \"realm64\" \"memory64_load_layer\" (func $load (param i32 i32 i64 i64 i64 i64) (result i32)))"
-    HEAD("realm64", "i64")
-    "(memory (export \"memory\") i64 64)"
-    "(func (export \"realm_handle\") (result i32) (local $n i32) (local $m i32)"
-    "  (local.set $m (call $model_open (i64.const 0) (i64.const 0)))"
-    "  (if (i32.ne (call $load (local.get $m) (i32.const 1) (i64.const 65536) (i64.const 4096) (i64.const 1024) (i64.const 8000)) (i32.const -15)) (then unreachable))"
-    "  (if (i32.ne (call $load (local.get $m) (i32.const 9) (i64.const 65536) (i64.const 4096) (i64.const 1024) (i64.const 8000)) (i32.const -2)) (then unreachable))"
-    "  (local.set $n (call $load (local.get $m) (i32.const 1) (i64.const 65536) (i64.const 2000000) (i64.const 1024) (i64.const 8000)))"
-    "  (drop (call $respond_json (i64.const 1024) (i64.extend_i32_u (local.get $n))))"
-    "  (drop (call $respond_text (i64.const 65536) (i64.const 400000)))"
-    "  (memory.fill (i64.const 65536) (i32.const 255) (i64.const 400000))"
-    "  (drop (memory.grow (i64.const 4)))"
-    "  (i32.const 0)))";
+    "(import \"realm64\" \"memory64_load_layer\" (func $load (param i32 i32 i64 i64 i64 i64) (result i32)))" HEAD(
+        "realm64",
+        "i64") "(memory (export \"memory\") i64 64)"
+               "(func (export \"realm_handle\") (result i32) (local $n i32) (local $m i32)"
+               "  (local.set $m (call $model_open (i64.const 0) (i64.const 0)))"
+               "  (if (i32.ne (call $load (local.get $m) (i32.const 1) (i64.const 65536) (i64.const 4096) (i64.const 1024) (i64.const 8000)) (i32.const -15)) (then unreachable))"
+               "  (if (i32.ne (call $load (local.get $m) (i32.const 9) (i64.const 65536) (i64.const 4096) (i64.const 1024) (i64.const 8000)) (i32.const -2)) (then unreachable))"
+               "  (local.set $n (call $load (local.get $m) (i32.const 1) (i64.const 65536) (i64.const 2000000) (i64.const 1024) (i64.const 8000)))"
+               "  (drop (call $respond_json (i64.const 1024) (i64.extend_i32_u (local.get $n))))"
+               "  (drop (call $respond_text (i64.const 65536) (i64.const 400000)))"
+               "  (memory.fill (i64.const 65536) (i32.const 255) (i64.const 400000))"
+               "  (drop (memory.grow (i64.const 4)))"
+               "  (i32.const 0)))";
 
 static char *mapped;
 static size_t mapped_size;
@@ -280,8 +300,8 @@ static void check_directory(const char *json)
     assert_true(json_array_size(list) >= 9);
     for (size_t i = 0; i < json_array_size(list); i++) {
         json_t *item = json_array_get(list, i);
-        const gguf_tensor *t =
-            gguf_find_tensor(g, json_string_value(json_object_get(item, "name")));
+        const gguf_tensor *t = gguf_find_tensor(g,
+                                                json_string_value(json_object_get(item, "name")));
         assert_non_null(t);
         size_t bytes = (size_t)json_integer_value(json_object_get(item, "bytes"));
         size_t at = (size_t)json_integer_value(json_object_get(item, "address")) - 65536;
@@ -298,7 +318,10 @@ static void a_64_bit_guest_maps_a_layer_and_cannot_change_it(void **state)
     program *p = compile(maps);
     for (int round = 0; round < 3; round++) {
         answer a = {0};
-        sandbox_input in = {.program = p, .tenant = tenant, .context = &a, .on_text = keep_mapped,
+        sandbox_input in = {.program = p,
+                            .tenant = tenant,
+                            .context = &a,
+                            .on_text = keep_mapped,
                             .on_done = on_done};
         sandbox_result result;
         buffer kept;

@@ -9,9 +9,9 @@
 #include "base/clock.h"
 #include "text/chat_template.h"
 
-#define N_VOCAB 256
+#define N_VOCAB   256
 #define N_CONTEXT 4096
-#define N_EMBD 8
+#define N_EMBD    8
 
 struct sampler {
     sampler_options options;
@@ -40,16 +40,38 @@ struct engine {
 static char the_model, the_tokenizer, the_gguf; /* only their addresses matter */
 static architecture fake_architecture = {.name = "fake"};
 static hyperparameters fake_hyperparameters = {
-    .architecture = &fake_architecture, .n_layers = 2, .n_embd = N_EMBD, .n_vocab = N_VOCAB,
-    .n_context = N_CONTEXT, .n_heads = 2, .n_kv_heads = {1, 1}, .n_ff = {16, 16}, .key_dim = 4,
-    .value_dim = 4, .n_rot = 4, .norm_epsilon = 1e-5f, .embedding_scale = 1,
+    .architecture = &fake_architecture,
+    .n_layers = 2,
+    .n_embd = N_EMBD,
+    .n_vocab = N_VOCAB,
+    .n_context = N_CONTEXT,
+    .n_heads = 2,
+    .n_kv_heads = {1, 1},
+    .n_ff = {16, 16},
+    .key_dim = 4,
+    .value_dim = 4,
+    .n_rot = 4,
+    .norm_epsilon = 1e-5f,
+    .embedding_scale = 1,
 };
 
 /* ---- model, tokenizer, text ------------------------------------------------------------------------ */
 
-model *engine_model(engine *e) { (void)e; return (model *)(void *)&the_model; }
-const char *model_name(const model *m) { (void)m; return "fake"; }
-const gguf *model_gguf(const model *m) { (void)m; return (const gguf *)(const void *)&the_gguf; }
+model *engine_model(engine *e)
+{
+    (void)e;
+    return (model *)(void *)&the_model;
+}
+const char *model_name(const model *m)
+{
+    (void)m;
+    return "fake";
+}
+const gguf *model_gguf(const model *m)
+{
+    (void)m;
+    return (const gguf *)(const void *)&the_gguf;
+}
 const tokenizer *model_tokenizer(const model *m)
 {
     (void)m;
@@ -69,38 +91,90 @@ const weight *model_weight(const model *m, const char *name)
         return &matrix;
     return strcmp(name, "blk.0.attn_norm.weight") == 0 ? &row : NULL;
 }
-size_t gguf_tensor_count(const gguf *g) { (void)g; return 0; }
-const gguf_tensor *gguf_tensor_at(const gguf *g, size_t i) { (void)g; (void)i; return NULL; }
-int gguf_shard_descriptor(const gguf *g, uint32_t shard) { (void)g; (void)shard; return -1; }
+size_t gguf_tensor_count(const gguf *g)
+{
+    (void)g;
+    return 0;
+}
+const gguf_tensor *gguf_tensor_at(const gguf *g, size_t i)
+{
+    (void)g;
+    (void)i;
+    return NULL;
+}
+int gguf_shard_descriptor(const gguf *g, uint32_t shard)
+{
+    (void)g;
+    (void)shard;
+    return -1;
+}
 realm_status chat_template_find(const gguf *g, const char *name, gguf_string *text,
                                 realm_error *error)
 {
-    (void)g; (void)name; (void)text;
+    (void)g;
+    (void)name;
+    (void)text;
     return realm_fail(error, REALM_NOT_FOUND, "no template");
 }
 realm_status chat_template_render(gguf_string template_text, const tokenizer *t, const char *json,
                                   size_t size, buffer *out, realm_error *error)
 {
-    (void)template_text; (void)t; (void)json; (void)size; (void)out;
+    (void)template_text;
+    (void)t;
+    (void)json;
+    (void)size;
+    (void)out;
     return realm_fail(error, REALM_NOT_FOUND, "no template");
 }
-void grammar_close(grammar *g) { (void)g; }
+void grammar_close(grammar *g)
+{
+    (void)g;
+}
 realm_status grammar_open(grammar **out, const tokenizer *t, grammar_kind kind, const char *text,
                           size_t size, realm_error *error)
 {
-    (void)out; (void)t; (void)kind; (void)text; (void)size;
+    (void)out;
+    (void)t;
+    (void)kind;
+    (void)text;
+    (void)size;
     return realm_fail(error, REALM_INVALID, "no grammars here");
 }
-size_t tokenizer_count(const tokenizer *t) { (void)t; return N_VOCAB; }
-token_id tokenizer_bos(const tokenizer *t) { (void)t; return -1; }
-token_id tokenizer_eos(const tokenizer *t) { (void)t; return 0; }
-token_id tokenizer_eot(const tokenizer *t) { (void)t; return -1; }
-int tokenizer_adds_bos(const tokenizer *t) { (void)t; return 0; }
-int tokenizer_ends_generation(const tokenizer *t, token_id id) { (void)t; return id == 0; }
+size_t tokenizer_count(const tokenizer *t)
+{
+    (void)t;
+    return N_VOCAB;
+}
+token_id tokenizer_bos(const tokenizer *t)
+{
+    (void)t;
+    return -1;
+}
+token_id tokenizer_eos(const tokenizer *t)
+{
+    (void)t;
+    return 0;
+}
+token_id tokenizer_eot(const tokenizer *t)
+{
+    (void)t;
+    return -1;
+}
+int tokenizer_adds_bos(const tokenizer *t)
+{
+    (void)t;
+    return 0;
+}
+int tokenizer_ends_generation(const tokenizer *t, token_id id)
+{
+    (void)t;
+    return id == 0;
+}
 const char *tokenizer_piece(const tokenizer *t, token_id id, int with_special, size_t *size)
 {
     static char bytes[N_VOCAB];
-    (void)t; (void)with_special;
+    (void)t;
+    (void)with_special;
     bytes[id] = (char)id;
     *size = 1;
     return &bytes[id];
@@ -108,7 +182,8 @@ const char *tokenizer_piece(const tokenizer *t, token_id id, int with_special, s
 realm_status tokenizer_encode(const tokenizer *t, arena *a, const char *text, size_t size,
                               unsigned flags, token_id **ids, size_t *count, realm_error *error)
 {
-    (void)t; (void)flags;
+    (void)t;
+    (void)flags;
     *ids = arena_take_array(a, size, sizeof **ids);
     if (!*ids)
         return realm_fail_memory(error, size, "tokens");
@@ -135,13 +210,17 @@ realm_status sampler_set(sampler *s, const sampler_options *o, realm_error *erro
 realm_status sampler_bias(sampler *s, const token_id *ids, const float *values, int32_t count,
                           realm_error *error)
 {
-    (void)s; (void)values;
+    (void)s;
+    (void)values;
     for (int32_t i = 0; i < count; i++)
         if (ids[i] < 0 || ids[i] >= N_VOCAB)
             return realm_fail(error, REALM_INVALID, "token %d is not in the vocabulary", ids[i]);
     return REALM_OK;
 }
-void sampler_constrain(sampler *s, grammar *g) { s->constraint = g; }
+void sampler_constrain(sampler *s, grammar *g)
+{
+    s->constraint = g;
+}
 realm_status sampler_choose(sampler *s, const float *logits, token_id *out, realm_error *error)
 {
     (void)error;
@@ -229,15 +308,27 @@ realm_status session_truncate(session *s, int32_t length, realm_error *error)
     s->length = length;
     return REALM_OK;
 }
-int32_t session_length(const session *s) { return s->length; }
-const float *session_logits(const session *s) { return s->has_logits ? s->logits : NULL; }
-sampler *session_sampler(session *s) { return &s->sampler; }
+int32_t session_length(const session *s)
+{
+    return s->length;
+}
+const float *session_logits(const session *s)
+{
+    return s->has_logits ? s->logits : NULL;
+}
+sampler *session_sampler(session *s)
+{
+    return &s->sampler;
+}
 realm_status session_adapter(session *s, adapter *a, realm_error *error)
 {
     (void)a;
     return s->length ? realm_fail(error, REALM_BUSY, "tokens are in") : REALM_OK;
 }
-void session_cancel(session *s) { atomic_store(&s->cancelled, 1); }
+void session_cancel(session *s)
+{
+    atomic_store(&s->cancelled, 1);
+}
 
 /* ---- works ------------------------------------------------------------------------------------------- */
 
@@ -322,8 +413,12 @@ static realm_status generate(work *w)
         s->since_wake++;
         char text[2] = {(char)token, 0};
         token_logit top = {token, -0.5f};
-        generated_token t = {.id = token, .logprob = -0.5f, .n_top = w->generate.n_top_logprobs > 0,
-                             .top = &top, .text = text, .text_size = 1};
+        generated_token t = {.id = token,
+                             .logprob = -0.5f,
+                             .n_top = w->generate.n_top_logprobs > 0,
+                             .top = &top,
+                             .text = text,
+                             .text_size = 1};
         if (w->on_token && w->on_token(w, &t)) {
             w->finish = FINISH_STOP;
             return REALM_OK;
@@ -402,7 +497,10 @@ void engine_submit(engine *e, work *w)
 realm_status engine_tenant_set(engine *e, uint32_t tenant, const engine_tenant *settings,
                                realm_error *error)
 {
-    (void)e; (void)tenant; (void)settings; (void)error;
+    (void)e;
+    (void)tenant;
+    (void)settings;
+    (void)error;
     return REALM_OK;
 }
 
@@ -434,6 +532,15 @@ void fake_engine_close(engine *e)
     free(e);
 }
 
-int fake_engine_sessions(engine *e) { return atomic_load(&e->sessions); }
-int fake_engine_tensors(engine *e) { return atomic_load(&e->tensors); }
-int fake_engine_works(engine *e) { return atomic_load(&e->submitted); }
+int fake_engine_sessions(engine *e)
+{
+    return atomic_load(&e->sessions);
+}
+int fake_engine_tensors(engine *e)
+{
+    return atomic_load(&e->tensors);
+}
+int fake_engine_works(engine *e)
+{
+    return atomic_load(&e->submitted);
+}

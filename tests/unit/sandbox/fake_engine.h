@@ -10,9 +10,9 @@
 #include "engine/compute_list.h"
 
 typedef struct fake_options {
-    int inline_works;   /* engine_submit does the work at once, on the caller's thread; and as little of
+    int inline_works; /* engine_submit does the work at once, on the caller's thread; and as little of
                            it as possible */
-    uint64_t token_ns;  /* each token of a work takes so long */
+    uint64_t token_ns; /* each token of a work takes so long */
 } fake_options;
 
 engine *fake_engine_open(const fake_options *options);

@@ -45,15 +45,20 @@ void harness_open(harness *h, const fake_options *fake, int max_requests)
     memset(h, 0, sizeof *h);
     realm_error error;
     const sandbox_host_options options = {.cache_folder = "",
-                                    .max_requests = max_requests ? max_requests : 8};
+                                          .max_requests = max_requests ? max_requests : 8};
     assert_status(sandbox_host_open(&h->host, &options, &error), REALM_OK, error);
     save_handlers();
     assert_status(state_memory_open(&h->state, &error), REALM_OK, error);
     h->engine = fake_engine_open(fake);
     h->model = (sandbox_model){"fake", h->engine};
-    h->grants = (tenant_grants){.number = 7, .name = "acme", .capabilities = CAPABILITY_ALL,
-                                .limits = SANDBOX_LIMITS_DEFAULT, .models = &h->model,
-                                .n_models = 1, .state = h->state, .resolve = resolve,
+    h->grants = (tenant_grants){.number = 7,
+                                .name = "acme",
+                                .capabilities = CAPABILITY_ALL,
+                                .limits = SANDBOX_LIMITS_DEFAULT,
+                                .models = &h->model,
+                                .n_models = 1,
+                                .state = h->state,
+                                .resolve = resolve,
                                 .resolve_context = h};
     h->grants.limits.wall_ns = 20000000000ull;
     h->grants.limits.memory64_bytes = 16ull << 30;
@@ -107,9 +112,16 @@ outcome harness_run_program(harness *h, program *p, const char *input)
 {
     outcome o = {0};
     harness_signals();
-    sandbox_input in = {.program = p, .tenant = h->tenant, .id = "t", .body = input,
-                        .body_size = strlen(input), .seed = 42, .priority = PRIORITY_NORMAL,
-                        .context = &o, .on_text = on_text, .on_log = on_log};
+    sandbox_input in = {.program = p,
+                        .tenant = h->tenant,
+                        .id = "t",
+                        .body = input,
+                        .body_size = strlen(input),
+                        .seed = 42,
+                        .priority = PRIORITY_NORMAL,
+                        .context = &o,
+                        .on_text = on_text,
+                        .on_log = on_log};
     sandbox_result result;
     buffer kept;
     o.status = sandbox_run(h->host, &in, &result, &kept);

@@ -47,8 +47,11 @@ static void neighbour_done(void *context, const sandbox_result *result)
 static void start_neighbour(void)
 {
     round_state *r = calloc(1, sizeof *r);
-    sandbox_input in = {.program = neighbour_program, .tenant = neighbour_tenant, .context = r,
-                        .on_text = neighbour_text, .on_done = neighbour_done};
+    sandbox_input in = {.program = neighbour_program,
+                        .tenant = neighbour_tenant,
+                        .context = r,
+                        .on_text = neighbour_text,
+                        .on_done = neighbour_done};
     atomic_fetch_add(&neighbours_alive, 1);
     if (!r || sandbox_start(NULL, h.host, &in, NULL) != REALM_OK)
         abort();
@@ -75,14 +78,15 @@ static int setup(void **state)
     token_id tokens[NEIGHBOUR_TOKENS + 3] = {'a', 'b', 'c'};
     for (int i = 0; i < NEIGHBOUR_TOKENS; i++)
         expected[i] = (char)(tokens[3 + i] = fake_next_token(tokens, 3 + i));
-    neighbour_program = harness_program(&h, WAT(
-        "(data (i32.const 200) \"{\\\"max_tokens\\\":10,\\\"stream\\\":true}\\00\")"
-        "(func $handle (result i32) (local $s i32) (local $i i32)"
-        "  (local.set $s (call $open))"
-        "  (drop (call $gen (local.get $s) (i32.const 200)))"
-        "  (loop $l (call $say (call $step (local.get $s) (i32.const -1)))"
-        "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 10))))"
-        "  (i32.const 0))"));
+    neighbour_program = harness_program(
+        &h,
+        WAT("(data (i32.const 200) \"{\\\"max_tokens\\\":10,\\\"stream\\\":true}\\00\")"
+            "(func $handle (result i32) (local $s i32) (local $i i32)"
+            "  (local.set $s (call $open))"
+            "  (drop (call $gen (local.get $s) (i32.const 200)))"
+            "  (loop $l (call $say (call $step (local.get $s) (i32.const -1)))"
+            "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 10))))"
+            "  (i32.const 0))"));
     start_neighbour();
     return 0;
 }
@@ -114,7 +118,7 @@ static outcome fails(const char *wat, realm_status status, const char *part)
     return o;
 }
 
-#define HANDLE(body) WAT("(func $handle (result i32) " body ")")
+#define HANDLE(body)            WAT("(func $handle (result i32) " body ")")
 #define TRY(body, status, part) fails(HANDLE(body " (i32.const 0)"), status, part)
 
 /* ---- time ---------------------------------------------------------------------------------------------- */
@@ -169,22 +173,26 @@ static void a_request_ends_at_its_deadline_wherever_it_is(void **state)
 static void recursion_ends_with_the_stack(void **state)
 {
     (void)state;
-    fails(WAT("(func $f (param i32) (result i32) (i32.add (call $f (i32.add (local.get 0) (i32.const 1))) (i32.const 1)))"
-              "(func $handle (result i32) (call $f (i32.const 0)))"),
-          REALM_TRAPPED, "call stack is exhausted");
-    outcome o = fails(WAT("(func $deep (call $deep)) (func $handle (result i32) (call $deep) (i32.const 0))"),
-                      REALM_TRAPPED, "in function 'deep'");
+    fails(
+        WAT("(func $f (param i32) (result i32) (i32.add (call $f (i32.add (local.get 0) (i32.const 1))) (i32.const 1)))"
+            "(func $handle (result i32) (call $f (i32.const 0)))"),
+        REALM_TRAPPED, "call stack is exhausted");
+    outcome o = fails(
+        WAT("(func $deep (call $deep)) (func $handle (result i32) (call $deep) (i32.const 0))"),
+        REALM_TRAPPED, "in function 'deep'");
     (void)o;
 }
 
 static void memory_grows_to_its_limit_and_not_past_it(void **state)
 {
     (void)state;
-    outcome o = harness_run(&h, HANDLE(
-        "(if (i32.ne (memory.grow (i32.const 15)) (i32.const 1)) (then unreachable))"
-        "(if (i32.ne (memory.grow (i32.const 1)) (i32.const -1)) (then unreachable))"
-        "(i32.store (i32.const 1048572) (i32.const 1))"
-        "(call $request_read (i32.const 0) (i32.const 1000000) (i32.const 48576))"), "");
+    outcome o = harness_run(
+        &h,
+        HANDLE("(if (i32.ne (memory.grow (i32.const 15)) (i32.const 1)) (then unreachable))"
+               "(if (i32.ne (memory.grow (i32.const 1)) (i32.const -1)) (then unreachable))"
+               "(i32.store (i32.const 1048572) (i32.const 1))"
+               "(call $request_read (i32.const 0) (i32.const 1000000) (i32.const 48576))"),
+        "");
     assert_string_equal(o.message, "");
     assert_int_equal(o.usage.memory_bytes, 1 << 20);
     fails("(module (memory (export \"memory\") 17)" ABI
@@ -199,13 +207,16 @@ static void tables_grow_to_their_limit(void **state)
 {
     (void)state;
     realm_status status;
-    const char *why = harness_refusal(&h,
+    const char *why = harness_refusal(
+        &h,
         "(module (memory (export \"memory\") 1) (table 10000000 funcref)" ABI
-        "(func (export \"realm_handle\") (result i32) (i32.const 0)))", &status);
+        "(func (export \"realm_handle\") (result i32) (i32.const 0)))",
+        &status);
     assert_true(status == REALM_INVALID || status == REALM_UNSUPPORTED);
     assert_holds(why, "table");
     fails("(module (memory (export \"memory\") 1) (table 200 funcref)" ABI
-          "(func (export \"realm_handle\") (result i32) (i32.const 0)))", REALM_TRAPPED, "table");
+          "(func (export \"realm_handle\") (result i32) (i32.const 0)))",
+          REALM_TRAPPED, "table");
 }
 
 static void wild_pointers_trap_with_the_arguments_name(void **state)
@@ -215,19 +226,32 @@ static void wild_pointers_trap_with_the_arguments_name(void **state)
     TRY("(drop (call $respond_text (i32.const 65530) (i32.const 7)))", REALM_TRAPPED,
         "respond_text: argument 'text': 7 bytes at 65530");
     TRY("(drop (call $respond_text (i32.const -1) (i32.const 1)))", REALM_TRAPPED, "at 4294967295");
-    TRY("(drop (call $respond_text (i32.const 1) (i32.const -1)))", REALM_TRAPPED, "4294967295 bytes");
-    TRY("(drop (call $request_read (i32.const 0) (i32.const 65536) (i32.const 1)))", REALM_TRAPPED, "'out'");
-    TRY("(drop (call $log (i32.const 0) (i32.const -16) (i32.const 32)))", REALM_TRAPPED, "log: argument 'text'");
-    TRY("(drop (call $feed (call $open) (i32.const 65532) (i32.const 2)))", REALM_TRAPPED, "feed: argument 'ids'");
-    TRY("(drop (call $feed (call $open) (i32.const 4) (i32.const 0x40000000)))", REALM_TRAPPED, "'ids'");
-    TRY("(drop (call $feed (call $open) (i32.const 4097) (i32.const 1)))", REALM_TRAPPED, "not a multiple of 4");
-    TRY("(drop (call $logits (call $open) (i32.const 65000) (i32.const 256)))", REALM_TRAPPED, "logits: argument 'out'");
-    TRY("(drop (call $top_logits (call $open) (i32.const 256) (i32.const 0) (i32.const 65000)))", REALM_TRAPPED, "'values'");
-    TRY("(drop (call $wait_any (i32.const 65536) (i32.const 1) (i32.const 0)))", REALM_TRAPPED, "'sessions'");
-    TRY("(drop (call $generate (call $open) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 99999)))", REALM_TRAPPED, "'out'");
-    TRY("(drop (call $session_open (call $model_open (i32.const 0) (i32.const 0)) (i32.const 70000) (i32.const 0)))", REALM_TRAPPED, "'options'");
-    TRY("(drop (call $state_put (i32.const 0) (i32.const 1) (i32.const 65535) (i32.const 2)))", REALM_TRAPPED, "'value'");
-    TRY("(drop (call $tensor_write (call $tensor_new (i32.const 1) (i32.const 8)) (i32.const 0) (i32.const 65520) (i32.const 8)))", REALM_TRAPPED, "'from'");
+    TRY("(drop (call $respond_text (i32.const 1) (i32.const -1)))", REALM_TRAPPED,
+        "4294967295 bytes");
+    TRY("(drop (call $request_read (i32.const 0) (i32.const 65536) (i32.const 1)))", REALM_TRAPPED,
+        "'out'");
+    TRY("(drop (call $log (i32.const 0) (i32.const -16) (i32.const 32)))", REALM_TRAPPED,
+        "log: argument 'text'");
+    TRY("(drop (call $feed (call $open) (i32.const 65532) (i32.const 2)))", REALM_TRAPPED,
+        "feed: argument 'ids'");
+    TRY("(drop (call $feed (call $open) (i32.const 4) (i32.const 0x40000000)))", REALM_TRAPPED,
+        "'ids'");
+    TRY("(drop (call $feed (call $open) (i32.const 4097) (i32.const 1)))", REALM_TRAPPED,
+        "not a multiple of 4");
+    TRY("(drop (call $logits (call $open) (i32.const 65000) (i32.const 256)))", REALM_TRAPPED,
+        "logits: argument 'out'");
+    TRY("(drop (call $top_logits (call $open) (i32.const 256) (i32.const 0) (i32.const 65000)))",
+        REALM_TRAPPED, "'values'");
+    TRY("(drop (call $wait_any (i32.const 65536) (i32.const 1) (i32.const 0)))", REALM_TRAPPED,
+        "'sessions'");
+    TRY("(drop (call $generate (call $open) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 99999)))",
+        REALM_TRAPPED, "'out'");
+    TRY("(drop (call $session_open (call $model_open (i32.const 0) (i32.const 0)) (i32.const 70000) (i32.const 0)))",
+        REALM_TRAPPED, "'options'");
+    TRY("(drop (call $state_put (i32.const 0) (i32.const 1) (i32.const 65535) (i32.const 2)))",
+        REALM_TRAPPED, "'value'");
+    TRY("(drop (call $tensor_write (call $tensor_new (i32.const 1) (i32.const 8)) (i32.const 0) (i32.const 65520) (i32.const 8)))",
+        REALM_TRAPPED, "'from'");
 }
 
 static void lengths_that_wrap_64_bits_trap(void **state)
@@ -237,8 +261,10 @@ static void lengths_that_wrap_64_bits_trap(void **state)
           REALM_TRAPPED, "18446744073709551608 bytes at 16");
     fails(WAT64("(func $handle (result i32) (call $respond_text (i64.const -8) (i64.const 16)))"),
           REALM_TRAPPED, "16 bytes at 18446744073709551608");
-    fails(WAT64("(func $handle (result i32) (call $respond_text (i64.const 0x100000000) (i64.const 1)))"),
-          REALM_TRAPPED, "1 bytes at 4294967296");
+    fails(
+        WAT64(
+            "(func $handle (result i32) (call $respond_text (i64.const 0x100000000) (i64.const 1)))"),
+        REALM_TRAPPED, "1 bytes at 4294967296");
     /* 2^62 + 1 items of 4 bytes are 4 bytes if the product wraps */
     fails(WAT64("(func $handle (result i32)"
                 "  (call $wait_any (i64.const 0) (i64.const 0x4000000000000001) (i32.const 0)))"),
@@ -249,7 +275,8 @@ static void text_floods_end_at_the_output_limit(void **state)
 {
     (void)state;
     outcome o = TRY("(loop $l (drop (call $respond_text (i32.const 0) (i32.const 1000))) (br $l))",
-                    REALM_QUOTA, "respond_text: the output is larger than the tenant's limit of 100000 bytes");
+                    REALM_QUOTA,
+                    "respond_text: the output is larger than the tenant's limit of 100000 bytes");
     assert_int_equal(o.text_size, 100000);
     fails(WAT("(data (i32.const 200) \"{\\\"max_tokens\\\":4000,\\\"stream\\\":true}\\00\")"
               "(func $handle (result i32) (local $s i32) (local.set $s (call $open))"
@@ -262,10 +289,13 @@ static void text_floods_end_at_the_output_limit(void **state)
 static void log_floods_are_cut_and_say_so(void **state)
 {
     (void)state;
-    outcome o = harness_run(&h, HANDLE(
-        "(local $i i32) (loop $l (drop (call $log (i32.const 1) (i32.const 4096) (i32.const 1)))"
-        "  (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 1000))))"
-        "(i32.const 0)"), "");
+    outcome o = harness_run(
+        &h,
+        HANDLE(
+            "(local $i i32) (loop $l (drop (call $log (i32.const 1) (i32.const 4096) (i32.const 1)))"
+            "  (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 1000))))"
+            "(i32.const 0)"),
+        "");
     assert_int_equal(o.status, REALM_OK);
     assert_holds(o.log, "the request's log is full");
 }
@@ -279,15 +309,16 @@ static void handles_that_are_stale_foreign_or_negative_trap(void **state)
     TRY("(drop (call $session_length (i32.const 0)))", REALM_TRAPPED, "no open handle 0");
     TRY("(drop (call $session_length (i32.const 0x7fffffff)))", REALM_TRAPPED, "no open handle");
     TRY("(drop (call $session_length (i32.const 4096)))", REALM_TRAPPED, "no open handle 4096");
-    TRY("(drop (call $session_length (call $model_open (i32.const 0) (i32.const 0))))", REALM_TRAPPED,
-        "session_length: argument 'session': handle 4096 is a model, not a session");
+    TRY("(drop (call $session_length (call $model_open (i32.const 0) (i32.const 0))))",
+        REALM_TRAPPED, "session_length: argument 'session': handle 4096 is a model, not a session");
     TRY("(local $s i32) (local.set $s (call $open)) (drop (call $session_close (local.get $s)))"
         "(drop (call $open)) (drop (call $step (local.get $s) (i32.const 97)))",
         REALM_TRAPPED, "step: argument 'session': there is no open handle");
     TRY("(local $t i32) (local.set $t (call $tensor_new (i32.const 1) (i32.const 1)))"
         "(drop (call $tensor_free (local.get $t))) (drop (call $tensor_free (local.get $t)))",
         REALM_TRAPPED, "tensor_free");
-    TRY("(drop (call $matmul (call $open) (i32.const 1) (i32.const 1)))", REALM_TRAPPED, "is a session, not a tensor");
+    TRY("(drop (call $matmul (call $open) (i32.const 1) (i32.const 1)))", REALM_TRAPPED,
+        "is a session, not a tensor");
     TRY("(i32.store (i32.const 0) (call $open)) (i32.store (i32.const 4) (i32.const 77))"
         "(drop (call $wait_any (i32.const 0) (i32.const 2) (i32.const -1)))",
         REALM_TRAPPED, "item 1, 77, is no open session");
@@ -296,17 +327,20 @@ static void handles_that_are_stale_foreign_or_negative_trap(void **state)
 static void a_handle_is_never_given_twice(void **state)
 {
     (void)state;
-    outcome o = harness_run(&h, HANDLE(
-        "(local $i i32) (local $t i32) (local $first i32)"
-        "(local.set $first (call $tensor_new (i32.const 1) (i32.const 1)))"
-        "(drop (call $tensor_free (local.get $first)))"
-        "(loop $l"
-        "  (local.set $t (call $tensor_new (i32.const 1) (i32.const 1)))"
-        "  (if (i32.le_s (local.get $t) (i32.const 0)) (then unreachable))"
-        "  (if (i32.eq (local.get $t) (local.get $first)) (then unreachable))"
-        "  (drop (call $tensor_free (local.get $t)))"
-        "  (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 20000))))"
-        "(i32.const 0)"), "");
+    outcome o = harness_run(
+        &h,
+        HANDLE(
+            "(local $i i32) (local $t i32) (local $first i32)"
+            "(local.set $first (call $tensor_new (i32.const 1) (i32.const 1)))"
+            "(drop (call $tensor_free (local.get $first)))"
+            "(loop $l"
+            "  (local.set $t (call $tensor_new (i32.const 1) (i32.const 1)))"
+            "  (if (i32.le_s (local.get $t) (i32.const 0)) (then unreachable))"
+            "  (if (i32.eq (local.get $t) (local.get $first)) (then unreachable))"
+            "  (drop (call $tensor_free (local.get $t)))"
+            "  (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 20000))))"
+            "(i32.const 0)"),
+        "");
     assert_string_equal(o.message, "");
 }
 
@@ -331,14 +365,22 @@ static void each_missing_capability_is_named(void **state)
         unsigned bit;
         const char *name, *guest;
     } cases[] = {
-        {CAPABILITY_LOGITS, "logits", HANDLE("(call $logits (i32.const 1) (i32.const 0) (i32.const 0))")},
-        {CAPABILITY_LOGITS, "logits", HANDLE("(call $top_logits (i32.const 1) (i32.const 1) (i32.const 0) (i32.const 0))")},
+        {CAPABILITY_LOGITS, "logits",
+         HANDLE("(call $logits (i32.const 1) (i32.const 0) (i32.const 0))")},
+        {CAPABILITY_LOGITS, "logits",
+         HANDLE("(call $top_logits (i32.const 1) (i32.const 1) (i32.const 0) (i32.const 0))")},
         {CAPABILITY_TENSORS, "tensors", HANDLE("(call $tensor_new (i32.const 1) (i32.const 1))")},
-        {CAPABILITY_TENSORS, "tensors", HANDLE("(call $tensor_read (i32.const 1) (i32.const 1) (i32.const 0) (i32.const 1))")},
-        {CAPABILITY_STATE, "state", HANDLE("(call $state_get (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))")},
-        {CAPABILITY_STATE, "state", HANDLE("(call $state_put (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))")},
-        {CAPABILITY_CALLS, "calls", HANDLE("(call $call (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))")},
-        {CAPABILITY_ADAPTERS, "adapters", HANDLE("(call $adapter_use (i32.const 1) (i32.const 0) (i32.const 0))")},
+        {CAPABILITY_TENSORS, "tensors",
+         HANDLE("(call $tensor_read (i32.const 1) (i32.const 1) (i32.const 0) (i32.const 1))")},
+        {CAPABILITY_STATE, "state",
+         HANDLE("(call $state_get (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))")},
+        {CAPABILITY_STATE, "state",
+         HANDLE("(call $state_put (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))")},
+        {CAPABILITY_CALLS, "calls",
+         HANDLE(
+             "(call $call (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0))")},
+        {CAPABILITY_ADAPTERS, "adapters",
+         HANDLE("(call $adapter_use (i32.const 1) (i32.const 0) (i32.const 0))")},
         {CAPABILITY_MODELS, "models", HANDLE("(call $model_open (i32.const 0) (i32.const 3))")},
     };
     sandbox_tenant *kept = h.tenant;
@@ -360,17 +402,20 @@ static void each_missing_capability_is_named(void **state)
 static void quotas_come_back_as_statuses(void **state)
 {
     (void)state;
-    outcome o = harness_run(&h, HANDLE(
-        "(local $i i32)"
-        "(loop $l (drop (call $open)) (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 4))))"
-        "(if (i32.ne (call $session_open (call $model_open (i32.const 0) (i32.const 0)) (i32.const 0) (i32.const 0)) (i32.const -5)) (then unreachable))"
-        "(if (i32.ne (call $tensor_new (i32.const 10) (i32.const 26)) (i32.const -5)) (then unreachable))"
-        "(if (i32.ne (call $tensor_new (i32.const 0x7fffffff) (i32.const 0x7fffffff)) (i32.const -5)) (then unreachable))"
-        "(if (i32.ne (call $state_put (i32.const 0) (i32.const 10) (i32.const 0) (i32.const 60)) (i32.const -5)) (then unreachable))"
-        "(if (i32.ne (call $state_put (i32.const 0) (i32.const 10) (i32.const 0) (i32.const 20)) (i32.const 0)) (then unreachable))"
-        "(if (i32.ne (call $state_put (i32.const 1) (i32.const 9) (i32.const 0) (i32.const 54)) (i32.const -5)) (then unreachable))"
-        "(drop (call $state_delete (i32.const 0) (i32.const 10)))"
-        "(i32.const 0)"), "");
+    outcome o = harness_run(
+        &h,
+        HANDLE(
+            "(local $i i32)"
+            "(loop $l (drop (call $open)) (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 4))))"
+            "(if (i32.ne (call $session_open (call $model_open (i32.const 0) (i32.const 0)) (i32.const 0) (i32.const 0)) (i32.const -5)) (then unreachable))"
+            "(if (i32.ne (call $tensor_new (i32.const 10) (i32.const 26)) (i32.const -5)) (then unreachable))"
+            "(if (i32.ne (call $tensor_new (i32.const 0x7fffffff) (i32.const 0x7fffffff)) (i32.const -5)) (then unreachable))"
+            "(if (i32.ne (call $state_put (i32.const 0) (i32.const 10) (i32.const 0) (i32.const 60)) (i32.const -5)) (then unreachable))"
+            "(if (i32.ne (call $state_put (i32.const 0) (i32.const 10) (i32.const 0) (i32.const 20)) (i32.const 0)) (then unreachable))"
+            "(if (i32.ne (call $state_put (i32.const 1) (i32.const 9) (i32.const 0) (i32.const 54)) (i32.const -5)) (then unreachable))"
+            "(drop (call $state_delete (i32.const 0) (i32.const 10)))"
+            "(i32.const 0)"),
+        "");
     assert_string_equal(o.message, "");
 }
 
@@ -380,7 +425,8 @@ static void options_are_read_strictly(void **state)
 #define OPTIONS(text)                                                                              \
     WAT("(data (i32.const 200) \"" text "\\00\")"                                                  \
         "(func $handle (result i32) (call $gen (call $open) (i32.const 200)))")
-    fails(OPTIONS("{\\\"max_tokens\\\":3,\\\"temprature\\\":1}"), REALM_INVALID, "there is no option 'temprature'");
+    fails(OPTIONS("{\\\"max_tokens\\\":3,\\\"temprature\\\":1}"), REALM_INVALID,
+          "there is no option 'temprature'");
     fails(OPTIONS("{}"), REALM_INVALID, "max_tokens");
     fails(OPTIONS("{\\\"max_tokens\\\":-3}"), REALM_INVALID, "max_tokens");
     fails(OPTIONS("{\\\"max_tokens\\\":3,\\\"logprobs\\\":21}"), REALM_INVALID, "logprobs");
@@ -393,9 +439,10 @@ static void options_are_read_strictly(void **state)
 static void programs_that_call_each_other_have_a_depth(void **state)
 {
     (void)state;
-    h.programs[0] = harness_program(&h, WAT(
-        "(data (i32.const 200) \"0\")"
-        "(func $handle (result i32) (call $call (i32.const 200) (i32.const 1) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)))"));
+    h.programs[0] = harness_program(
+        &h,
+        WAT("(data (i32.const 200) \"0\")"
+            "(func $handle (result i32) (call $call (i32.const 200) (i32.const 1) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)))"));
     outcome o = harness_run_program(&h, h.programs[0], "");
     assert_int_equal(o.status, REALM_QUOTA);
     assert_holds(o.log, "more than 4 deep");
@@ -410,7 +457,10 @@ static void requests_at_once_are_counted(void **state)
     h.tenant = NULL;
     h.grants.limits.requests = 2;
     harness_tenant(&h);
-    program *p = harness_program(&h, HANDLE("(drop (call $open)) (loop $l (drop (call $session_length (i32.const 8192))) (br $l)) (i32.const 0)"));
+    program *p = harness_program(
+        &h,
+        HANDLE(
+            "(drop (call $open)) (loop $l (drop (call $session_length (i32.const 8192))) (br $l)) (i32.const 0)"));
     sandbox_request *r[3] = {0};
     realm_error error;
     sandbox_input in = {.program = p, .tenant = h.tenant};
@@ -430,8 +480,8 @@ static void requests_at_once_are_counted(void **state)
 
 /* ---- modules ------------------------------------------------------------------------------------------------ */
 
-#define EXPORTS                                                                                     \
-    "(memory (export \"memory\") 1)" ABI                                                            \
+#define EXPORTS                                                                                    \
+    "(memory (export \"memory\") 1)" ABI                                                           \
     "(func (export \"realm_handle\") (result i32) (i32.const 0))"
 
 static void modules_that_do_not_fit_are_refused_by_name(void **state)
@@ -449,16 +499,20 @@ static void modules_that_do_not_fit_are_refused_by_name(void **state)
         {"(module (import \"realm\" \"feed\" (global i32)) " EXPORTS ")", "must be a function"},
         {"(module (import \"realm64\" \"now_ms\" (func (result i64))) " EXPORTS ")",
          "32-bit memory can import from 'realm' only"},
-        {"(module (import \"realm\" \"memory64_load_layer\" (func)) " EXPORTS ")", "no such host function"},
+        {"(module (import \"realm\" \"memory64_load_layer\" (func)) " EXPORTS ")",
+         "no such host function"},
         {"(module (import \"realm\" \"memory\" (memory 1)) " ABI ")", "import 'realm.memory'"},
         {"(module " ABI ")", "export 'memory' is missing"},
         {"(module (memory (export \"memory\") 1))", "export 'realm_abi' is missing"},
         {"(module (memory (export \"memory\") 1) " ABI ")", "export 'realm_handle' is missing"},
-        {"(module (memory (export \"memory\") 1) " ABI "(func (export \"realm_handle\") (result i64) (i64.const 0)))",
+        {"(module (memory (export \"memory\") 1) " ABI
+         "(func (export \"realm_handle\") (result i64) (i64.const 0)))",
          "export 'realm_handle' is something else; it must be a function () -> i32"},
-        {"(module (memory (export \"memory\") 1) " ABI "(global (export \"realm_handle\") i32 (i32.const 0)))",
+        {"(module (memory (export \"memory\") 1) " ABI
+         "(global (export \"realm_handle\") i32 (i32.const 0)))",
          "something else"},
-        {"(module (global (export \"memory\") i32 (i32.const 0)) " ABI ")", "export 'memory' is something else"},
+        {"(module (global (export \"memory\") i32 (i32.const 0)) " ABI ")",
+         "export 'memory' is something else"},
         {"(module (memory 1) (memory 1))", "not a valid program"},
         {"(module (memory (export \"memory\") 1 1 shared) " ABI ")", "not a valid program"},
         {"(module (func (result i32) (i64.const 1)))", "not a valid program"},
@@ -473,16 +527,18 @@ static void modules_that_do_not_fit_are_refused_by_name(void **state)
     }
     realm_error error;
     program *p;
-    assert_int_not_equal(program_open(&p, h.host, "cut", "\0asm\1\0\0\0\5\200", 10, &error), REALM_OK);
+    assert_int_not_equal(program_open(&p, h.host, "cut", "\0asm\1\0\0\0\5\200", 10, &error),
+                         REALM_OK);
     assert_int_not_equal(program_open(&p, h.host, "cut", "\0asm", 4, &error), REALM_OK);
 }
 
 static void another_abi_version_is_refused(void **state)
 {
     (void)state;
-    fails("(module (memory (export \"memory\") 1) (func (export \"realm_abi\") (result i32) (i32.const 2))"
-          "(func (export \"realm_handle\") (result i32) (i32.const 0)))",
-          REALM_UNSUPPORTED, "speaks version 2");
+    fails(
+        "(module (memory (export \"memory\") 1) (func (export \"realm_abi\") (result i32) (i32.const 2))"
+        "(func (export \"realm_handle\") (result i32) (i32.const 0)))",
+        REALM_UNSUPPORTED, "speaks version 2");
 }
 
 static void traps_say_what_and_where(void **state)
@@ -492,17 +548,21 @@ static void traps_say_what_and_where(void **state)
           REALM_TRAPPED, "trapped in function 'inner': it reached 'unreachable'");
     TRY("(drop (i32.div_u (i32.const 1) (i32.const 0)))", REALM_TRAPPED, "divided by zero");
     fails(HANDLE("(i32.const -2)"), REALM_NOT_FOUND, "the program returned NOT_FOUND (-2)");
-    TRY("(drop (call $respond_json (i32.const 0) (i32.const 3)))", REALM_INVALID, "respond_json: JSON");
-    TRY("(drop (call $respond_error (i32.const 5) (i32.const 0) (i32.const 3)))", REALM_INVALID, "is no error");
+    TRY("(drop (call $respond_json (i32.const 0) (i32.const 3)))", REALM_INVALID,
+        "respond_json: JSON");
+    TRY("(drop (call $respond_error (i32.const 5) (i32.const 0) (i32.const 3)))", REALM_INVALID,
+        "is no error");
 }
 
 static void start_functions_may_use_the_host_within_their_memory(void **state)
 {
     (void)state;
-    outcome o = harness_run(&h, WAT(
-        "(data (i32.const 300) \"early\") (start $s)"
-        "(func $s (drop (call $respond_text (i32.const 300) (i32.const 5))) (drop (call $step (call $open) (i32.const 97))))"
-        "(func $handle (result i32) (i32.const 0))"), "");
+    outcome o = harness_run(
+        &h,
+        WAT("(data (i32.const 300) \"early\") (start $s)"
+            "(func $s (drop (call $respond_text (i32.const 300) (i32.const 5))) (drop (call $step (call $open) (i32.const 97))))"
+            "(func $handle (result i32) (i32.const 0))"),
+        "");
     assert_string_equal(o.message, "");
     assert_string_equal(o.text, "early");
     fails(WAT("(start $s) (func $s (drop (call $respond_text (i32.const 65536) (i32.const 5))))"
@@ -522,13 +582,16 @@ static void a_request_can_be_cancelled_at_any_moment(void **state)
     (void)state;
     static const char *const guests[] = {
         HANDLE("(loop $l (br $l)) (i32.const 0)"),
-        HANDLE("(local $s i32) (local.set $s (call $open)) (loop $l (drop (call $step (local.get $s) (i32.const -1))) (br $l)) (i32.const 0)"),
+        HANDLE(
+            "(local $s i32) (local.set $s (call $open)) (loop $l (drop (call $step (local.get $s) (i32.const -1))) (br $l)) (i32.const 0)"),
         WAT("(data (i32.const 200) \"{\\\"max_tokens\\\":4000,\\\"stream\\\":true}\\00\")"
             "(func $handle (result i32) (call $gen (call $open) (i32.const 200)))"),
-        HANDLE("(local $t i32) (local.set $t (call $tensor_new (i32.const 4) (i32.const 4)))"
-               "(loop $l (drop (call $tensor_read (local.get $t) (i32.const 0) (i32.const 0) (i32.const 4))) (br $l)) (i32.const 0)"),
-        HANDLE("(i32.store (i32.const 0) (call $open)) (loop $l (drop (call $step_begin (i32.load (i32.const 0)) (i32.const 97)))"
-               "(drop (call $wait_any (i32.const 0) (i32.const 1) (i32.const -1))) (br $l)) (i32.const 0)"),
+        HANDLE(
+            "(local $t i32) (local.set $t (call $tensor_new (i32.const 4) (i32.const 4)))"
+            "(loop $l (drop (call $tensor_read (local.get $t) (i32.const 0) (i32.const 0) (i32.const 4))) (br $l)) (i32.const 0)"),
+        HANDLE(
+            "(i32.store (i32.const 0) (call $open)) (loop $l (drop (call $step_begin (i32.load (i32.const 0)) (i32.const 97)))"
+            "(drop (call $wait_any (i32.const 0) (i32.const 1) (i32.const -1))) (br $l)) (i32.const 0)"),
         WAT("(data (i32.const 200) \"1\") (func $handle (result i32)"
             " (call $call (i32.const 200) (i32.const 1) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)))"),
     };
@@ -538,8 +601,8 @@ static void a_request_can_be_cancelled_at_any_moment(void **state)
         program *p = harness_program(&h, guests[g]);
         for (unsigned delay_us = 0; delay_us < 6000; delay_us = delay_us * 3 / 2 + 7) {
             atomic_int done = 0;
-            sandbox_input in = {.program = p, .tenant = h.tenant, .context = &done,
-                                .on_done = cancelled_done};
+            sandbox_input in = {
+                .program = p, .tenant = h.tenant, .context = &done, .on_done = cancelled_done};
             sandbox_request *r;
             realm_error error;
             assert_status(sandbox_start(&r, h.host, &in, &error), REALM_OK, error);

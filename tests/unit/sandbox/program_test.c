@@ -9,7 +9,8 @@
 #include "base/log.h"
 
 static char folder[64];
-static const char guest[] = WAT("(func $handle (result i32) (call $say (i32.const 111)) (i32.const 0))");
+static const char guest[] = WAT(
+    "(func $handle (result i32) (call $say (i32.const 111)) (i32.const 0))");
 
 static int setup(void **state)
 {
@@ -50,7 +51,10 @@ static int from_cache(const char *expected_text)
     harness_open(&h, &(fake_options){.inline_works = 1}, 0);
     sandbox_host *own = h.host;
     realm_error error;
-    assert_status(sandbox_host_open(&h.host, &(sandbox_host_options){.cache_folder = folder, .max_requests = 4}, &error), REALM_OK, error);
+    assert_status(
+        sandbox_host_open(
+            &h.host, &(sandbox_host_options){.cache_folder = folder, .max_requests = 4}, &error),
+        REALM_OK, error);
     program *p = harness_program(&h, guest);
     program_info info;
     program_describe(p, &info);

@@ -22,10 +22,12 @@ static int teardown(void **state)
 static void a_program_answers_with_what_it_read(void **state)
 {
     (void)state;
-    outcome o = harness_run(&h, WAT(
-        "(func $handle (result i32) (local $n i32)"
-        "  (local.set $n (call $request_read (i32.const 0) (i32.const 100) (i32.const 1000)))"
-        "  (call $respond_text (i32.const 100) (local.get $n)))"), "hello");
+    outcome o = harness_run(
+        &h,
+        WAT("(func $handle (result i32) (local $n i32)"
+            "  (local.set $n (call $request_read (i32.const 0) (i32.const 100) (i32.const 1000)))"
+            "  (call $respond_text (i32.const 100) (local.get $n)))"),
+        "hello");
     assert_string_equal(o.message, "");
     assert_int_equal(o.status, REALM_OK);
     assert_string_equal(o.text, "hello");
@@ -41,13 +43,15 @@ static void a_program_steps_a_session_token_by_token(void **state)
         tokens[3 + i] = fake_next_token(tokens, 3 + i);
         expected[i] = (char)tokens[3 + i];
     }
-    outcome o = harness_run(&h, WAT(
-        "(func $handle (result i32) (local $s i32) (local $i i32)"
-        "  (local.set $s (call $open))"
-        "  (loop $l"
-        "    (call $say (call $step (local.get $s) (i32.const -1)))"
-        "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 5))))"
-        "  (i32.sub (call $session_length (local.get $s)) (i32.const 8)))"), "");
+    outcome o = harness_run(
+        &h,
+        WAT("(func $handle (result i32) (local $s i32) (local $i i32)"
+            "  (local.set $s (call $open))"
+            "  (loop $l"
+            "    (call $say (call $step (local.get $s) (i32.const -1)))"
+            "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 5))))"
+            "  (i32.sub (call $session_length (local.get $s)) (i32.const 8)))"),
+        "");
     assert_string_equal(o.message, "");
     assert_string_equal(o.text, expected);
     assert_int_equal(o.usage.prompt_tokens, 3);
@@ -63,10 +67,12 @@ static void generate_streams_what_stepping_would_give(void **state)
         tokens[3 + i] = fake_next_token(tokens, 3 + i);
         expected[i] = (char)tokens[3 + i];
     }
-    outcome o = harness_run(&h, WAT(
-        "(data (i32.const 200) \"{\\\"max_tokens\\\":5,\\\"stream\\\":true,\\\"return_text\\\":true}\\00\")"
-        "(func $handle (result i32)"
-        "  (call $respond_json (i32.const 1024) (call $gen (call $open) (i32.const 200))))"), "");
+    outcome o = harness_run(
+        &h,
+        WAT("(data (i32.const 200) \"{\\\"max_tokens\\\":5,\\\"stream\\\":true,\\\"return_text\\\":true}\\00\")"
+            "(func $handle (result i32)"
+            "  (call $respond_json (i32.const 1024) (call $gen (call $open) (i32.const 200))))"),
+        "");
     assert_string_equal(o.message, "");
     assert_string_equal(o.text, expected);
     assert_holds(o.json, "\"finish_reason\":\"length\",\"n_tokens\":5");
@@ -76,10 +82,12 @@ static void generate_streams_what_stepping_would_give(void **state)
 static void generate_gives_tokens_with_their_log_probabilities(void **state)
 {
     (void)state;
-    outcome o = harness_run(&h, WAT(
-        "(data (i32.const 200) \"{\\\"max_tokens\\\":2,\\\"logprobs\\\":1}\\00\")"
-        "(func $handle (result i32)"
-        "  (call $respond_json (i32.const 1024) (call $gen (call $open) (i32.const 200))))"), "");
+    outcome o = harness_run(
+        &h,
+        WAT("(data (i32.const 200) \"{\\\"max_tokens\\\":2,\\\"logprobs\\\":1}\\00\")"
+            "(func $handle (result i32)"
+            "  (call $respond_json (i32.const 1024) (call $gen (call $open) (i32.const 200))))"),
+        "");
     assert_string_equal(o.message, "");
     assert_holds(o.json, "\"logprob\":-0.5,\"top\":[{\"id\":");
     assert_holds(o.json, "\"logprob\":-0.5}],\"text\":\"");
@@ -89,15 +97,17 @@ static void generate_gives_tokens_with_their_log_probabilities(void **state)
 static void generate_wakes_the_guest_and_goes_on(void **state)
 {
     (void)state;
-    outcome o = harness_run(&h, WAT(
-        "(data (i32.const 200) \"{\\\"max_tokens\\\":7,\\\"wake_every\\\":3}\\00\")"
-        "(func $handle (result i32) (local $s i32)"
-        "  (local.set $s (call $open))"
-        "  (drop (call $gen (local.get $s) (i32.const 200))) (call $puts (i32.const 1024))"
-        "  (drop (call $gen (local.get $s) (i32.const 200))) (call $puts (i32.const 1024))"
-        "  (drop (call $generate (local.get $s) (i32.const 0) (i32.const 0) (i32.const 1024) (i32.const 2000)))" /* the last again */
-        "  (drop (call $gen (local.get $s) (i32.const 200))) (call $puts (i32.const 1024))"
-        "  (i32.sub (call $session_length (local.get $s)) (i32.const 10)))"), "");
+    outcome o = harness_run(
+        &h,
+        WAT("(data (i32.const 200) \"{\\\"max_tokens\\\":7,\\\"wake_every\\\":3}\\00\")"
+            "(func $handle (result i32) (local $s i32)"
+            "  (local.set $s (call $open))"
+            "  (drop (call $gen (local.get $s) (i32.const 200))) (call $puts (i32.const 1024))"
+            "  (drop (call $gen (local.get $s) (i32.const 200))) (call $puts (i32.const 1024))"
+            "  (drop (call $generate (local.get $s) (i32.const 0) (i32.const 0) (i32.const 1024) (i32.const 2000)))" /* the last again */
+            "  (drop (call $gen (local.get $s) (i32.const 200))) (call $puts (i32.const 1024))"
+            "  (i32.sub (call $session_length (local.get $s)) (i32.const 10)))"),
+        "");
     assert_string_equal(o.message, "");
     const char *second = strstr(strstr(o.text, "wake") + 1, "wake");
     assert_non_null(second);
@@ -107,14 +117,16 @@ static void generate_wakes_the_guest_and_goes_on(void **state)
 static void a_result_that_did_not_fit_is_given_again(void **state)
 {
     (void)state;
-    outcome o = harness_run(&h, WAT(
-        "(data (i32.const 200) \"{\\\"max_tokens\\\":7}\\00\")"
-        "(func $handle (result i32) (local $s i32) (local $n i32)"
-        "  (local.set $s (call $open))"
-        "  (local.set $n (call $generate (local.get $s) (i32.const 200) (call $len (i32.const 200)) (i32.const 1024) (i32.const 4)))"
-        "  (if (i32.ne (local.get $n) (call $generate (local.get $s) (i32.const 0) (i32.const 0) (i32.const 1024) (local.get $n)))"
-        "    (then (unreachable)))"
-        "  (call $respond_json (i32.const 1024) (local.get $n)))"), "");
+    outcome o = harness_run(
+        &h,
+        WAT("(data (i32.const 200) \"{\\\"max_tokens\\\":7}\\00\")"
+            "(func $handle (result i32) (local $s i32) (local $n i32)"
+            "  (local.set $s (call $open))"
+            "  (local.set $n (call $generate (local.get $s) (i32.const 200) (call $len (i32.const 200)) (i32.const 1024) (i32.const 4)))"
+            "  (if (i32.ne (local.get $n) (call $generate (local.get $s) (i32.const 0) (i32.const 0) (i32.const 1024) (local.get $n)))"
+            "    (then (unreachable)))"
+            "  (call $respond_json (i32.const 1024) (local.get $n)))"),
+        "");
     assert_string_equal(o.message, "");
     assert_holds(o.json, "\"n_tokens\":7");
 }
@@ -123,21 +135,23 @@ static void steps_of_several_sessions_are_waited_for_together(void **state)
 {
     (void)state;
     int before = fake_engine_works(h.engine);
-    outcome o = harness_run(&h, WAT(
-        "(func $handle (result i32) (local $i i32) (local $k i32)"
-        "  (i32.store (i32.const 300) (call $open))"
-        "  (i32.store (i32.const 304) (call $session_fork (i32.load (i32.const 300))))"
-        "  (drop (call $step (i32.load (i32.const 304)) (i32.const 120)))"
-        "  (loop $l"
-        "    (drop (call $step_begin (i32.load (i32.const 300)) (i32.const -1)))"
-        "    (drop (call $step_begin (i32.load (i32.const 304)) (i32.const -1)))"
-        "    (local.set $k (call $wait_any (i32.const 300) (i32.const 2) (i32.const -1)))"
-        "    (local.set $k (i32.add (local.get $k) (call $wait_any (i32.const 300) (i32.const 2) (i32.const 10000))))"
-        "    (if (i32.ne (local.get $k) (i32.const 1)) (then unreachable))" /* 0 and 1, in any order */
-        "    (if (i32.ne (call $wait_any (i32.const 300) (i32.const 2) (i32.const -1)) (i32.const -2)) (then unreachable))"
-        "    (call $say (call $step_result (i32.load (i32.const 300))))"
-        "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 4))))"
-        "  (i32.const 0))"), "");
+    outcome o = harness_run(
+        &h,
+        WAT("(func $handle (result i32) (local $i i32) (local $k i32)"
+            "  (i32.store (i32.const 300) (call $open))"
+            "  (i32.store (i32.const 304) (call $session_fork (i32.load (i32.const 300))))"
+            "  (drop (call $step (i32.load (i32.const 304)) (i32.const 120)))"
+            "  (loop $l"
+            "    (drop (call $step_begin (i32.load (i32.const 300)) (i32.const -1)))"
+            "    (drop (call $step_begin (i32.load (i32.const 304)) (i32.const -1)))"
+            "    (local.set $k (call $wait_any (i32.const 300) (i32.const 2) (i32.const -1)))"
+            "    (local.set $k (i32.add (local.get $k) (call $wait_any (i32.const 300) (i32.const 2) (i32.const 10000))))"
+            "    (if (i32.ne (local.get $k) (i32.const 1)) (then unreachable))" /* 0 and 1, in any order */
+            "    (if (i32.ne (call $wait_any (i32.const 300) (i32.const 2) (i32.const -1)) (i32.const -2)) (then unreachable))"
+            "    (call $say (call $step_result (i32.load (i32.const 300))))"
+            "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 4))))"
+            "  (i32.const 0))"),
+        "");
     assert_string_equal(o.message, "");
     token_id tokens[8] = {'a', 'b', 'c'};
     for (int i = 3; i < 7; i++) {
@@ -152,14 +166,16 @@ static void waiting_ends_at_its_timeout(void **state)
     (void)state;
     harness slow;
     harness_open(&slow, &(fake_options){.token_ns = 300000000}, 0);
-    outcome o = harness_run(&slow, WAT(
-        "(func $handle (result i32)"
-        "  (i32.store (i32.const 300) (call $session_open (call $model_open (i32.const 0) (i32.const 0)) (i32.const 0) (i32.const 0)))"
-        "  (drop (call $step_begin (i32.load (i32.const 300)) (i32.const 97)))"
-        "  (if (i32.ne (call $session_length (i32.load (i32.const 300))) (i32.const -13)) (then unreachable))" /* BUSY */
-        "  (if (i32.ne (call $wait_any (i32.const 300) (i32.const 1) (i32.const 0)) (i32.const -10)) (then unreachable))"
-        "  (if (i32.ne (call $wait_any (i32.const 300) (i32.const 1) (i32.const 20)) (i32.const -10)) (then unreachable))"
-        "  (call $wait_any (i32.const 300) (i32.const 1) (i32.const -1)))"), "");
+    outcome o = harness_run(
+        &slow,
+        WAT("(func $handle (result i32)"
+            "  (i32.store (i32.const 300) (call $session_open (call $model_open (i32.const 0) (i32.const 0)) (i32.const 0) (i32.const 0)))"
+            "  (drop (call $step_begin (i32.load (i32.const 300)) (i32.const 97)))"
+            "  (if (i32.ne (call $session_length (i32.load (i32.const 300))) (i32.const -13)) (then unreachable))" /* BUSY */
+            "  (if (i32.ne (call $wait_any (i32.const 300) (i32.const 1) (i32.const 0)) (i32.const -10)) (then unreachable))"
+            "  (if (i32.ne (call $wait_any (i32.const 300) (i32.const 1) (i32.const 20)) (i32.const -10)) (then unreachable))"
+            "  (call $wait_any (i32.const 300) (i32.const 1) (i32.const -1)))"),
+        "");
     assert_string_equal(o.message, "");
     harness_assert_clean(&slow);
     harness_close(&slow);
@@ -168,18 +184,20 @@ static void waiting_ends_at_its_timeout(void **state)
 static void logits_are_read_whole_or_the_largest(void **state)
 {
     (void)state;
-    outcome o = harness_run(&h, WAT(
-        "(func $handle (result i32) (local $s i32)"
-        "  (local.set $s (call $open))"
-        "  (if (i32.ne (call $logits (local.get $s) (i32.const 8192) (i32.const 256)) (i32.const 256)) (then unreachable))"
-        "  (if (i32.ne (call $logits (local.get $s) (i32.const 8192) (i32.const 3)) (i32.const 256)) (then unreachable))"
-        "  (if (i32.ne (call $top_logits (local.get $s) (i32.const 2) (i32.const 300) (i32.const 400)) (i32.const 2)) (then unreachable))"
-        "  (if (f32.ne (f32.load (i32.const 400)) (f32.const 10)) (then unreachable))"
-        "  (call $say (i32.load (i32.const 300)))"
-        "  (call $say (call $sample (local.get $s) (i32.const 0) (i32.const 0)))"
-        "  (if (i32.ne (call $session_truncate (local.get $s) (i32.const 2)) (i32.const 0)) (then unreachable))"
-        "  (if (i32.ne (call $logits (local.get $s) (i32.const 8192) (i32.const 3)) (i32.const -2)) (then unreachable))"
-        "  (i32.const 0))"), "");
+    outcome o = harness_run(
+        &h,
+        WAT("(func $handle (result i32) (local $s i32)"
+            "  (local.set $s (call $open))"
+            "  (if (i32.ne (call $logits (local.get $s) (i32.const 8192) (i32.const 256)) (i32.const 256)) (then unreachable))"
+            "  (if (i32.ne (call $logits (local.get $s) (i32.const 8192) (i32.const 3)) (i32.const 256)) (then unreachable))"
+            "  (if (i32.ne (call $top_logits (local.get $s) (i32.const 2) (i32.const 300) (i32.const 400)) (i32.const 2)) (then unreachable))"
+            "  (if (f32.ne (f32.load (i32.const 400)) (f32.const 10)) (then unreachable))"
+            "  (call $say (i32.load (i32.const 300)))"
+            "  (call $say (call $sample (local.get $s) (i32.const 0) (i32.const 0)))"
+            "  (if (i32.ne (call $session_truncate (local.get $s) (i32.const 2)) (i32.const 0)) (then unreachable))"
+            "  (if (i32.ne (call $logits (local.get $s) (i32.const 8192) (i32.const 3)) (i32.const -2)) (then unreachable))"
+            "  (i32.const 0))"),
+        "");
     assert_string_equal(o.message, "");
     const token_id tokens[] = {'a', 'b', 'c'};
     assert_int_equal(o.text[0], fake_next_token(tokens, 3));
@@ -189,13 +207,15 @@ static void logits_are_read_whole_or_the_largest(void **state)
 static void an_embedding_comes_as_floats(void **state)
 {
     (void)state;
-    outcome o = harness_run(&h, WAT(
-        "(data (i32.const 200) \"{\\\"pooling\\\":\\\"last\\\"}\\00\")"
-        "(func $handle (result i32)"
-        "  (if (i32.ne (call $embed (call $model_open (i32.const 0) (i32.const 0)) (i32.const 4096) (i32.const 3)"
-        "                           (i32.const 200) (call $len (i32.const 200)) (i32.const 512) (i32.const 8)) (i32.const 8)) (then unreachable))"
-        "  (if (f32.ne (f32.load (i32.const 516)) (f32.const 4)) (then unreachable))"
-        "  (i32.const 0))"), "");
+    outcome o = harness_run(
+        &h,
+        WAT("(data (i32.const 200) \"{\\\"pooling\\\":\\\"last\\\"}\\00\")"
+            "(func $handle (result i32)"
+            "  (if (i32.ne (call $embed (call $model_open (i32.const 0) (i32.const 0)) (i32.const 4096) (i32.const 3)"
+            "                           (i32.const 200) (call $len (i32.const 200)) (i32.const 512) (i32.const 8)) (i32.const 8)) (then unreachable))"
+            "  (if (f32.ne (f32.load (i32.const 516)) (f32.const 4)) (then unreachable))"
+            "  (i32.const 0))"),
+        "");
     assert_string_equal(o.message, "");
 }
 
@@ -203,21 +223,23 @@ static void tensors_are_computed_when_they_are_read(void **state)
 {
     (void)state;
     int before = fake_engine_works(h.engine);
-    outcome o = harness_run(&h, WAT(
-        "(data (i32.const 200) \"attn_q.weight\\00\")"
-        "(func $handle (result i32) (local $a i32) (local $b i32) (local $i i32) (local $w i32)"
-        "  (local.set $a (call $tensor_new (i32.const 2) (i32.const 8)))"
-        "  (local.set $b (call $tensor_new (i32.const 2) (i32.const 8)))"
-        "  (local.set $w (call $weight (call $load_layer (call $model_open (i32.const 0) (i32.const 0)) (i32.const 0)) (i32.const 200) (i32.const 13)))"
-        "  (f32.store (i32.const 400) (f32.const 1.5))"
-        "  (drop (call $tensor_write (local.get $a) (i32.const 3) (i32.const 400) (i32.const 1)))"
-        "  (loop $l"
-        "    (drop (call $add (local.get $b) (local.get $a) (local.get $b)))"
-        "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 5000))))" /* more than one list holds */
-        "  (drop (call $matmul (call $tensor_new (i32.const 2) (i32.const 8)) (local.get $w) (local.get $a)))"
-        "  (if (i32.ne (call $tensor_read (local.get $b) (i32.const 2) (i32.const 500) (i32.const 3)) (i32.const 3)) (then unreachable))"
-        "  (if (f32.ne (f32.load (i32.const 504)) (f32.const 7500)) (then unreachable))"
-        "  (call $tensor_free (local.get $b)))"), "");
+    outcome o = harness_run(
+        &h,
+        WAT("(data (i32.const 200) \"attn_q.weight\\00\")"
+            "(func $handle (result i32) (local $a i32) (local $b i32) (local $i i32) (local $w i32)"
+            "  (local.set $a (call $tensor_new (i32.const 2) (i32.const 8)))"
+            "  (local.set $b (call $tensor_new (i32.const 2) (i32.const 8)))"
+            "  (local.set $w (call $weight (call $load_layer (call $model_open (i32.const 0) (i32.const 0)) (i32.const 0)) (i32.const 200) (i32.const 13)))"
+            "  (f32.store (i32.const 400) (f32.const 1.5))"
+            "  (drop (call $tensor_write (local.get $a) (i32.const 3) (i32.const 400) (i32.const 1)))"
+            "  (loop $l"
+            "    (drop (call $add (local.get $b) (local.get $a) (local.get $b)))"
+            "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 5000))))" /* more than one list holds */
+            "  (drop (call $matmul (call $tensor_new (i32.const 2) (i32.const 8)) (local.get $w) (local.get $a)))"
+            "  (if (i32.ne (call $tensor_read (local.get $b) (i32.const 2) (i32.const 500) (i32.const 3)) (i32.const 3)) (then unreachable))"
+            "  (if (f32.ne (f32.load (i32.const 504)) (f32.const 7500)) (then unreachable))"
+            "  (call $tensor_free (local.get $b)))"),
+        "");
     assert_string_equal(o.message, "");
     /* two lists, then one that gives the memory back */
     assert_int_equal(fake_engine_works(h.engine) - before, 3);
@@ -245,16 +267,19 @@ static void state_outlives_the_request(void **state)
 static void a_program_calls_another_and_reads_its_answer(void **state)
 {
     (void)state;
-    h.programs[0] = harness_program(&h, WAT(
-        "(func $handle (result i32) (call $say (i32.const 62))"
-        "  (call $respond_text (i32.const 500) (call $request_read (i32.const 0) (i32.const 500) (i32.const 100))))"));
-    outcome o = harness_run(&h, WAT(
-        "(data (i32.const 200) \"0\") (data (i32.const 300) \"ping\")"
-        "(func $handle (result i32) (local $n i32)"
-        "  (local.set $n (call $call (i32.const 200) (i32.const 1) (i32.const 300) (i32.const 4) (i32.const 700) (i32.const 100)))"
-        "  (drop (call $respond_text (i32.const 700) (local.get $n)))"
-        "  (if (i32.ne (call $call (i32.const 300) (i32.const 1) (i32.const 300) (i32.const 4) (i32.const 700) (i32.const 100)) (i32.const -2)) (then unreachable))"
-        "  (i32.const 0))"), "");
+    h.programs[0] = harness_program(
+        &h,
+        WAT("(func $handle (result i32) (call $say (i32.const 62))"
+            "  (call $respond_text (i32.const 500) (call $request_read (i32.const 0) (i32.const 500) (i32.const 100))))"));
+    outcome o = harness_run(
+        &h,
+        WAT("(data (i32.const 200) \"0\") (data (i32.const 300) \"ping\")"
+            "(func $handle (result i32) (local $n i32)"
+            "  (local.set $n (call $call (i32.const 200) (i32.const 1) (i32.const 300) (i32.const 4) (i32.const 700) (i32.const 100)))"
+            "  (drop (call $respond_text (i32.const 700) (local.get $n)))"
+            "  (if (i32.ne (call $call (i32.const 300) (i32.const 1) (i32.const 300) (i32.const 4) (i32.const 700) (i32.const 100)) (i32.const -2)) (then unreachable))"
+            "  (i32.const 0))"),
+        "");
     program_release(h.programs[0]);
     h.programs[0] = NULL;
     assert_string_equal(o.message, "");
@@ -264,11 +289,14 @@ static void a_program_calls_another_and_reads_its_answer(void **state)
 static void a_64_bit_program_does_the_same(void **state)
 {
     (void)state;
-    outcome o = harness_run(&h, WAT64(
-        "(func $handle (result i32) (local $n i32)"
-        "  (if (i64.lt_s (memory.grow (i64.const 80000)) (i64.const 0)) (then unreachable))" /* past 4 GiB */
-        "  (local.set $n (call $request_read (i64.const 0) (i64.const 5000000000) (i64.const 1000)))"
-        "  (call $respond_text (i64.const 5000000000) (i64.extend_i32_u (local.get $n))))"), "far away");
+    outcome o = harness_run(
+        &h,
+        WAT64(
+            "(func $handle (result i32) (local $n i32)"
+            "  (if (i64.lt_s (memory.grow (i64.const 80000)) (i64.const 0)) (then unreachable))" /* past 4 GiB */
+            "  (local.set $n (call $request_read (i64.const 0) (i64.const 5000000000) (i64.const 1000)))"
+            "  (call $respond_text (i64.const 5000000000) (i64.extend_i32_u (local.get $n))))"),
+        "far away");
     assert_string_equal(o.message, "");
     assert_string_equal(o.text, "far away");
 }
@@ -280,11 +308,14 @@ static void a_64_bit_program_that_cannot_map_has_the_usual_limit(void **state)
     h.tenant = NULL;
     h.grants.capabilities &= ~(unsigned)CAPABILITY_TENSORS;
     harness_tenant(&h);
-    outcome o = harness_run(&h, WAT64(
-        "(func $handle (result i32)"
-        "  (if (i64.ge_s (memory.grow (i64.const 1024)) (i64.const 0)) (then unreachable))" /* 64 MiB and one page */
-        "  (if (i64.lt_s (memory.grow (i64.const 1023)) (i64.const 0)) (then unreachable))"
-        "  (i32.const 0))"), "");
+    outcome o = harness_run(
+        &h,
+        WAT64(
+            "(func $handle (result i32)"
+            "  (if (i64.ge_s (memory.grow (i64.const 1024)) (i64.const 0)) (then unreachable))" /* 64 MiB and one page */
+            "  (if (i64.lt_s (memory.grow (i64.const 1023)) (i64.const 0)) (then unreachable))"
+            "  (i32.const 0))"),
+        "");
     sandbox_tenant_release(h.tenant);
     h.grants.capabilities = CAPABILITY_ALL;
     h.tenant = kept;
@@ -295,15 +326,17 @@ static void a_64_bit_program_that_cannot_map_has_the_usual_limit(void **state)
 static void long_texts_are_tokenized_beside(void **state)
 {
     (void)state;
-    outcome o = harness_run(&h, WAT(
-        "(func $handle (result i32) (local $n i32)"
-        "  (drop (memory.grow (i32.const 3)))"
-        "  (memory.fill (i32.const 70000) (i32.const 98) (i32.const 20000))"
-        "  (local.set $n (call $tokenize (call $model_open (i32.const 0) (i32.const 0)) (i32.const 70000) (i32.const 20000) (i32.const 1) (i32.const 100000) (i32.const 20000)))"
-        "  (if (i32.ne (local.get $n) (i32.const 20000)) (then unreachable))"
-        "  (if (i32.ne (i32.load (i32.const 179996)) (i32.const 98)) (then unreachable))"
-        "  (if (i32.ne (call $constrain (call $open) (i32.const 3) (i32.const 70000) (i32.const 20)) (i32.const -1)) (then unreachable))"
-        "  (i32.const 0))"), "");
+    outcome o = harness_run(
+        &h,
+        WAT("(func $handle (result i32) (local $n i32)"
+            "  (drop (memory.grow (i32.const 3)))"
+            "  (memory.fill (i32.const 70000) (i32.const 98) (i32.const 20000))"
+            "  (local.set $n (call $tokenize (call $model_open (i32.const 0) (i32.const 0)) (i32.const 70000) (i32.const 20000) (i32.const 1) (i32.const 100000) (i32.const 20000)))"
+            "  (if (i32.ne (local.get $n) (i32.const 20000)) (then unreachable))"
+            "  (if (i32.ne (i32.load (i32.const 179996)) (i32.const 98)) (then unreachable))"
+            "  (if (i32.ne (call $constrain (call $open) (i32.const 3) (i32.const 70000) (i32.const 20)) (i32.const -1)) (then unreachable))"
+            "  (i32.const 0))"),
+        "");
     assert_string_equal(o.message, "");
     assert_holds(o.log, "no grammars here");
 }
@@ -329,12 +362,14 @@ static void the_same_seed_gives_the_same_bytes(void **state)
 static void an_answer_may_be_json_or_an_error(void **state)
 {
     (void)state;
-    outcome o = harness_run(&h, WAT(
-        "(data (i32.const 200) \"{\\\"a\\\": [1, 2]}\\00no such city\")"
-        "(func $handle (result i32)"
-        "  (drop (call $log (i32.const 1) (i32.const 214) (i32.const 2)))"
-        "  (drop (call $respond_json (i32.const 200) (call $len (i32.const 200))))"
-        "  (call $respond_error (i32.const -2) (i32.const 214) (i32.const 12)))"), "");
+    outcome o = harness_run(
+        &h,
+        WAT("(data (i32.const 200) \"{\\\"a\\\": [1, 2]}\\00no such city\")"
+            "(func $handle (result i32)"
+            "  (drop (call $log (i32.const 1) (i32.const 214) (i32.const 2)))"
+            "  (drop (call $respond_json (i32.const 200) (call $len (i32.const 200))))"
+            "  (call $respond_error (i32.const -2) (i32.const 214) (i32.const 12)))"),
+        "");
     assert_int_equal(o.status, REALM_NOT_FOUND);
     assert_string_equal(o.message, "no such city");
     assert_string_equal(o.json, "{\"a\": [1, 2]}");
@@ -344,12 +379,13 @@ static void an_answer_may_be_json_or_an_error(void **state)
 static void many_requests_take_turns(void **state)
 {
     (void)state;
-    program *p = harness_program(&h, WAT(
-        "(func $handle (result i32) (local $s i32) (local $i i32)"
-        "  (local.set $s (call $open))"
-        "  (loop $l (drop (call $step (local.get $s) (i32.const -1)))"
-        "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 20))))"
-        "  (i32.const 0))"));
+    program *p = harness_program(
+        &h,
+        WAT("(func $handle (result i32) (local $s i32) (local $i i32)"
+            "  (local.set $s (call $open))"
+            "  (loop $l (drop (call $step (local.get $s) (i32.const -1)))"
+            "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const 20))))"
+            "  (i32.const 0))"));
     for (int i = 0; i < 60; i++) { /* many more than there are instances */
         sandbox_input in = {.program = p, .tenant = h.tenant};
         realm_error error;

@@ -12,7 +12,8 @@ REALM_PROGRAM
     int32_t model = realm_model_open("", 0); /* the tenant's default model */
     if (model < 0)
         return model; /* the host has said why, and tells the client */
-    int32_t count = realm_tokenize(model, prompt.data, prompt.size, REALM_TOKENIZE_ADD_SPECIAL, ids, 4096);
+    int32_t count = realm_tokenize(model, prompt.data, prompt.size, REALM_TOKENIZE_ADD_SPECIAL, ids,
+                                   4096);
     if (count <= 0 || count > 4096)
         return realm_fail(REALM_E_INVALID, "the prompt must have 1 to 4096 tokens");
 
