@@ -5,6 +5,7 @@
 #include "sandbox/runtime.h"
 
 #include <string.h>
+#include <sys/mman.h>
 
 /* Wasm may use so much of a stack, host functions the rest (rendering a chat template needs half
  * a megabyte, reading deep JSON some more). Stacks are address space until they are touched. */
@@ -49,9 +50,34 @@ static wasm_config_t *settings(void)
     return c;
 }
 
+/* Wasmtime ends the process where the pool's address space cannot be had (a limit such as ulimit -v, a
+ * system that does not overcommit), so it is asked for first. A slot takes 4 GiB and guards on both
+ * sides. */
+static realm_status check_address_space(const sandbox_host_options *o, realm_error *error)
+{
+    uint64_t slots = (uint64_t)(o->max_requests + sandbox_host_child_instances(o));
+    uint64_t slot = ((uint64_t)4 << 30) + ((uint64_t)64 << 20);
+    uint64_t bytes = slots * slot;
+    void *memory = MAP_FAILED;
+    if (bytes <= SIZE_MAX)
+        memory = mmap(NULL, (size_t)bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                      -1, 0);
+    if (memory == MAP_FAILED)
+        return realm_fail(error, REALM_NO_MEMORY,
+                          "%" PRIu64
+                          " GiB of address space for %d sandboxes cannot be reserved; raise the "
+                          "limit on address space (ulimit -v) or allow fewer requests at once",
+                          bytes >> 30, o->max_requests);
+    munmap(memory, (size_t)bytes);
+    return REALM_OK;
+}
+
 realm_status wasm_engines_open(wasm_engine_t *engines[2], const sandbox_host_options *options,
                                realm_error *error)
 {
+    realm_status status = check_address_space(options, error);
+    if (status != REALM_OK)
+        return status;
     wasm_config_t *c = settings();
     pool(c, options);
     engines[0] = wasm_engine_new_with_config(c);

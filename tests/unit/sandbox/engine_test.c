@@ -175,7 +175,9 @@ static int setup(void **state)
     assert_status(engine_open(&running, tiny,
                               &(engine_options){.kv_bytes = 16 << 20, .gather_us = -1}, &error),
                   REALM_OK, error);
-    assert_status(sandbox_host_open(&host, &(sandbox_host_options){.cache_folder = ""}, &error),
+    assert_status(sandbox_host_open(&host,
+                                    &(sandbox_host_options){.cache_folder = "", .max_requests = 32},
+                                    &error),
                   REALM_OK, error);
     sigaction(SIGSEGV, NULL, &handlers[0]);
     sigaction(SIGILL, NULL, &handlers[1]);
