@@ -9,10 +9,13 @@ def test_rows_have_the_promised_fields(run, smollm2):
     assert all(r["tokens_per_second"] > 0 for r in rows)
 
 
-def test_a_guest_that_drives_every_token_is_about_as_fast_as_native(run, smollm2):
-    """The goal is 99.5 %, shown on a quiet machine (docs/BENCHMARKS.md); here a bound that holds on a busy one."""
+def test_a_guest_that_drives_every_token_costs_microseconds(run, smollm2):
+    """The goal is 0.5 % of a step (docs/BENCHMARKS.md). Rates shake by more than that; the time of a step outside of
+    the forward pass does not, so it is what is held here, to a bound that a busy machine keeps."""
     rows = run("bench", "--model", smollm2, "--pp", 0, "--tg", 48, "--batch", "1,8", "--sandbox", "--repeat", 5,
                "--json").json
+    native = {row["batch"]: row for row in rows if not row["sandbox"]}
     for row in rows:
         if row["sandbox"]:
-            assert row["of_native"] > 0.9, row
+            assert row["outside_us"] - native[row["batch"]]["outside_us"] < 150 * row["batch"] + 350, row
+            assert row["steps"] <= 48 * 1.5, row  # the batch stays together

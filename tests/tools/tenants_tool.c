@@ -205,7 +205,7 @@ static int neighbour(realm_runtime *r, char **paths, int n_paths)
         usleep(20000);
         double best = 1e9;
         int same = 1;
-        for (int j = 0; j < 3; j++) {
+        for (int j = 0; j < 5; j++) {
             char *beside = victim(r, good, completion, &seconds);
             same = same && beside && strcmp(alone, beside) == 0;
             best = seconds < best ? seconds : best;
