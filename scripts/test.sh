@@ -56,7 +56,10 @@ run_ctest() {
         ${arguments[@]+"${arguments[@]}"} 2>&1 | tee "$log" | grep -v '^ *Start ' || true
     local line total wrong missing
     line=$(grep -E 'tests? passed, [0-9]+ tests? failed out of' "$log" || true)
-    [ -n "$line" ] || return 0
+    if [ -z "$line" ]; then # it did not come to its end, or found no test where there are some
+        failed=$((failed + 1))
+        return 0
+    fi
     total=$(sed -E 's/.* out of ([0-9]+).*/\1/' <<<"$line")
     wrong=$(sed -E 's/.* passed, ([0-9]+) tests? failed.*/\1/' <<<"$line")
     missing=$(grep -cE '\(Skipped\)$' "$log" || true)

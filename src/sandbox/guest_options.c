@@ -1,4 +1,4 @@
-/* sandbox/guest_options.c: see options.h. */
+/* sandbox/guest_options.c: see guest_options.h. */
 #include "sandbox/guest_options.h"
 
 #include <string.h>

@@ -121,10 +121,8 @@ static void move(sandbox_thread *t, sandbox_thread *to, sandbox_request *first)
         atomic_fetch_add(&to->n_requests, 1);
         let_go(t, r);
     }
-    for (sandbox_request *r = first, *parent; r; r = parent) {
-        parent = r->parent;
+    for (sandbox_request *r = first; r; r = r->parent)
         atomic_store(&r->thread, to);
-    }
     for (sandbox_request *r = first, *parent; r; r = parent) {
         parent = r->parent;
         request_wake_give(r);
