@@ -20,6 +20,7 @@ endfunction()
 realm_library(jansson jansson libjansson-dev)
 realm_library(pcre2 libpcre2-8 libpcre2-dev)
 realm_library(utf8proc libutf8proc libutf8proc-dev)
+realm_library(xxhash libxxhash libxxhash-dev)
 realm_library(yaml yaml-0.1 libyaml-dev)
 realm_library(cmocka cmocka libcmocka-dev)
 realm_library(uv libuv libuv1-dev)
@@ -28,6 +29,24 @@ realm_library(openssl openssl libssl-dev)
 realm_library(curl libcurl libcurl4-openssl-dev)
 realm_library(sqlite3 sqlite3 libsqlite3-dev)
 realm_library(protobuf_c libprotobuf-c libprotobuf-c-dev)
+realm_library(zlib zlib zlib1g-dev)
+
+# llhttp comes as C sources in Debian, in a package that is named after its other users. They are compiled as
+# they are, under the parser's strict rules and without our warnings.
+find_path(REALM_LLHTTP_INCLUDE llhttp.h HINTS /usr/share/include/llhttp)
+find_path(REALM_LLHTTP_SOURCE llhttp.c HINTS /usr/share/llhttp)
+mark_as_advanced(REALM_LLHTTP_INCLUDE REALM_LLHTTP_SOURCE)
+if(REALM_LLHTTP_INCLUDE AND REALM_LLHTTP_SOURCE)
+    add_library(realm_llhttp STATIC EXCLUDE_FROM_ALL ${REALM_LLHTTP_SOURCE}/llhttp.c
+                ${REALM_LLHTTP_SOURCE}/api.c ${REALM_LLHTTP_SOURCE}/http.c)
+    target_include_directories(realm_llhttp SYSTEM PUBLIC ${REALM_LLHTTP_INCLUDE})
+    target_compile_definitions(realm_llhttp PUBLIC LLHTTP_STRICT_MODE=1)
+    target_compile_options(realm_llhttp PRIVATE -w)
+    add_library(realm::llhttp ALIAS realm_llhttp)
+else()
+    set_property(GLOBAL PROPERTY REALM_MISSING_realm::llhttp
+                 "llhttp is missing; on Debian: apt-get install node-llhttp")
+endif()
 
 # Debian's mimalloc has a CMake package and no pkg-config file.
 find_package(mimalloc QUIET)
@@ -38,7 +57,19 @@ else()
                  "mimalloc is missing; on Debian: apt-get install libmimalloc-dev")
 endif()
 
-# realm::threads, and realm::math for what uses <math.h>.
+# Nor has wslay a pkg-config file.
+find_package(wslay QUIET)
+if(TARGET wslay)
+    add_library(realm::wslay ALIAS wslay)
+else()
+    set_property(GLOBAL PROPERTY REALM_MISSING_realm::wslay
+                 "wslay is missing; on Debian: apt-get install libwslay-dev")
+endif()
+
+# realm::threads, realm::math for what uses <math.h>, realm::dl for what loads plug-ins.
+add_library(realm_dl INTERFACE)
+target_link_libraries(realm_dl INTERFACE ${CMAKE_DL_LIBS})
+add_library(realm::dl ALIAS realm_dl)
 add_library(realm_threads INTERFACE)
 target_link_libraries(realm_threads INTERFACE Threads::Threads)
 add_library(realm::threads ALIAS realm_threads)

@@ -12,6 +12,9 @@
 #   (fuzz_driver.c) replays the corpus and then mutates it for a bounded time with a fixed seed.
 
 #
+# realm_test_on_cuda(<name>)
+#   Runs the unit test <name> a second time, on a CUDA device if there is one.
+#
 # Building the target realm_tests_unit, realm_tests_fuzz or realm_tests_tsan builds the tests of that
 # label and no more.
 
@@ -25,7 +28,8 @@ set(REALM_TEST_ENVIRONMENT
     "TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=${PROJECT_SOURCE_DIR}/cmake/tsan.supp"
     "LSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/cmake/lsan.supp:print_suppressions=0"
     "REALM_SOURCE_DIR=${PROJECT_SOURCE_DIR}"
-    "REALM_BUILD_DIR=${PROJECT_BINARY_DIR}")
+    "REALM_BUILD_DIR=${PROJECT_BINARY_DIR}"
+    "REALM_CUDA_PLUGIN=${PROJECT_BINARY_DIR}/librealm_cuda.so")
 if(CMAKE_CROSSCOMPILING_EMULATOR)
     list(APPEND REALM_TEST_ENVIRONMENT "REALM_TEST_EMULATED=1")
 endif()
@@ -38,8 +42,8 @@ function(realm_test)
     if(NOT BUILD_TESTING)
         return()
     endif()
-    if(NOT test_TIMEOUT)
-        set(test_TIMEOUT 120)
+    if(NOT test_TIMEOUT) # for what hangs: a slow machine, and what waits a minute and says why, come to their ends
+        set(test_TIMEOUT 600)
     endif()
     if(CMAKE_CROSSCOMPILING_EMULATOR)
         math(EXPR test_TIMEOUT "${test_TIMEOUT} * 5")
@@ -60,6 +64,18 @@ function(realm_test)
     add_test(NAME unit/${test_NAME} COMMAND test_${test_NAME} ${test_ARGS})
     set_tests_properties(unit/${test_NAME} PROPERTIES
         LABELS "unit;${test_LABELS}" TIMEOUT ${test_TIMEOUT} ENVIRONMENT "${REALM_TEST_ENVIRONMENT}"
+        SKIP_RETURN_CODE 77)
+endfunction()
+
+# The unit test <name> once more on a CUDA device, as unit/<name>_cuda: skipped where there is none.
+function(realm_test_on_cuda name)
+    if(NOT BUILD_TESTING OR NOT TARGET realm_cuda)
+        return()
+    endif()
+    add_dependencies(test_${name} realm_cuda)
+    add_test(NAME unit/${name}_cuda COMMAND test_${name})
+    set_tests_properties(unit/${name}_cuda PROPERTIES
+        LABELS unit TIMEOUT 600 ENVIRONMENT "${REALM_TEST_ENVIRONMENT};REALM_TEST_DEVICE=cuda"
         SKIP_RETURN_CODE 77)
 endfunction()
 

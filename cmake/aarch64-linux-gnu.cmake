@@ -10,7 +10,7 @@ set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
 
-# `max` has the dot products that the kernels ask for, and everything newer. Its pointer authentication is
+# `max` has the dot and matrix products that kernels ask for, so tests run those of every processor. Its pointer authentication is
 # only a matter of time here: the cheap algorithm in place of the architecture's.
 #
 # No -L: libraries and their loader come from / (libc6:arm64). /usr/aarch64-linux-gnu has a C library too,

@@ -62,8 +62,18 @@ need_build_packages() {
         "libjansson-dev=JSON" \
         "libpcre2-dev=the regular expressions of tokenizers" \
         "libutf8proc-dev=Unicode" \
+        "libxxhash-dev=checksums of packed weights" \
         "libyaml-dev=YAML" \
-        "libssl-dev=SHA-256, and TLS" \
+        "libssl-dev=SHA-256, signatures of bearer tokens, and TLS" \
+        "libsqlite3-dev=tenants, keys, programs and usage on disk" \
+        "libcurl4-openssl-dev=keys of bearer tokens from a URL, spans to a collector" \
+        "libuv1-dev=the server's event loop" \
+        "libnghttp2-dev=HTTP/2" \
+        "libprotobuf-c-dev=the messages of gRPC" \
+        "protobuf-c-compiler=makes C of their .proto files" \
+        "zlib1g-dev=compressed messages of gRPC and WebSockets" \
+        "libwslay-dev=the frames of WebSockets" \
+        "node-llhttp=the parser of HTTP/1, as C sources" \
         "libcmocka-dev=unit tests in C" \
         "git=versions"
     need_rust
@@ -84,8 +94,10 @@ need_arm64_packages() {
         "qemu-user=runs what it compiled" \
         "libcmocka-dev:arm64=unit tests, for 64-bit ARM" \
         "libjansson-dev:arm64=JSON, for 64-bit ARM" \
+        "libyaml-dev:arm64=YAML, for 64-bit ARM" \
         "libpcre2-dev:arm64=the regular expressions of tokenizers, for 64-bit ARM" \
-        "libutf8proc-dev:arm64=Unicode, for 64-bit ARM"
+        "libutf8proc-dev:arm64=Unicode, for 64-bit ARM" \
+        "libxxhash-dev:arm64=checksums, for 64-bit ARM"
 }
 
 # Tenants' programs in Rust. Debian's compiler is old and beside the point for deps/, but unlike
@@ -159,4 +171,50 @@ python_tools() {
         touch "$venv/ready"
     fi
     printf '%s\n' "$venv/bin/python"
+}
+
+# deb_tool PACKAGE PATH: prints where a program of a Debian package is: where it is installed, or taken out of the
+# package into the cache. The package itself is not installed: no service is started for a test's sake. Or says why it
+# cannot be had, and fails.
+deb_tool() {
+    local package=$1 path=$2 folder=$REALM_CACHE/deb/$1 work
+    if [ -x "/$path" ]; then
+        printf '%s\n' "/$path"
+        return 0
+    fi
+    if [ ! -x "$folder/$path" ]; then
+        command -v apt-get >/dev/null || { say "$(basename "$path") is left out: there is no apt-get"; return 1; }
+        say "Fetching $package for $(basename "$path")"
+        mkdir -p "$folder"
+        work=$(mktemp -d "$folder.XXXXXX")
+        if (cd "$work" && timeout 180 apt-get download -q "$package" >log 2>&1 &&
+            dpkg-deb --fsys-tarfile ./*.deb | tar -x -C "$folder" "./$path"); then
+            rm -rf "$work"
+        else
+            say "$(basename "$path") is left out: $(tail -1 "$work/log")"
+            rm -rf "$work"
+            return 1
+        fi
+    fi
+    printf '%s\n' "$folder/$path"
+}
+
+# go_tool NAME PACKAGE VERSION: prints the path of a tool written in Go, built once into the cache; or says why it
+# cannot be had, and fails. Tests that need it are then skipped.
+go_tool() {
+    local name=$1 package=$2 version=$3 go folder
+    folder=$REALM_CACHE/go/$name-$version
+    if [ ! -x "$folder/$name" ]; then
+        go=$(PATH=$PATH:/usr/local/go/bin command -v go || true)
+        if [ -z "$go" ] && (need_packages "golang-go=builds $name, which tests the server") >&2; then
+            go=$(command -v go || true)
+        fi
+        [ -n "$go" ] || { say "$name is left out: there is no Go to build it with"; return 1; }
+        say "Building $name $version"
+        GOBIN=$folder GOFLAGS=-modcacherw timeout 180 "$go" install "$package@$version" >"$REALM_CACHE/go-$name.log" 2>&1 || {
+            say "$name is left out: $(tail -1 "$REALM_CACHE/go-$name.log")"
+            return 1
+        }
+    fi
+    printf '%s\n' "$folder/$name"
 }

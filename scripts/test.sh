@@ -70,8 +70,10 @@ run_ctest() {
 build() {
     local preset=$1
     shift
+    local options=()
+    [ "$preset" != release ] || options=(-DREALM_CUDA=ON)
     if [ ! -f "build/$preset/build.ninja" ]; then
-        cmake --preset "$preset" >"$logs/configure-$preset.log" || {
+        cmake --preset "$preset" ${options[@]+"${options[@]}"} >"$logs/configure-$preset.log" || {
             cat "$logs/configure-$preset.log"
             die "could not configure build/$preset"
         }
@@ -88,10 +90,18 @@ REALM_GEMMA3=$(scripts/fetch_models.sh gemma3)
 REALM=$REALM_ROOT/build/release/realm
 export REALM REALM_SMOLLM2 REALM_GEMMA3
 
+phase "tools of other projects that test the server"
+REALM_H2SPEC=$(go_tool h2spec github.com/summerwind/h2spec/cmd/h2spec v2.2.1+incompatible || true)
+REALM_GRPCURL=$(go_tool grpcurl github.com/fullstorydev/grpcurl/cmd/grpcurl v1.9.4 || true)
+REALM_PROMTOOL=$(deb_tool prometheus usr/bin/promtool || true)
+export REALM_H2SPEC REALM_GRPCURL REALM_PROMTOOL
+
 phase "layout of the code"
 if scripts/format.sh --check; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
 
 phase "release: build"
+# The CUDA plug-in is compiled here too; its tests need a device, and without one count as skipped.
+scripts/cuda_toolkit.sh >/dev/null
 build release
 phase "release: tests"
 run_ctest release ''

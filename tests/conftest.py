@@ -11,9 +11,15 @@ import os
 import pathlib
 import subprocess
 
+import httpx
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+# httpx gives up after five seconds of silence; a machine that others use may be silent for as long and be well.
+for ask in (httpx.get, httpx.head, httpx.post, httpx.request, httpx.stream.__wrapped__, httpx.Client.__init__):
+    ask.__kwdefaults__["timeout"] = httpx.Timeout(120)
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +84,39 @@ def smollm2():
 @pytest.fixture(scope="session")
 def gemma3():
     return model("REALM_GEMMA3")
+
+
+# SmolLM2's own template takes no tools; this one does, in the manner of Hermes.
+TEMPLATE = """{%- if tools %}<|im_start|>system
+Call functions of this list inside of <tool_call></tool_call>:
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}<|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}{% for call in m.tool_calls or [] %}<tool_call>
+{{ call.function | tojson }}
+</tool_call>{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+@pytest.fixture(scope="session")
+def smollm2_with_tools(smollm2, tmp_path_factory):
+    """SmolLM2 with a chat template that takes tools."""
+    import gguf
+
+    path = tmp_path_factory.mktemp("model") / "tools.gguf"
+    reader = gguf.GGUFReader(smollm2)
+    writer = gguf.GGUFWriter(path, "llama")
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name in ("general.architecture", "tokenizer.chat_template"):
+            continue
+        kind = field.types[0]
+        writer.add_key_value(field.name, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
+    writer.add_chat_template(TEMPLATE)
+    for t in reader.tensors:
+        writer.add_tensor(t.name, t.data, raw_shape=t.data.shape, raw_dtype=t.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -1,9 +1,10 @@
 /* answer.h: what the built-in programs share: from a prompt's tokens to the finished answer.
  *
- * Request keys that both programs understand: max_tokens (default 256), the sampler keys of
- * docs/HOST_ABI.md, stop, ignore_eos, logprobs (0..20), stream (default true), logit_bias
- * ({"id": value}), response_format ({"type":"json_object"} or {"type":"json_schema",
- * "json_schema":{"schema":{...}}}).
+ * Request keys that both programs understand: max_tokens (default 256), fits (true: prompt and max_tokens
+ * must fit the context together), the sampler keys of docs/HOST_ABI.md, stop, ignore_eos, logprobs (0..20),
+ * stream (default true; "tokens": a line of JSON a token, as generate returns it, instead of text),
+ * return_tokens (default true: ids of the prompt and of the answer are in the answer), logit_bias ({"id":
+ * value}), response_format ({"type":"json_object"} or {"type":"json_schema","json_schema":{"schema":{...}}}).
  * Answer: {"prompt_tokens":[ids],"tokens":[...],"text","finish_reason","n_cached","timings":{...}}
  * as generate returns them; with stream the text goes out as it comes as well. */
 #ifndef REALM_ANSWER_H
@@ -11,8 +12,15 @@
 
 #include "realm_json.h"
 
+/* The model that the request names, or the default one; below 0 it has been refused. */
+static inline int32_t model_of(realm_slice request)
+{
+    realm_slice name = realm_json_string(realm_json_get(request, "model"));
+    return realm_model_open(name.data, name.size);
+}
+
 /* Copies the request's value under key into options, if it is there and not null. */
-static void pass(realm_text *options, realm_slice request, const char *key)
+static inline void pass(realm_text *options, realm_slice request, const char *key)
 {
     realm_slice value = realm_json_get(request, key);
     if (!value.size || realm_equal(value, "null"))
@@ -23,7 +31,7 @@ static void pass(realm_text *options, realm_slice request, const char *key)
     realm_text_add(options, value.data, value.size);
 }
 
-static int32_t apply_bias(int32_t session, realm_slice biases)
+static inline int32_t apply_bias(int32_t session, realm_slice biases)
 {
     size_t count = 0, at = 1;
     int32_t *ids = realm_alloc(biases.size * sizeof *ids);
@@ -48,6 +56,8 @@ static int32_t apply_bias(int32_t session, realm_slice biases)
         ids[count] = (int32_t)id;
         /* Biases are decimals: read whole and fraction. */
         realm_slice number = {biases.data + at, end - at};
+        if (realm_json_is_string(number)) /* decimals that a writer of JSON would spell 1e-05 */
+            number = (realm_slice){number.data + 1, number.size - 2};
         bool negative = number.data[0] == '-';
         float value = 0, place = 0;
         for (size_t i = negative; i < number.size; i++) {
@@ -70,7 +80,7 @@ static int32_t apply_bias(int32_t session, realm_slice biases)
     return realm_bias(session, ids, values, count);
 }
 
-static int32_t apply_format(int32_t session, realm_slice format)
+static inline int32_t apply_format(int32_t session, realm_slice format)
 {
     realm_slice kind = realm_json_string(realm_json_get(format, "type"));
     if (realm_equal(kind, "json_object"))
@@ -85,28 +95,74 @@ static int32_t apply_format(int32_t session, realm_slice format)
                       "response_format.type must be text, json_object or json_schema");
 }
 
-/* Says by how much the prompt is too long, so that whoever wrote it knows what to cut. */
-static int32_t too_long(int32_t model, size_t n_prompt)
+/* Tokens of the model's context; 0 if it does not say. */
+static inline int64_t context_of(int32_t model)
 {
     static char info[65536];
     int32_t size = realm_model_info(model, info, sizeof info);
     if (size <= 0 || (size_t)size > sizeof info)
+        return 0;
+    return realm_json_int(realm_json_get((realm_slice){info, (size_t)size}, "n_context"), 0);
+}
+
+/* Says by how much the prompt is too long, so that whoever wrote it knows what to cut. more: the tokens that
+ * were asked for, or 0. */
+static inline int32_t too_long(int32_t model, size_t n_prompt, int64_t more)
+{
+    int64_t context = context_of(model);
+    if (!context)
         return REALM_E_CONTEXT_FULL; /* the host's sentence must do */
     realm_text sentence = {0};
     realm_text_add_z(&sentence, "the prompt has ");
     realm_text_add_int(&sentence, (int64_t)n_prompt);
-    realm_text_add_z(&sentence, " tokens, more than the ");
-    realm_text_add_int(
-        &sentence,
-        realm_json_int(realm_json_get((realm_slice){info, (size_t)size}, "n_context"), 0));
+    realm_text_add_z(&sentence, " tokens");
+    if (more) {
+        realm_text_add_z(&sentence, " and ");
+        realm_text_add_int(&sentence, more);
+        realm_text_add_z(&sentence, " are asked for");
+    }
+    realm_text_add_z(&sentence, ", more than the ");
+    realm_text_add_int(&sentence, context);
     realm_text_add_z(&sentence, " of the model's context");
     if (!sentence.failed)
         realm_respond_error(REALM_E_CONTEXT_FULL, sentence.data, sentence.size);
     return REALM_E_CONTEXT_FULL;
 }
 
+/* generate, with room for any result: what has no room at first is kept by the host until the next generate, so
+ * asking again with more only copies. *result is size bytes. */
+static inline int32_t generate(int32_t session, const realm_text *options, char **result,
+                               size_t *room)
+{
+    int32_t size = realm_generate(session, options->data, options->size, *result, *room);
+    if (size < 0 || (size_t)size <= *room)
+        return size;
+    *room = (size_t)size;
+    *result = realm_alloc(*room);
+    if (!*result)
+        return realm_fail(REALM_E_NO_MEMORY, "the program is out of memory");
+    return realm_generate(session, 0, 0, *result, *room);
+}
+
+/* A line a token, until the last, whose result is left in *result. */
+static inline int32_t stream_tokens(int32_t session, const realm_text *options, char **result,
+                                    size_t *room)
+{
+    for (;;) {
+        int32_t size = generate(session, options, result, room);
+        if (size < 0)
+            return size;
+        realm_respond_text(*result, (size_t)size);
+        realm_respond_text(REALM_TEXT("\n"));
+        realm_slice reason = realm_json_get((realm_slice){*result, (size_t)size}, "finish_reason");
+        if (!realm_equal(reason, "\"wake\""))
+            return size;
+    }
+}
+
 /* Runs the prompt and answers the request. */
-static int32_t answer(int32_t model, realm_slice request, const int32_t *prompt, size_t n_prompt)
+static inline int32_t answer(int32_t model, realm_slice request, const int32_t *prompt,
+                             size_t n_prompt)
 {
     if (!n_prompt)
         return realm_fail(REALM_E_INVALID, "the prompt is empty");
@@ -125,19 +181,32 @@ static int32_t answer(int32_t model, realm_slice request, const int32_t *prompt,
         if (status < 0)
             return status;
     }
+    int64_t max_tokens = realm_json_int(realm_json_get(request, "max_tokens"), 256);
+    if (realm_json_true(realm_json_get(request, "fits"))) {
+        int64_t context = context_of(model);
+        if (context && (int64_t)n_prompt + max_tokens > context)
+            return too_long(model, n_prompt, max_tokens);
+    }
     int32_t length = realm_feed(session, prompt, n_prompt);
     if (length == REALM_E_CONTEXT_FULL)
-        return too_long(model, n_prompt);
+        return too_long(model, n_prompt, 0);
     if (length < 0)
         return length;
 
     realm_text options = {0};
-    realm_slice limit = realm_json_get(request, "max_tokens");
-    realm_text_add_z(&options, "{\"return_tokens\":true,\"return_text\":true,\"max_tokens\":");
-    realm_text_add_int(&options, realm_json_int(limit, 256));
     realm_slice stream = realm_json_get(request, "stream");
-    realm_text_add_z(&options,
-                     realm_equal(stream, "false") ? ",\"stream\":false" : ",\"stream\":true");
+    bool by_token = realm_equal(stream, "\"tokens\"");
+    bool returns_tokens = !realm_equal(realm_json_get(request, "return_tokens"), "false");
+    bool returns_text = by_token || returns_tokens || realm_equal(stream, "false");
+    realm_text_add_z(&options, by_token || returns_tokens ? "{\"return_tokens\":true"
+                                                          : "{\"return_tokens\":false");
+    realm_text_add_z(&options, returns_text ? ",\"return_text\":true,\"max_tokens\":"
+                                            : ",\"return_text\":false,\"max_tokens\":");
+    realm_text_add_int(&options, max_tokens);
+    if (by_token)
+        realm_text_add_z(&options, ",\"wake_every\":1");
+    realm_text_add_z(&options, by_token || realm_equal(stream, "false") ? ",\"stream\":false"
+                                                                        : ",\"stream\":true");
     static const char *const passed[] = {"temperature",
                                          "top_k",
                                          "top_p",
@@ -155,23 +224,17 @@ static int32_t answer(int32_t model, realm_slice request, const int32_t *prompt,
         pass(&options, request, passed[i]);
     realm_text_add_z(&options, "}");
 
-    /* The result is asked for once with room for any usual answer; a larger one is kept by the host
-     * until the next generate, so asking again with more room only copies. */
     size_t room = 65536;
     char *result = realm_alloc(room);
     if (options.failed || !result)
         return realm_fail(REALM_E_NO_MEMORY, "the program is out of memory");
-    int32_t size = realm_generate(session, options.data, options.size, result, room);
+    int32_t size = by_token ? stream_tokens(session, &options, &result, &room)
+                            : generate(session, &options, &result, &room);
     if (size < 0)
         return size;
-    if ((size_t)size > room) {
-        room = (size_t)size;
-        result = realm_alloc(room);
-        if (!result)
-            return realm_fail(REALM_E_NO_MEMORY, "the program is out of memory");
-        size = realm_generate(session, 0, 0, result, room);
-        if (size < 0)
-            return size;
+    if (!returns_tokens) {
+        realm_respond_json(result, (size_t)size);
+        return 0;
     }
 
     realm_text out = {0};
@@ -190,7 +253,7 @@ static int32_t answer(int32_t model, realm_slice request, const int32_t *prompt,
 }
 
 /* Token ids of text into *ids; how many, or a status, whose sentence is the host's or told. */
-static int32_t tokens_of(int32_t **ids, int32_t model, realm_slice text, int32_t flags)
+static inline int32_t tokens_of(int32_t **ids, int32_t model, realm_slice text, int32_t flags)
 {
     size_t room = text.size + 8; /* a token a byte, BOS and EOS: nearly always enough */
     for (;;) {
@@ -202,6 +265,23 @@ static int32_t tokens_of(int32_t **ids, int32_t model, realm_slice text, int32_t
             return count;
         room = (size_t)count;
     }
+}
+
+/* The ids in a JSON list, as tokens_of. */
+static inline int32_t listed_tokens(int32_t **ids, realm_slice list)
+{
+    *ids = realm_alloc((list.size / 2 + 1) * sizeof **ids);
+    if (!*ids)
+        return realm_fail(REALM_E_NO_MEMORY, "the prompt is too long for the program's memory");
+    int32_t count = 0;
+    size_t at = 0;
+    for (realm_slice item; (item = realm_json_next(list, &at)).size;) {
+        int64_t id = realm_json_int(item, -1);
+        if (id < 0 || id > INT32_MAX)
+            return realm_fail(REALM_E_INVALID, "a list of token ids holds something else");
+        (*ids)[count++] = (int32_t)id;
+    }
+    return count;
 }
 
 #endif

@@ -1,14 +1,13 @@
 /* chat.c: the built-in program that answers a conversation with the model's own chat template.
  *
- * Request: {"messages": [{"role","content"}, ...], "tools"?, "model"?: name, ...} and the keys of
- * answer.h. Whatever else the request holds reaches the template too, as chat_template documents. */
+ * Request: {"messages": [{"role","content"}, ...], "tools"?, "model"?: name, "prompt_suffix"?: text that
+ * follows the template's, so that the model goes on from there, ...} and the keys of answer.h. Whatever else the request holds reaches the template too, as chat_template documents. */
 #include "answer.h"
 
 REALM_PROGRAM
 {
     realm_slice request = realm_request();
-    realm_slice name = realm_json_string(realm_json_get(request, "model"));
-    int32_t model = realm_model_open(name.data, name.size);
+    int32_t model = model_of(request);
     if (model < 0)
         return model;
     realm_slice messages = realm_json_get(request, "messages");
@@ -39,9 +38,15 @@ REALM_PROGRAM
         size = realm_chat_template(model, conversation.data, conversation.size, text, room);
     }
 
+    realm_slice suffix = realm_json_string(realm_json_get(request, "prompt_suffix"));
+    realm_text prompt = {.data = text, .size = (size_t)size, .room = room};
+    realm_text_add(&prompt, suffix.data, suffix.size);
+    if (prompt.failed)
+        return realm_fail(REALM_E_NO_MEMORY, "the program is out of memory");
+
     /* The template writes BOS itself where its family wants one, as in apply_chat_template. */
     int32_t *ids;
-    int32_t count = tokens_of(&ids, model, (realm_slice){text, (size_t)size},
+    int32_t count = tokens_of(&ids, model, (realm_slice){prompt.data, prompt.size},
                               REALM_TOKENIZE_PARSE_SPECIAL);
     return count < 0 ? count : answer(model, request, ids, (size_t)count);
 }

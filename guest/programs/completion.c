@@ -3,27 +3,10 @@
  * Request: {"prompt": "text" or [token ids], "model"?: name, ...} and the keys of answer.h. */
 #include "answer.h"
 
-static int32_t listed_tokens(int32_t **ids, realm_slice list)
-{
-    *ids = realm_alloc((list.size / 2 + 1) * sizeof **ids);
-    if (!*ids)
-        return realm_fail(REALM_E_NO_MEMORY, "the prompt is too long for the program's memory");
-    int32_t count = 0;
-    size_t at = 0;
-    for (realm_slice item; (item = realm_json_next(list, &at)).size;) {
-        int64_t id = realm_json_int(item, -1);
-        if (id < 0 || id > INT32_MAX)
-            return realm_fail(REALM_E_INVALID, "prompt must be a string or a list of token ids");
-        (*ids)[count++] = (int32_t)id;
-    }
-    return count;
-}
-
 REALM_PROGRAM
 {
     realm_slice request = realm_request();
-    realm_slice name = realm_json_string(realm_json_get(request, "model"));
-    int32_t model = realm_model_open(name.data, name.size);
+    int32_t model = model_of(request);
     if (model < 0)
         return model;
     realm_slice prompt = realm_json_get(request, "prompt");

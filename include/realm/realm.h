@@ -1,7 +1,7 @@
 /* realm/realm.h: librealm, for programs in C that want models and sandboxes without a server.
  *
  *     realm_runtime   one a process: the sandboxes' threads, the models, an engine for each
- *     realm_program   a WebAssembly module, compiled; two are built in: "chat" and "completion"
+ *     realm_program   a WebAssembly module, compiled; three are built in, see realm_program_builtin
  *     realm_tenant    who may use which models, how much, and what its programs may do
  *     realm_call      one request of a tenant, answered by a program in a fresh sandbox
  *
@@ -28,10 +28,18 @@ REALM_API const char *realm_version(void);
 /* ---- the runtime -------------------------------------------------------------------------------- */
 
 typedef struct realm_runtime_options {
-    int32_t n_threads;         /* of each model's engine; 0: the cores this process may use */
+    const char *device; /* "auto" (NULL: this one), "cpu", "cuda" or "cuda:N"; copied. auto is
+                                  a CUDA device if one works and the model fits it */
+    int32_t n_threads;  /* of each model's engine; 0: the cores this process may use */
     int32_t n_sandbox_threads; /* 0: 2 */
-    uint64_t kv_bytes;         /* keys and values of each model; 0: from the machine's memory */
+    uint64_t kv_bytes;         /* keys and values of each model; 0: a third of what the machine, or
+                                  the container's limit, has free, at most what full sessions use */
     int kv_q8_0;               /* 1: keys and values as Q8_0 instead of F16 */
+    const char *cache_folder;  /* for compiled programs and packed weights, ours alone; NULL:
+                                  $REALM_CACHE or the usual one; "": keep nothing. Copied */
+    int no_weight_cache;       /* 1: pack weights at every start, keep none */
+    int map_weights;           /* 1: map kept weights instead of reading them: at times slower,
+                                  and all processes with a model share one copy */
 } realm_runtime_options;
 
 /* options may be NULL. */
@@ -53,7 +61,7 @@ REALM_API realm_status realm_runtime_load(realm_runtime *r, const char *name, co
 /* Compiles a module, WebAssembly binary or text; the bytes are not needed after. */
 REALM_API realm_status realm_program_open(realm_program **out, realm_runtime *r, const char *name,
                                           const void *bytes, size_t size, realm_error *error);
-/* A built-in one: "chat" or "completion". */
+/* A built-in one: "chat", "completion" or "embeddings". */
 REALM_API realm_status realm_program_builtin(realm_program **out, realm_runtime *r,
                                              const char *name, realm_error *error);
 REALM_API void realm_program_close(realm_program *p); /* NULL allowed */

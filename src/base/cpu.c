@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/control_groups.h"
 #include "base/log.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -58,13 +59,16 @@ static void detect(void)
 #elif defined(__aarch64__) && defined(__linux__)
 static void detect(void)
 {
-    g_features.neon_dot = (getauxval(AT_HWCAP) >> 20 & 1) != 0;   /* HWCAP_ASIMDDP */
-    g_features.neon_i8mm = (getauxval(AT_HWCAP2) >> 13 & 1) != 0; /* HWCAP2_I8MM */
+    g_features.neon = 1;
+    g_features.neon_dot = (getauxval(AT_HWCAP) >> 20 & 1) != 0; /* HWCAP_ASIMDDP */
+    g_features.neon_i8mm = g_features.neon_dot &&
+                           (getauxval(AT_HWCAP2) >> 13 & 1) != 0; /* HWCAP2_I8MM */
     snprintf(g_name, sizeof g_name, "ARM64 processor");
 }
 #elif defined(__aarch64__)
 static void detect(void)
 {
+    g_features.neon = 1;
     g_features.neon_dot = 1; /* every Apple processor of this architecture has it */
     snprintf(g_name, sizeof g_name, "Apple ARM64 processor");
 }
@@ -82,8 +86,14 @@ static void detect_and_lower(void)
         g_features = (cpu_features){0};
     else if (strcmp(wish, "avx2") == 0)
         g_features.avx512_vnni = g_features.avx512_bf16 = 0;
-    else if (*wish && strcmp(wish, "avx512") != 0 && strcmp(wish, "neon") != 0)
-        LOG_W("cpu", "REALM_CPU=%.40s means nothing: reference, avx2, avx512 or neon", wish);
+    else if (strcmp(wish, "neon") == 0)
+        g_features.neon_dot = g_features.neon_i8mm = 0;
+    else if (strcmp(wish, "neon-dot") == 0)
+        g_features.neon_i8mm = 0;
+    else if (*wish && strcmp(wish, "avx512") != 0 && strcmp(wish, "neon-i8mm") != 0)
+        LOG_W("cpu",
+              "REALM_CPU=%.40s means nothing: reference, avx2, avx512, neon, neon-dot or neon-i8mm",
+              wish);
 }
 
 const cpu_features *cpu_features_get(void)
@@ -98,35 +108,45 @@ const char *cpu_name(void)
     return g_name;
 }
 
-/* Cores the cgroup's quota is worth, rounded up; 0 if there is no quota. */
-static int quota_cores(void)
+/* ---- control groups ------------------------------------------------------------------------- */
+
+/* The number in a file of one; 0 if there is none. */
+static double number_in(const char *folder, const char *leaf)
 {
-    double quota = 0, period = 0;
-    char word[32] = "";
-    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "r");
-    if (file) {
-        int fields = fscanf(file, "%31s %lf", word, &period);
-        fclose(file);
-        if (fields != 2 || strcmp(word, "max") == 0)
-            return 0;
-        quota = strtod(word, NULL);
-    } else {
-        file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r");
-        if (!file)
-            return 0;
-        int got = fscanf(file, "%lf", &quota);
-        fclose(file);
-        file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r");
-        if (!file)
-            return 0;
-        got += fscanf(file, "%lf", &period);
-        fclose(file);
-        if (got != 2)
-            return 0;
-    }
-    if (quota <= 0 || period <= 0)
+    double number = 0;
+    FILE *file = control_groups_file(folder, leaf);
+    if (!file)
         return 0;
-    return (int)((quota + period - 1) / period);
+    if (fscanf(file, "%lf", &number) != 1)
+        number = 0;
+    fclose(file);
+    return number;
+}
+
+/* Lowers *context, cores or 0 for no limit, to what one group's limit is worth. Version 2 has quota, or
+ * "max", and period in one file; version 1 a file for each, and -1 for no limit. */
+static void lower(void *context, const control_group *group)
+{
+    double *cores = context, quota = 0, period = 0;
+    FILE *file = group->version == 2 ? control_groups_file(group->folder, "cpu.max") : NULL;
+    if (group->version == 1) {
+        quota = number_in(group->folder, "cpu.cfs_quota_us");
+        period = number_in(group->folder, "cpu.cfs_period_us");
+    }
+    if (file && fscanf(file, "%lf %lf", &quota, &period) != 2)
+        quota = 0;
+    if (file)
+        fclose(file);
+    if (quota > 0 && period > 0 && (*cores == 0 || quota / period < *cores))
+        *cores = quota / period;
+}
+
+int cpu_limit(const char *root)
+{
+    double cores = 0;
+    control_groups_visit(root, "cpu", lower, &cores);
+    int whole = (int)cores;
+    return cores > whole ? whole + 1 : whole;
 }
 
 int cpu_count(void)
@@ -139,7 +159,7 @@ int cpu_count(void)
 #endif
     if (count <= 0)
         count = (int)sysconf(_SC_NPROCESSORS_ONLN);
-    int quota = quota_cores();
+    int quota = cpu_limit("");
     if (quota > 0 && quota < count)
         count = quota;
     return count > 0 ? count : 1;

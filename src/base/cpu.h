@@ -9,16 +9,23 @@ typedef struct cpu_features {
     int avx2;        /* AVX2, FMA and F16C */
     int avx512_vnni; /* AVX-512 F, BW, VL, DQ and VNNI */
     int avx512_bf16;
-    int neon_dot;  /* SDOT/UDOT */
-    int neon_i8mm; /* SMMLA */
+    int neon;      /* every 64-bit ARM */
+    int neon_dot;  /* SDOT, ARMv8.2's option */
+    int neon_i8mm; /* SMMLA, ARMv8.6; never without neon_dot */
 } cpu_features;
 
-/* The features the processor and the system both allow. REALM_CPU=reference|avx2|avx512|neon in
- * the environment lowers them (never raises), so that tests can run each kind. */
+/* The features the processor and the system both allow. REALM_CPU in the environment lowers them
+ * (never raises), so that tests can run each kind: reference (none), avx2, avx512 (all), neon,
+ * neon-dot or neon-i8mm (all). */
 const cpu_features *cpu_features_get(void);
 
-/* The cores this process may use: affinity mask and cgroup v2 or v1 quota, at least 1. */
+/* The cores this process may use: affinity mask and control groups, at least 1. */
 int cpu_count(void);
+
+/* The whole cores that the CPU limits of this process's control group and of every one above it, of
+ * version 2 or 1, leave it, rounded up; 0: no limit. root stands before every path that is read: "" but
+ * in tests. Reads anew at every call. */
+int cpu_limit(const char *root);
 
 /* The processor's name for people ("AMD EPYC ..."); static storage. */
 const char *cpu_name(void);

@@ -103,39 +103,51 @@ out:
     return status;
 }
 
-/* A new file beside path for its next content; its name goes to temporary. Not mkstemp: that makes
- * files which only their owner can read, whatever the umask. */
-static int open_temporary(char *temporary, size_t size, const char *path, realm_error *error)
+/* ---- writing -------------------------------------------------------------------------------- */
+
+/* Not mkstemp: that makes files which only their owner can read, whatever the umask. */
+realm_status file_writer_open(file_writer *w, const char *path, int mode, realm_error *error)
 {
+    w->path = path;
+    w->descriptor = -1;
     for (int attempt = 0; attempt < 100; attempt++) {
         uint64_t number = 0;
         if (getentropy(&number, sizeof number) != 0)
-            return (int)fail_errno(error, path, "name a temporary file for");
-        int length = snprintf(temporary, size, "%s.tmp-%016" PRIx64, path, number);
-        if (length < 0 || (size_t)length >= size)
-            return (int)realm_fail(error, REALM_INVALID, "the path '%s' is too long", path);
-        int descriptor = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        if (descriptor >= 0)
-            return descriptor;
+            return fail_errno(error, path, "name a temporary file for");
+        int length = snprintf(w->temporary, sizeof w->temporary, "%s.tmp-%016" PRIx64, path,
+                              number);
+        if (length < 0 || (size_t)length >= sizeof w->temporary)
+            return realm_fail(error, REALM_INVALID, "the path '%s' is too long", path);
+        w->descriptor = open(w->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
+        if (w->descriptor >= 0)
+            return REALM_OK;
         if (errno != EEXIST)
             break;
     }
-    return (int)fail_errno(error, temporary, "create");
+    return fail_errno(error, w->temporary, "create");
 }
 
-static realm_status write_all(int descriptor, const char *path, const char *data, size_t size,
-                              realm_error *error)
+realm_status file_writer_put(file_writer *w, uint64_t offset, const void *data, size_t size,
+                             realm_error *error)
 {
     for (size_t done = 0; done < size;) {
-        ssize_t written = write(descriptor, data + done, size - done);
+        ssize_t written = pwrite(w->descriptor, (const char *)data + done, size - done,
+                                 (off_t)(offset + done));
         if (written < 0 && errno != EINTR)
-            return fail_errno(error, path, "write");
+            return fail_errno(error, w->temporary, "write");
         if (written > 0)
             done += (size_t)written;
     }
-    if (fsync(descriptor) != 0)
-        return fail_errno(error, path, "flush");
     return REALM_OK;
+}
+
+void file_writer_abandon(file_writer *w)
+{
+    if (w->descriptor < 0)
+        return;
+    close(w->descriptor);
+    w->descriptor = -1;
+    unlink(w->temporary);
 }
 
 /* The rename itself survives a power cut only when the folder is flushed too. Some file systems
@@ -153,21 +165,34 @@ static void flush_folder_of(const char *path)
     }
 }
 
+realm_status file_writer_commit(file_writer *w, realm_error *error)
+{
+    realm_status status = REALM_OK;
+    if (fsync(w->descriptor) != 0)
+        status = fail_errno(error, w->temporary, "flush");
+    else if (rename(w->temporary, w->path) != 0)
+        status = fail_errno(error, w->path, "replace");
+    if (status) {
+        file_writer_abandon(w);
+        return status;
+    }
+    close(w->descriptor);
+    w->descriptor = -1;
+    flush_folder_of(w->path);
+    return REALM_OK;
+}
+
 realm_status file_write(const char *path, const void *data, size_t size, realm_error *error)
 {
-    char temporary[4096];
-    int descriptor = open_temporary(temporary, sizeof temporary, path, error);
-    if (descriptor < 0)
-        return (realm_status)descriptor;
-    realm_status status = write_all(descriptor, temporary, data, size, error);
-    if (close(descriptor) != 0 && !status)
-        status = fail_errno(error, temporary, "close");
-    if (!status && rename(temporary, path) != 0)
-        status = fail_errno(error, path, "replace");
+    file_writer w;
+    realm_status status = file_writer_open(&w, path, 0666, error);
     if (status)
-        unlink(temporary);
+        return status;
+    status = file_writer_put(&w, 0, data, size, error);
+    if (status)
+        file_writer_abandon(&w);
     else
-        flush_folder_of(path);
+        status = file_writer_commit(&w, error);
     return status;
 }
 

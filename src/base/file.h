@@ -29,6 +29,23 @@ realm_status file_read(arena *a, const char *path, size_t limit, char **data, si
  * 0666 less the umask, as any program's. */
 realm_status file_write(const char *path, const void *data, size_t size, realm_error *error);
 
+/* A file that is written piece by piece and appears as a whole or not at all. Between open and
+ * commit (or abandon) it is a temporary neighbour, PATH.tmp-<random>. */
+typedef struct file_writer {
+    const char *path; /* borrowed until commit or abandon */
+    int descriptor;   /* -1: not open */
+    char temporary[4096];
+} file_writer;
+
+/* mode is what open(2) gets, less the umask. REALM_NOT_FOUND, REALM_IO, REALM_INVALID. */
+realm_status file_writer_open(file_writer *w, const char *path, int mode, realm_error *error);
+/* Anywhere in the file, in any order; what is left out is zeros. REALM_IO. */
+realm_status file_writer_put(file_writer *w, uint64_t offset, const void *data, size_t size,
+                             realm_error *error);
+/* Flushes and renames. On failure there is no new file, and what was at the path is still there. */
+realm_status file_writer_commit(file_writer *w, realm_error *error);
+void file_writer_abandon(file_writer *w);
+
 /* Makes the folder and its parents, for the owner alone (0700 where new). */
 realm_status file_make_folders(const char *path, realm_error *error);
 

@@ -43,15 +43,26 @@ static size_t add_json_text(char *line, size_t used, size_t size, const char *te
     return used;
 }
 
-void log_write(log_level level, const char *room, const char *request, const char *format, ...)
+static size_t add_json_field(char *line, size_t used, size_t size, const char *name,
+                             const char *text)
 {
-    if ((int)level < atomic_load_explicit(&g_level, memory_order_relaxed))
-        return;
+    used += (size_t)snprintf(line + used, size - used, ",\"%s\":\"", name);
+    used = add_json_text(line, used, size - 4, text);
+    line[used++] = '"';
+    return used;
+}
+
+static int is_silent(log_level level)
+{
+    return (int)level < atomic_load_explicit(&g_level, memory_order_relaxed);
+}
+
+static void write_line(log_level level, const char *room, const log_subject *subject,
+                       const char *format, va_list arguments)
+{
+    const char *request = subject->request, *tenant = subject->tenant, *trace = subject->trace;
     realm_error said;
-    va_list arguments;
-    va_start(arguments, format);
     realm_fail_v(&said, REALM_OK, format, arguments);
-    va_end(arguments);
     realm_error asked; /* the request's id, cleaned too: it may be the client's own words */
     realm_fail(&asked, REALM_OK, "%.100s", request ? request : "");
 
@@ -68,14 +79,13 @@ void log_write(log_level level, const char *room, const char *request, const cha
         used = (size_t)snprintf(line, sizeof line,
                                 "{\"time\":\"%s.%03ldZ\",\"level\":\"%s\",\"room\":\"%s\"", stamp,
                                 now.tv_nsec / 1000000, level_names[level], room);
-        if (request) {
-            used += (size_t)snprintf(line + used, sizeof line - used, ",\"request\":\"");
-            used = add_json_text(line, used, sizeof line - 4, asked.message);
-            line[used++] = '"';
-        }
-        used += (size_t)snprintf(line + used, sizeof line - used, ",\"message\":\"");
-        used = add_json_text(line, used, sizeof line - 4, said.message);
-        line[used++] = '"';
+        if (request)
+            used = add_json_field(line, used, sizeof line, "request", asked.message);
+        if (tenant && *tenant)
+            used = add_json_field(line, used, sizeof line, "tenant", tenant);
+        if (trace && *trace)
+            used = add_json_field(line, used, sizeof line, "trace", trace);
+        used = add_json_field(line, used, sizeof line, "message", said.message);
         line[used++] = '}';
     } else {
         used = (size_t)snprintf(line, sizeof line - 1, "%s.%03ldZ %-5s %s: %s%s%s%s", stamp,
@@ -87,4 +97,25 @@ void log_write(log_level level, const char *room, const char *request, const cha
     line[used++] = '\n';
     ssize_t written = write(STDERR_FILENO, line, used);
     (void)written; /* nowhere is left to report it */
+}
+
+void log_write(log_level level, const char *room, const char *request, const char *format, ...)
+{
+    if (is_silent(level))
+        return;
+    va_list arguments;
+    va_start(arguments, format);
+    write_line(level, room, &(log_subject){.request = request}, format, arguments);
+    va_end(arguments);
+}
+
+void log_write_for(log_level level, const char *room, const log_subject *subject,
+                   const char *format, ...)
+{
+    if (is_silent(level))
+        return;
+    va_list arguments;
+    va_start(arguments, format);
+    write_line(level, room, subject, format, arguments);
+    va_end(arguments);
 }

@@ -20,6 +20,13 @@ int log_level_parse(const char *name, log_level *level);
 void log_write(log_level level, const char *room, const char *request, const char *format, ...)
     REALM_PRINTF(4, 5);
 
+/* Whose line it is; "" and NULL: none. trace is of our own making or checking, and written as it is. */
+typedef struct log_subject {
+    const char *request, *tenant, *trace;
+} log_subject;
+void log_write_for(log_level level, const char *room, const log_subject *subject,
+                   const char *format, ...) REALM_PRINTF(4, 5);
+
 #define LOG_D(room, ...) log_write(LOG_DEBUG, room, NULL, __VA_ARGS__)
 #define LOG_I(room, ...) log_write(LOG_INFO, room, NULL, __VA_ARGS__)
 #define LOG_W(room, ...) log_write(LOG_WARN, room, NULL, __VA_ARGS__)

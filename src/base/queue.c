@@ -60,16 +60,6 @@ static queue_node *take_locked(queue *q)
     return node;
 }
 
-queue_node *queue_try_take(queue *q)
-{
-    if (queue_count(q) == 0)
-        return NULL;
-    pthread_mutex_lock(&q->mutex);
-    queue_node *node = take_locked(q);
-    pthread_mutex_unlock(&q->mutex);
-    return node;
-}
-
 static void pause_briefly(void)
 {
 #if defined(__x86_64__)

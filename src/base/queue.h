@@ -31,9 +31,6 @@ void queue_release(queue *q);
 
 void queue_put(queue *q, queue_node *node);
 
-/* The oldest node, or NULL at once if there is none. */
-queue_node *queue_try_take(queue *q);
-
 /* The oldest node. Spins for at most spin_ns, then sleeps for at most wait_ns (UINT64_MAX: for
  * ever). NULL when the time is over, or the queue is closed and empty. */
 queue_node *queue_take(queue *q, uint64_t spin_ns, uint64_t wait_ns);

@@ -73,17 +73,23 @@ static realm_status write_file(const char *folder, const init_file *file, realm_
 int cmd_init(int argc, char **argv)
 {
     const char *folder = NULL, *language = "c";
+    int server = 0;
     const option options[] = {{.name = "lang",
                                .kind = OPTION_TEXT,
                                .out = &language,
                                .value = "c|rust",
                                .help = "the language of the program"},
+                              {.name = "server",
+                               .kind = OPTION_FLAG,
+                               .out = &server,
+                               .help = "instead: write realm.yaml, a server's settings with their "
+                                       "meaning, into DIR (default: this folder)"},
                               {0}};
     const options_positional positionals[] = {
-        {.name = "DIR", .out = &folder, .required = 1, .help = "the folder to make"}, {0}};
+        {.name = "DIR", .out = &folder, .help = "the folder to make"}, {0}};
     const options_command command = {
         .name = "init",
-        .summary = "make the project of a new program, in C or Rust",
+        .summary = "make the project of a new program, in C or Rust, or a server's settings",
         .options = options,
         .positionals = positionals,
         .notes =
@@ -92,7 +98,13 @@ int cmd_init(int argc, char **argv)
     int code = options_parse(&command, argc, argv);
     if (code != OPTIONS_GO_ON)
         return code;
-    if (strcmp(language, "c") != 0 && strcmp(language, "rust") != 0)
+    if (server) {
+        language = "server";
+        folder = folder ? folder : ".";
+    } else if (!folder) {
+        return options_wrong(&command, "DIR is missing");
+    }
+    if (!server && strcmp(language, "c") != 0 && strcmp(language, "rust") != 0)
         return options_wrong(&command, "--lang must be c or rust, not '%.40s'", language);
     realm_error error;
     if (check_free(folder, language, &error))
@@ -100,6 +112,12 @@ int cmd_init(int argc, char **argv)
     for (size_t i = 0; i < N_FILES; i++)
         if (strcmp(files[i].language, language) == 0 && write_file(folder, &files[i], &error))
             return command_failed("init", &error);
+    if (server) {
+        printf(
+            "made %s/realm.yaml. Next: name a model in it, then\n\n  realm serve --config %s/realm.yaml\n",
+            folder, folder);
+        return EXIT_OK;
+    }
     const char *quote = strpbrk(folder, " \t&;()<>|$*?[]") ? "'" : "";
     printf(
         "made %s. Next:\n\n  cd %s%s%s\n  ./build.sh\n  realm run --model MODEL.gguf --program program.wasm "

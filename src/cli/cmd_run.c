@@ -18,6 +18,7 @@
 #include "base/file.h"
 #include "base/utf8.h"
 #include "cli/commands.h"
+#include "cli/model_options.h"
 #include "cli/options.h"
 #include "cli/progress.h"
 #include "cli/terminal.h"
@@ -30,9 +31,10 @@
 
 /* What the command line said. Numbers outside their range mean that they were not given. */
 typedef struct run_options {
-    const char *model, *program, *prompt, *system, *stop, *response_format;
-    int chat, json, ignore_eos;
-    int64_t max_tokens, top_k, seed, logprobs, n_threads, penalty_tokens, timeout_s, memory_mb;
+    const char *model, *device, *program, *prompt, *system, *stop, *response_format, *cache_folder;
+    int chat, json, ignore_eos, no_weight_cache, map_weights;
+    int64_t max_tokens, top_k, seed, logprobs, n_threads, penalty_tokens, timeout_s, memory_mb,
+        kv_bytes;
     double temperature, top_p, min_p, typical_p, repetition, frequency, presence;
 } run_options;
 
@@ -332,7 +334,12 @@ static realm_status set_up(run *r, realm_error *error)
 {
     static const char *const everything[] = {"models",  "adapters", "logits",
                                              "tensors", "state",    "calls"};
-    realm_runtime_options runtime = {.n_threads = (int32_t)r->options.n_threads};
+    realm_runtime_options runtime = {.device = r->options.device,
+                                     .n_threads = (int32_t)r->options.n_threads,
+                                     .kv_bytes = (uint64_t)r->options.kv_bytes,
+                                     .cache_folder = r->options.cache_folder,
+                                     .no_weight_cache = r->options.no_weight_cache,
+                                     .map_weights = r->options.map_weights};
     realm_tenant_options tenant = {
         .name = "local",
         .capabilities = everything,
@@ -544,14 +551,7 @@ int cmd_run(int argc, char **argv)
          .kind = OPTION_FLAG,
          .out = &o->json,
          .help = "print one JSON object an answer instead of text"},
-        {.name = "threads",
-         .letter = 't',
-         .kind = OPTION_INT,
-         .out = &o->n_threads,
-         .value = "N",
-         .min = 1,
-         .max = 1024,
-         .help = "threads that compute (default: the cores there are)"},
+        MODEL_OPTIONS(o),
         {.name = "timeout",
          .kind = OPTION_INT,
          .out = &o->timeout_s,

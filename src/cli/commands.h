@@ -19,11 +19,19 @@
 /* name, what `realm --help` says of it */
 #define COMMAND_MAP(X)                                                                             \
     X(run, "generate text with a model, through a program in its sandbox")                         \
+    X(serve, "serve models over HTTP, with OpenAI's API")                                          \
     X(inspect, "show what a GGUF file holds and the memory it will need")                          \
     X(tokenize, "turn text into token ids")                                                        \
     X(template, "render chat messages with a model's template")                                    \
-    X(init, "make the project of a new program, in C or Rust")                                     \
-    X(bench, "measure the speed of prompts and generation")
+    X(init, "make the project of a new program, or a server's settings")                           \
+    X(bench, "measure the speed of prompts and generation")                                        \
+    X(tenant, "customers: limits, shares and grants")                                              \
+    X(key, "API keys of tenants and of the node")                                                  \
+    X(deploy, "give a tenant's program its next version")                                          \
+    X(programs, "list deployed programs, versions and who serves")                                 \
+    X(rollback, "let an older version of a program serve again")                                   \
+    X(usage, "export what tenants used, for cost allocation")                                      \
+    X(top, "show what a server does now")
 
 #define COMMAND_DECLARE(name, summary) int cmd_##name(int argc, char **argv);
 COMMAND_MAP(COMMAND_DECLARE)

@@ -1,4 +1,4 @@
-/* cli/init_files.h: the files of a new program's project, embedded. Constant. */
+/* cli/init_files.h: the files of a new program's project, and a server's settings, embedded. Constant. */
 #ifndef REALM_CLI_INIT_FILES_H
 #define REALM_CLI_INIT_FILES_H
 
@@ -18,7 +18,8 @@
     X("rust", init_crate_cargo, "realm-guest/Cargo.toml", 0)                                       \
     X("rust", init_crate_lib, "realm-guest/src/lib.rs", 0)                                         \
     X("rust", init_crate_raw, "realm-guest/src/raw.rs", 0)                                         \
-    X("rust", init_crate_json, "realm-guest/src/json.rs", 0)
+    X("rust", init_crate_json, "realm-guest/src/json.rs", 0)                                       \
+    X("server", init_server_yaml, "realm.yaml", 0)
 
 typedef struct init_file {
     const char *language, *path;

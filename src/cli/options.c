@@ -119,7 +119,7 @@ static int inside_limits(const option *o, double number)
     return !has_limits(o) || (number >= o->min && number <= o->max);
 }
 
-/* "4k" and "2m" count 1024s, as contexts and batches are counted. */
+/* "4k", "2m" and "1g" count 1024s, as contexts and memory are counted. */
 static int read_int(const char *text, int64_t *out)
 {
     char *end;
@@ -127,8 +127,10 @@ static int read_int(const char *text, int64_t *out)
     long long number = strtoll(text, &end, 10);
     if (end == text || errno == ERANGE)
         return 0;
-    int shift = *end == 'k' || *end == 'K' ? 10 : *end == 'm' || *end == 'M' ? 20 : 0;
-    if (shift)
+    static const char suffixes[] = "kKmMgG";
+    const char *suffix = *end ? strchr(suffixes, *end) : NULL;
+    int shift = suffix ? (int)((suffix - suffixes) / 2 + 1) * 10 : 0;
+    if (suffix)
         end++;
     long long whole;
     if (*end || __builtin_mul_overflow(number, 1LL << shift, &whole))
@@ -137,11 +139,12 @@ static int read_int(const char *text, int64_t *out)
     return 1;
 }
 
-static int wrong_number(const options_command *command, const option *o, const char *text)
+static realm_status wrong_number(const option *o, const char *shown, const char *text,
+                                 realm_error *error)
 {
     const char *kind = o->kind == OPTION_INT ? "a whole number" : "a number";
     if (!has_limits(o))
-        return options_wrong(command, "--%s wants %s, not '%.80s'", o->name, kind, text);
+        return realm_fail(error, REALM_INVALID, "%s wants %s, not '%.80s'", shown, kind, text);
     char limits[2][32];
     for (int i = 0; i < 2; i++) {
         double limit = i ? o->max : o->min;
@@ -150,19 +153,39 @@ static int wrong_number(const options_command *command, const option *o, const c
         else
             snprintf(limits[i], sizeof limits[i], "%.15g", limit);
     }
-    return options_wrong(command, "--%s wants %s from %s to %s, not '%.80s'", o->name, kind,
-                         limits[0], limits[1], text);
+    return realm_fail(error, REALM_INVALID, "%s wants %s from %s to %s, not '%.80s'", shown, kind,
+                      limits[0], limits[1], text);
 }
 
-static int read_value(const options_command *command, const option *o, const char *text)
+static realm_status add_to_list(option_list *list, const char *shown, const char *text, int source,
+                                realm_error *error)
+{
+    if (list->source != source)
+        list->count = 0;
+    list->source = source;
+    if (list->count == OPTION_MAX_LIST)
+        return realm_fail(error, REALM_INVALID, "%s is given more than %d times", shown,
+                          OPTION_MAX_LIST);
+    list->items[list->count++] = text;
+    return REALM_OK;
+}
+
+static realm_status read_value(const option *o, const char *shown, const char *text, int source,
+                               realm_error *error)
 {
     switch (o->kind) {
-    case OPTION_FLAG: break; /* has no value */
+    case OPTION_FLAG:
+        if (strcmp(text, "true") != 0 && strcmp(text, "false") != 0)
+            return realm_fail(error, REALM_INVALID, "%s wants true or false, not '%.80s'", shown,
+                              text);
+        *(int *)o->out = *text == 't';
+        break;
     case OPTION_TEXT: *(const char **)o->out = text; break;
+    case OPTION_LIST: return add_to_list(o->out, shown, text, source, error);
     case OPTION_INT: {
         int64_t number;
         if (!read_int(text, &number) || !inside_limits(o, (double)number))
-            return wrong_number(command, o, text);
+            return wrong_number(o, shown, text, error);
         *(int64_t *)o->out = number;
         break;
     }
@@ -170,12 +193,21 @@ static int read_value(const options_command *command, const option *o, const cha
         char *end;
         double number = strtod(text, &end);
         if (end == text || *end || !isfinite(number) || !inside_limits(o, number))
-            return wrong_number(command, o, text);
+            return wrong_number(o, shown, text, error);
         *(double *)o->out = number;
         break;
     }
     }
-    return OPTIONS_GO_ON;
+    return REALM_OK;
+}
+
+realm_status options_set(const options_command *command, const char *name, const char *text,
+                         const char *shown, int source, realm_error *error)
+{
+    const option *o = find_name(command->options, name, strlen(name));
+    if (!o)
+        return realm_fail(error, REALM_NOT_FOUND, "there is no setting '%.80s'", name);
+    return read_value(o, shown, text, source, error);
 }
 
 /* What is known while the arguments are walked. */
@@ -214,7 +246,12 @@ static int take_option(walk *w, const option *o, const char *value)
                                  o->name, o->value, value, o->name, value);
         w->at++;
     }
-    return read_value(w->command, o, value);
+    char shown[LONGEST_NAME + 3];
+    realm_error error;
+    snprintf(shown, sizeof shown, "--%s", o->name);
+    if (read_value(o, shown, value, 0, &error))
+        return options_wrong(w->command, "%s", error.message);
+    return OPTIONS_GO_ON;
 }
 
 static int print_help(const options_command *command);

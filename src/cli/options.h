@@ -31,9 +31,18 @@
 typedef enum option_kind {
     OPTION_FLAG, /* int: becomes 1 */
     OPTION_TEXT, /* const char *, into argv */
-    OPTION_INT,  /* int64_t; also 4k, 2m (1024s) */
+    OPTION_INT,  /* int64_t; also 4k, 2m, 1g (1024s) */
     OPTION_REAL, /* double; finite */
+    OPTION_LIST, /* option_list, of texts: may be given several times */
 } option_kind;
+
+#define OPTION_MAX_LIST 64
+
+typedef struct option_list {
+    const char *items[OPTION_MAX_LIST];
+    int count;
+    int source; /* who gave them: items of another source replace these; see options_set */
+} option_list;
 
 typedef struct option {
     const char *name; /* without dashes; NULL ends the table */
@@ -70,6 +79,14 @@ typedef struct options_command {
 /* Reads argv[1..argc). Returns OPTIONS_GO_ON, or the exit code to return at once: 0 after --help,
  * 2 after a wrong argument, which has been told on standard error. */
 int options_parse(const options_command *command, int argc, char **argv);
+
+/* Sets the row of that name for another source than the command line: shown is how a message calls it there
+ * ("REALM_PORT", "port in realm.yaml"), source its number, above 0. text must stay. A flag wants "true" or
+ * "false". Call it before options_parse, whose values replace these.
+ *   REALM_NOT_FOUND  there is no such row
+ *   REALM_INVALID    the value is not what the row wants */
+realm_status options_set(const options_command *command, const char *name, const char *text,
+                         const char *shown, int source, realm_error *error);
 
 /* "realm NAME: SENTENCE (see realm NAME --help)" on standard error, for what a table cannot say
  * ("--chat and --prompt exclude each other"); returns 2. */

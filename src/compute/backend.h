@@ -44,6 +44,14 @@ static inline tensor tensor_rows(tensor t, int32_t first, int32_t count)
     return (tensor){t.data + (size_t)first * (size_t)t.n_cols, count, t.n_cols};
 }
 
+/* Columns that have a peak together (read_peaks). */
+#define PEAK_COLS 256
+
+static inline int32_t peaks_count(int32_t n_cols)
+{
+    return (n_cols + PEAK_COLS - 1) / PEAK_COLS;
+}
+
 /* The same memory seen with rows of another length; n_rows * n_cols stays. */
 static inline tensor tensor_reshape(tensor t, int32_t n_cols)
 {
@@ -114,15 +122,22 @@ typedef struct attention_options {
 typedef struct weight_source {
     uint32_t type; /* dtype in the file */
     int32_t n_rows, n_cols;
-    const void *data; /* the file's bytes, mapped; borrowed until weight_close */
-    const char *name; /* for messages; borrowed for the call */
-    int from_file;    /* 1: data is a clean mapping of a file, so that a backend which made its
+    const void *data;  /* the file's bytes, mapped; borrowed until weight_close */
+    const char *name;  /* for messages; borrowed for the call */
+    int32_t first_row; /* where the rows stand in the tensor of that name: 0 unless a part */
+    struct weight_cache *cache; /* asked for the packed form and told of it (weight_cache.h); NULL:
+                                   none. Stays until weight_close */
+    int from_file; /* 1: data is a clean mapping of a file, so that a backend which made its
                               own copy may drop the pages (madvise); 0: leave them */
 } weight_source;
 
 typedef struct backend_memory {
-    uint64_t total_bytes, free_bytes; /* of the device */
-    uint64_t weight_bytes;            /* what the weights made so far take beside the mapping */
+    uint64_t total_bytes, free_bytes; /* of the device, as far as this process may use it */
+    char bound[192];                  /* what sets free_bytes, for the log: "the machine" */
+    uint64_t page_bytes;              /* of the free ones, what keys and values may take unless the
+                                         user says otherwise */
+    uint64_t weight_bytes;            /* what the weights made so far take beside the mapping; of
+                                         a weight_cache's bytes too */
 } backend_memory;
 
 /* ---- the table ------------------------------------------------------------------------------ */
@@ -148,6 +163,10 @@ typedef struct backend_table {
     /* Between host and device; both wait until earlier work is done. */
     void (*write)(backend *b, tensor to, const float *from);
     void (*read)(backend *b, float *to, tensor from);
+    /* Row i to to[i] [n_cols], and to peaks[i] [peaks_count(n_cols)] the largest of every PEAK_COLS
+     * columns, NaN where one of them is NaN; what host threads there are share the work. Waits. NULL:
+     * read is all there is. */
+    void (*read_peaks)(backend *b, float *const *to, float *const *peaks, tensor from);
 
     /* Pages. Contents of a new page are undefined. */
     realm_status (*kv_open)(backend *b, kv_store **out, const kv_shape *shape, realm_error *error);
@@ -157,6 +176,12 @@ typedef struct backend_table {
      * dim], for the host. Waits. */
     void (*kv_read)(backend *b, kv_store *kv, int32_t layer, int values, const int32_t *page_table,
                     int32_t first, int32_t count, float *to);
+
+    /* NULL for devices without host threads. The calling thread works along in the owner's
+     * operations until wanted(context) says 1 or nothing was to be done for a while. 0: there was no
+     * room for it, it did nothing. Any thread but the owner, of ordinary priority; wanted is asked
+     * about every few microseconds. See compute/cpu/pool.h. */
+    int (*lend)(backend *b, int (*wanted)(void *context), void *context);
 
     void (*begin)(backend *b, const step_rows *rows);
     void (*end)(backend *b);
@@ -172,8 +197,8 @@ typedef struct backend_table {
 
     /* outs[j][i, r] = sum_c ws[j][r, c] * x[i, c]  (+ biases[j][r] where biases and biases[j] are
      * not NULL) for the count products that share the input x, which is prepared once. Products of
-     * x are exact in F32 for F32, F16 and BF16 weights; for quantized weights the backend may
-     * quantize x (documented in its file, with the error measured). */
+     * x are exact in F32 for F32 weights; for others the backend may round or quantize x (documented
+     * in its file, with the error measured; the processor's does so for quantized weights alone). */
     void (*matmul)(backend *b, const tensor *outs, tensor x, const weight *const *ws,
                    const weight *const *biases, int32_t count);
 
@@ -193,6 +218,12 @@ typedef struct backend_table {
 
     /* out = act(gate) * up, elementwise; out may be gate. */
     void (*gated)(backend *b, tensor out, tensor gate, tensor up, activation_kind kind);
+
+    /* out = act(ws[0] x) * (ws[1] x), for two weights of one shape: bit for bit what matmul of both
+     * and gated give, but what a thread has multiplied it activates at once, while it is in its
+     * cache. up [as out] is written over. NULL: matmul and gated are all there is. */
+    void (*gated_matmul)(backend *b, tensor out, tensor up, tensor x, const weight *const ws[2],
+                         activation_kind kind);
 
     /* out = x + scale * y, elementwise; out may be x. */
     void (*add)(backend *b, tensor out, tensor x, tensor y, float scale);
@@ -217,7 +248,8 @@ typedef struct backend_cpu_options {
                              measuring what quantizing activations costs */
 } backend_cpu_options;
 
-/* The processor's cores. options may be NULL. Closed with table->close. Any thread, once each. */
+/* The processor's cores. options may be NULL. Closed with table->close. Any thread, once each. By a word
+ * of the user's, this or another device: backend_open.h. */
 realm_status backend_cpu_open(backend **out, const backend_cpu_options *options,
                               realm_error *error);
 

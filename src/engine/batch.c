@@ -16,12 +16,13 @@ realm_status batch_open(batch *b, int32_t capacity, realm_error *error)
     b->page_tables = calloc(n, sizeof *b->page_tables);
     b->adapters = calloc(n, sizeof *b->adapters);
     b->results = calloc(n, sizeof *b->results);
+    b->peaks = calloc(n, sizeof *b->peaks);
     b->sessions = calloc(n, sizeof *b->sessions);
     if (b->positions && b->sequences && b->output_rows && b->tokens && b->page_tables &&
-        b->adapters && b->results && b->sessions)
+        b->adapters && b->results && b->peaks && b->sessions)
         return REALM_OK;
     batch_close(b);
-    return realm_fail_memory(error, n * 48, "a batch");
+    return realm_fail_memory(error, n * 56, "a batch");
 }
 
 void batch_close(batch *b)
@@ -33,6 +34,7 @@ void batch_close(batch *b)
     free(b->page_tables);
     free(b->adapters);
     free(b->results);
+    free(b->peaks);
     free(b->sessions);
     free(b->hidden);
     *b = (batch){0};
@@ -47,11 +49,14 @@ realm_status batch_reserve_hidden(batch *b, int32_t n_embd, realm_error *error)
     return b->hidden ? REALM_OK : realm_fail_memory(error, bytes, "hidden states");
 }
 
-static void add_output(batch *b, int32_t row, float *result)
+static void add_output(batch *b, int32_t row, float *result, float *peaks)
 {
     int32_t i = b->input.n_outputs++;
     b->output_rows[i] = row;
     b->results[i] = result;
+    b->peaks[i] = peaks;
+    if (peaks)
+        b->input.peaks = b->peaks;
 }
 
 static void add_rows(batch *b, const sched_pick *pick, int hidden, int32_t n_embd)
@@ -70,9 +75,9 @@ static void add_rows(batch *b, const sched_pick *pick, int hidden, int32_t n_emb
         b->positions[row] = position;
         b->sequences[row] = sequence;
         if (hidden && embed_wants(s, position))
-            add_output(b, row, b->hidden + (size_t)b->input.n_outputs * (size_t)n_embd);
+            add_output(b, row, b->hidden + (size_t)b->input.n_outputs * (size_t)n_embd, NULL);
         else if (!hidden && position == s->length - 1)
-            add_output(b, row, s->logits);
+            add_output(b, row, s->logits, s->peaks);
     }
 }
 

@@ -15,6 +15,7 @@ typedef struct batch {
     token_id *tokens;                             /* [capacity] */
     const int32_t **page_tables;                  /* [capacity] */
     adapter **adapters;                           /* [capacity] */
+    float **peaks;                                /* [capacity], of results that are logits */
     float **results;                              /* [capacity] */
     session **sessions;                           /* [capacity] by sequence */
     float *hidden; /* [capacity, n_embd], NULL until an embedding was asked for */

@@ -1,7 +1,7 @@
 /* engine/device.c: the device that runs a real model. See device.h. */
 #include "engine/device.h"
 
-#include "model/model_internal.h"
+#include <stdio.h>
 
 static realm_status model_kv_open(device *d, int32_t n_pages, dtype type, realm_error *error)
 {
@@ -32,6 +32,12 @@ static void model_run(device *d, forward_input *input, float *const *results)
     model_forward(d->model, input, results);
 }
 
+static int model_lend(device *d, int (*wanted)(void *context), void *context)
+{
+    backend *b = model_backend(d->model);
+    return b->table->lend && b->table->lend(b, wanted, context);
+}
+
 static void decoder_init(device *d, token_decoder *decoder)
 {
     token_decoder_init(decoder, model_tokenizer(d->model), 0);
@@ -60,6 +66,7 @@ static const device_table model_table = {
     .kv_close = model_kv_close,
     .copy_page = model_copy_page,
     .forward = model_run,
+    .lend = model_lend,
     .decoder_init = decoder_init,
     .decoder_add = decoder_add,
     .decoder_finish = decoder_finish,
@@ -77,10 +84,13 @@ void device_init_model(device *d, model *m)
         .n_vocab = h->n_vocab,
         .n_embd = h->n_embd,
         .n_context = h->n_context,
-        .max_rows = m->max_tokens,
-        .max_outputs = m->max_outputs,
+        .gives_peaks = model_gives_peaks(m),
+        .max_rows = model_max_tokens(m),
+        .max_outputs = model_max_outputs(m),
         .free_bytes = memory.free_bytes,
+        .usual_bytes = memory.page_bytes,
         .page_bytes = {model_kv_page_bytes(m, DTYPE_F16), model_kv_page_bytes(m, DTYPE_Q8_0)},
         .model = m,
     };
+    snprintf(d->free_bound, sizeof d->free_bound, "%s", memory.bound);
 }

@@ -17,6 +17,8 @@ typedef struct device_table {
     void (*copy_page)(device *d, int32_t to, int32_t from);
     /* As model_forward; input->kv is filled in here. */
     void (*forward)(device *d, forward_input *input, float *const *results);
+    /* As the backend's lend; NULL where it is. Any thread. */
+    int (*lend)(device *d, int (*wanted)(void *context), void *context);
 
     /* As token_decoder_*, tokenizer_ends_generation. */
     void (*decoder_init)(device *d, token_decoder *decoder);
@@ -28,8 +30,11 @@ typedef struct device_table {
 struct device {
     const device_table *table;
     int32_t n_vocab, n_embd, n_context;
+    int gives_peaks;               /* forward fills in input->peaks */
     int32_t max_rows, max_outputs; /* of one forward; hidden states count only as rows */
     uint64_t free_bytes;           /* for pages, as of device_init_model */
+    uint64_t usual_bytes;          /* of those, what pages take if nobody says otherwise */
+    char free_bound[192];          /* what sets it, for the log */
     uint64_t page_bytes[2];        /* F16, Q8_0 */
     model *model;                  /* NULL in tests: no guest walks the network then */
     kv_store *kv;                  /* of the model's backend */

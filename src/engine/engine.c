@@ -16,6 +16,8 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/log.h"
+#include "base/prefetch.h"
 #include "engine/compute.h"
 #include "engine/embed.h"
 #include "engine/engine_internal.h"
@@ -65,6 +67,20 @@ static void complete(work *w, realm_status status)
     w->done(w);
 }
 
+static void note_times(session *s, work *w)
+{
+    if (w->kind == WORK_FEED) {
+        if (s->fed_submitted_ns == 0) {
+            s->fed_submitted_ns = w->submitted_ns;
+            s->fed_started_ns = w->started_ns ? w->started_ns : clock_ns();
+        }
+        return;
+    }
+    w->prompt_submitted_ns = s->fed_submitted_ns ? s->fed_submitted_ns : w->submitted_ns;
+    w->prompt_started_ns = s->fed_submitted_ns ? s->fed_started_ns : w->started_ns;
+    s->fed_submitted_ns = 0;
+}
+
 /* After this the session may be used, and the work be gone, at any moment. */
 static void finish(engine *e, session *s, realm_status status)
 {
@@ -73,6 +89,7 @@ static void finish(engine *e, session *s, realm_status status)
     if (status != REALM_OK)
         undo(e, s);
     s->work = NULL;
+    note_times(s, w);
     int driven = w->kind == WORK_STEP || w->finish == FINISH_WAKE;
     if (status == REALM_OK && driven) {
         s->awaited = e->iteration;
@@ -121,15 +138,6 @@ static void go_on(engine *e, session *s)
     finish(e, s, status);
 }
 
-static realm_status reserve_logits(const engine *e, session *s, realm_error *error)
-{
-    size_t bytes = (size_t)e->device.n_vocab * sizeof(float);
-    if (s->logits)
-        return REALM_OK;
-    s->logits = malloc(bytes);
-    return s->logits ? REALM_OK : realm_fail_memory(error, bytes, "logits");
-}
-
 static void learn(engine *e, session *s)
 {
     if (!s->known)
@@ -153,7 +161,7 @@ static realm_status begin(engine *e, session *s, work *w)
         s->walk = (layer_walk){0};
     if (w->kind != WORK_GENERATE)
         s->generate.woken = 0;
-    realm_status status = table->needs_logits ? reserve_logits(e, s, &w->error) : REALM_OK;
+    realm_status status = table->needs_logits ? session_reserve_logits(s, &w->error) : REALM_OK;
     return status == REALM_OK ? table->begin(e, s, w) : status;
 }
 
@@ -361,13 +369,24 @@ static void add_stat(_Atomic uint64_t *counter, uint64_t value)
     atomic_fetch_add_explicit(counter, value, memory_order_relaxed);
 }
 
+static int row_class(int32_t rows)
+{
+    int class = 0;
+    while (class < ENGINE_ROW_CLASSES - 1 && rows > 1 << class)
+        class ++;
+    return class;
+}
+
 static void note_stats(engine *e, const sched_plan *plan, uint64_t ns)
 {
     add_stat(&e->stats.iterations, 1);
     add_stat(&e->stats.tokens_prefilled, (uint64_t)plan->n_prompt_rows);
     add_stat(&e->stats.tokens_decoded, (uint64_t)(plan->n_rows - plan->n_prompt_rows));
     add_stat(&e->stats.busy_ns, ns);
-    pace_note(&e->pace, ns, plan->n_rows, plan->n_prompt_rows);
+    add_stat(&e->stats.by_rows[row_class(plan->n_rows)], 1);
+    pace_load load = {plan->n_rows - plan->n_prompt_rows, plan->n_prompt_rows,
+                      plan->prompt_positions};
+    pace_note(&e->pace, ns, &load);
 }
 
 static void note_gauges(engine *e)
@@ -379,8 +398,21 @@ static void note_gauges(engine *e)
     atomic_store_explicit(&e->stats.waiting, e->n_active, memory_order_relaxed);
 }
 
+/* In two passes, because the second follows what the first asks for. */
+static void prefetch_picks(const sched_plan *plan)
+{
+    for (int32_t i = 0; i < plan->n_picks; i++)
+        session_prefetch(QUEUE_OWNER(plan->picks[i].item, session, item));
+    for (int32_t i = 0; i < plan->n_picks; i++) {
+        const work *w = QUEUE_OWNER(plan->picks[i].item, session, item)->work;
+        prefetch_to_write(w, offsetof(work, error));
+        prefetch_to_write(&w->finish, sizeof *w - offsetof(work, finish));
+    }
+}
+
 static void go_on_after(engine *e, const sched_plan *plan)
 {
+    prefetch_picks(plan);
     for (int32_t i = 0; i < plan->n_picks; i++)
         scheduler_advance(e->scheduler, &plan->picks[i]);
     for (int32_t i = 0; i < plan->n_picks; i++) {
@@ -395,14 +427,11 @@ static void go_on_after(engine *e, const sched_plan *plan)
 static void iterate(engine *e)
 {
     uint64_t begun = clock_ns();
-    sched_limits limits = {e->batch_tokens, e->device.max_outputs,
-                           pace_prompt_rows(&e->pace, e->batch_tokens)};
+    sched_limits limits = {e->batch_tokens, e->device.max_outputs, e->batch_tokens, &e->pace};
     const sched_plan *plan = scheduler_plan(e->scheduler, &limits);
     note_gauges(e);
-    if (plan->starved) {
+    if (plan->starved)
         finish(e, QUEUE_OWNER(plan->starved, session, item), REALM_NO_MEMORY);
-        return;
-    }
     if (plan->n_picks == 0) {
         wait_for_message(e, STUCK_WAIT_NS);
         return;
@@ -461,11 +490,32 @@ static realm_status check_options(const engine_options *o, realm_error *error)
     return REALM_OK;
 }
 
-/* As many pages as asked for; by default a third of what is free, as weights, activations and
- * other processes need room too, and no more than all sessions at full length could use. */
+/* Bytes as people say them. */
+static double mebibytes(uint64_t bytes)
+{
+    return (double)bytes / (1 << 20);
+}
+
+/* What was chosen and why, for whoever wonders later where the memory went. */
+static void tell_pages(const engine *e, const engine_options *o, uint64_t bytes, uint64_t most)
+{
+    uint64_t chosen = (uint64_t)e->n_pages * e->page_bytes, free_bytes = e->device.free_bytes;
+    LOG_I("engine", "keys and values: %" PRId32 " tokens in %.0f MiB, %s; %.0f MiB are free (%s)",
+          e->n_pages * KV_PAGE_TOKENS, mebibytes(chosen),
+          (uint64_t)e->n_pages == most ? "all that full sessions can use"
+          : o->kv_bytes                ? "as asked for"
+                                       : "the device's usual share of what is free",
+          mebibytes(free_bytes), e->device.free_bound);
+    if (o->kv_bytes && chosen > free_bytes)
+        LOG_W("engine", "%.0f MiB for keys and values are more than the %.0f MiB free (%s)",
+              mebibytes(bytes), mebibytes(free_bytes), e->device.free_bound);
+}
+
+/* As many pages as asked for; by default the share of what is free that the device leaves them, and no
+ * more than all sessions at full length could use. */
 static realm_status choose_pages(engine *e, const engine_options *o, realm_error *error)
 {
-    uint64_t bytes = o->kv_bytes ? o->kv_bytes : e->device.free_bytes / 3;
+    uint64_t bytes = o->kv_bytes ? o->kv_bytes : e->device.usual_bytes;
     uint64_t most = (uint64_t)e->max_sessions * (uint64_t)kv_pages_for(e->device.n_context);
     uint64_t count = bytes / e->page_bytes;
     count = count < most ? count : most;
@@ -473,10 +523,12 @@ static realm_status choose_pages(engine *e, const engine_options *o, realm_error
         count = INT32_MAX / KV_PAGE_TOKENS;
     if (count == 0)
         return realm_fail(error, REALM_NO_MEMORY,
-                          "%" PRIu64 " bytes hold no page of keys and "
-                          "values, one takes %" PRIu64,
-                          bytes, e->page_bytes);
+                          "%" PRIu64 " bytes hold no page of keys and values, one takes %" PRIu64
+                          " (%.0f MiB are free: %s)",
+                          bytes, e->page_bytes, mebibytes(e->device.free_bytes),
+                          e->device.free_bound);
     e->n_pages = (int32_t)count;
+    tell_pages(e, o, bytes, most);
     return REALM_OK;
 }
 
@@ -641,6 +693,20 @@ void engine_stats_get(engine *e, engine_stats *out)
         .pages_total = e->n_pages,
         .kv_bytes = (uint64_t)e->n_pages * e->page_bytes,
     };
+    for (int i = 0; i < ENGINE_ROW_CLASSES; i++)
+        out->by_rows[i] = atomic_load_explicit(&e->stats.by_rows[i], memory_order_relaxed);
+}
+
+void engine_tenant_stats_get(engine *e, uint32_t tenant, engine_tenant_stats *out)
+{
+    *out = (engine_tenant_stats){0};
+    pthread_mutex_lock(&e->registry);
+    const tenant_entry *t = map_get(&e->tenants, &tenant, sizeof tenant);
+    if (t) {
+        out->sessions = t->n_sessions;
+        out->pages = atomic_load_explicit(&t->scheduled.account.n_pages, memory_order_relaxed);
+    }
+    pthread_mutex_unlock(&e->registry);
 }
 
 void engine_submit(engine *e, work *w)
@@ -656,6 +722,11 @@ void engine_submit(engine *e, work *w)
                                                  memory_order_acquire, memory_order_relaxed))
         w->progress = -1; /* the engine says REALM_BUSY through done */
     queue_put(&e->queue, &w->node);
+}
+
+int engine_lend(engine *e, int (*wanted)(void *context), void *context)
+{
+    return e->device.table->lend && e->device.table->lend(&e->device, wanted, context);
 }
 
 typedef struct waiter {

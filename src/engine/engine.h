@@ -22,9 +22,10 @@ typedef struct engine engine;
 typedef struct session session;
 
 typedef struct engine_options {
-    uint64_t kv_bytes;    /* memory for pages; 0: a third of what is free, at most what
-                               max_sessions full contexts can use */
-    dtype kv_type;        /* DTYPE_F16 (default when 0) or DTYPE_Q8_0 */
+    uint64_t
+        kv_bytes;  /* memory for pages; 0: a third of what is free (of a graphics device's memory
+                               nearly all), at most what max_sessions full contexts can use */
+    dtype kv_type; /* DTYPE_F16 (default when 0) or DTYPE_Q8_0 */
     int32_t batch_tokens; /* token budget of an iteration; 0: the model's max_batch_tokens */
     int32_t max_sessions; /* 0: 256 */
     int32_t gather_us;    /* longest wait for outside-driven sessions; -1: default */
@@ -49,12 +50,22 @@ typedef struct engine_tenant {
 realm_status engine_tenant_set(engine *e, uint32_t tenant, const engine_tenant *settings,
                                realm_error *error);
 
+/* Batches of 1 row, of 2, up to 4, up to 8, ... up to 2048, and of more. */
+#define ENGINE_ROW_CLASSES 13
+
 typedef struct engine_stats {
     uint64_t iterations, tokens_prefilled, tokens_decoded, preemptions;
+    uint64_t by_rows[ENGINE_ROW_CLASSES];
     int32_t sessions, waiting, pages_total, pages_used;
     uint64_t kv_bytes, busy_ns;
 } engine_stats;
 void engine_stats_get(engine *e, engine_stats *out); /* any thread; a consistent-enough copy */
+
+typedef struct engine_tenant_stats {
+    int32_t sessions, pages;
+} engine_tenant_stats;
+/* Zeros for a tenant that has never been here. Any thread. */
+void engine_tenant_stats_get(engine *e, uint32_t tenant, engine_tenant_stats *out);
 
 /* ---- sessions ------------------------------------------------------------------------------------
  *
@@ -87,6 +98,12 @@ engine *session_engine(const session *s);
 sampler *session_sampler(session *s);
 /* Logits [n_vocab] after the last token, or NULL if there are none. Valid until the next work. */
 const float *session_logits(const session *s);
+/* Their peaks (compute/backend.h), for sampler_choose; NULL: nobody has found them. */
+const float *session_peaks(const session *s);
+/* Hints that the session will be used soon (base/prefetch.h), and then that its logits will be looked
+ * at, which is for after the first has had its time. Owner, or with a work in flight the engine. */
+void session_prefetch(const session *s);
+void session_prefetch_logits(const session *s);
 /* NULL: none. The adapter must outlive its use. REALM_BUSY once tokens are in (keys and values
  * of two adapters do not mix). */
 realm_status session_adapter(session *s, adapter *a, realm_error *error);
@@ -155,6 +172,9 @@ struct work {
     /* GENERATE: called on the engine thread for each token; must not block. May be NULL.
      * Return 0 to go on, 1 to stop (FINISH_STOP). */
     int (*on_token)(work *w, const generated_token *token);
+    /* GENERATE: asked on the engine thread before a token joins the sequence; must not block. 0: it does
+     * not, and generation ends with FINISH_LENGTH. May be NULL: always. The model's own end is no token. */
+    int (*may_append)(work *w);
     /* Called once, on the engine thread, after which the engine does not touch the work. */
     void (*done)(work *w);
     void *context; /* the submitter's */
@@ -166,6 +186,9 @@ struct work {
     int32_t n_generated; /* GENERATE: since this submission */
     int32_t n_cached;    /* tokens that the prefix cache spared */
     uint64_t submitted_ns, started_ns, first_token_ns, done_ns; /* clock_ns() */
+    /* GENERATE: the same of the first of the feeds since the session's last other work, which is
+     * when whoever waits for the answer began to; its own where there was none */
+    uint64_t prompt_submitted_ns, prompt_started_ns;
 
     /* the engine's own between submit and done */
     struct work *next_waiting;
@@ -175,6 +198,14 @@ struct work {
 /* Any thread. Errors that can be seen at once (REALM_BUSY, REALM_INVALID token, REALM_CONTEXT_FULL)
  * come through done as well, never by return. */
 void engine_submit(engine *e, work *w);
+
+/* The calling thread, which waits for works of this engine and has nothing else to do, helps to compute
+ * until wanted(context) says 1, or until nothing was to be done for a fraction of a millisecond. So it
+ * is awake when what it waits for is there. 0: there was no room for it (other threads help, or the
+ * device computes without the host's threads), and it should sleep. The engine must stay open
+ * meanwhile. Any thread of ordinary priority; wanted is asked every few microseconds on it and must
+ * answer within less than one. */
+int engine_lend(engine *e, int (*wanted)(void *context), void *context);
 
 /* For tests and the command line: submits and waits. Replaces w->done and w->context. */
 realm_status engine_run(engine *e, work *w);

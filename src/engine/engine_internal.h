@@ -33,6 +33,7 @@ struct engine {
     /* any thread reads */
     struct {
         _Atomic uint64_t iterations, tokens_prefilled, tokens_decoded, preemptions, busy_ns;
+        _Atomic uint64_t by_rows[ENGINE_ROW_CLASSES];
         atomic_int waiting, pages_used;
     } stats;
 

@@ -90,8 +90,9 @@ static void fill_logprobs(const session *s, const work *w, int32_t n_vocab, gene
         top[i].value -= sum;
 }
 
-/* The model said that it is done. Its end token joins neither the sequence nor the text. */
-static realm_status end_by_model(engine *e, session *s, work *w)
+/* The token that was chosen joins neither the sequence nor the text: it is the model's word that it is done, or
+ * one more than the submitter has. */
+static realm_status end_before(engine *e, session *s, work *w, finish_reason finish)
 {
     generated_token none = {.id = -1};
     realm_status status = e->device.table->decoder_finish(&e->device, &s->generate.decoder,
@@ -99,7 +100,7 @@ static realm_status end_by_model(engine *e, session *s, work *w)
     if (status != REALM_OK)
         return realm_fail(&w->error, status, "the text that is held back could not be kept");
     emit(s, w, &none, s->generate.held.size);
-    w->finish = FINISH_STOP;
+    w->finish = finish;
     return REALM_OK;
 }
 
@@ -156,12 +157,16 @@ realm_status generate_next(engine *e, session *s, work *w, int *finished)
         w->finish = FINISH_WAKE;
         return REALM_OK;
     }
-    realm_status status = sampler_choose(s->sampler, s->logits, &token.id, &w->error);
+    realm_status status = sampler_choose(s->sampler, s->logits, s->peaks, &token.id, &w->error);
     if (status != REALM_OK)
         return status;
     if (!w->generate.ignore_eos && e->device.table->ends_generation(&e->device, token.id)) {
         *finished = 1;
-        return end_by_model(e, s, w);
+        return end_before(e, s, w, FINISH_STOP);
+    }
+    if (w->may_append && !w->may_append(w)) {
+        *finished = 1;
+        return end_before(e, s, w, FINISH_LENGTH);
     }
     fill_logprobs(s, w, e->device.n_vocab, &token, top);
     status = append(s, w, token.id);

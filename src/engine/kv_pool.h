@@ -25,12 +25,15 @@
 #ifndef REALM_ENGINE_KV_POOL_H
 #define REALM_ENGINE_KV_POOL_H
 
+#include <stdatomic.h>
+
 #include "base/fail.h"
 #include "compute/backend.h"
 
-/* What one tenant holds. Lives in the scheduler's tenant; a shared page counts once. */
+/* What one tenant holds. Lives in the scheduler's tenant; a shared page counts once. Other threads read
+ * it for statistics. */
 typedef struct kv_account {
-    int32_t n_pages;
+    _Atomic int32_t n_pages;
 } kv_account;
 
 typedef struct kv_pool kv_pool;

@@ -60,22 +60,47 @@ float logits_log_sum_exp(const float *logits, int32_t n)
     return (float)((double)max + log(logits_exp_sums(logits, n, 1, -max, NULL)));
 }
 
-token_id logits_argmax(const float *logits, int32_t n)
+#define BEST_BLOCK 2048 /* looked through one by one in the end; stays in the first-level cache */
+
+/* A row has been written by other cores and is read from afar: one pass, not one for the value and one
+ * for its place. */
+token_id logits_best(const float *logits, int32_t n, float *best, int *has_nan)
 {
-    int has_nan = 0;
-    float best = -INFINITY;
     int32_t at = 0, count = 0;
+    *best = -INFINITY;
+    *has_nan = 0;
     for (int32_t i = 0; i < n; i += count) {
-        count = n - i < LOGITS_BLOCK ? n - i : LOGITS_BLOCK;
-        float max = logits_max(logits + i, count, &has_nan);
-        if (max > best) {
-            best = max;
+        int odd = 0;
+        count = n - i < BEST_BLOCK ? n - i : BEST_BLOCK;
+        float max = logits_max(logits + i, count, &odd);
+        *has_nan |= odd;
+        if (max > *best) {
+            *best = max;
             at = i;
         }
     }
-    while (at < n && logits[at] != best)
+    while (at < n && logits[at] != *best)
         at++;
     return at < n ? at : 0;
+}
+
+token_id logits_best_by_peaks(const float *x, const float *peaks, int32_t n, float *best,
+                              int *has_nan)
+{
+    int32_t n_peaks = logits_blocks(n), at;
+    *best = logits_max(peaks, n_peaks, has_nan);
+    for (at = 0; at < n_peaks && peaks[at] != *best; at++)
+        ;
+    for (at *= LOGITS_BLOCK; at < n && x[at] != *best; at++)
+        ;
+    return at < n ? at : 0;
+}
+
+token_id logits_argmax(const float *logits, int32_t n)
+{
+    float best;
+    int has_nan;
+    return logits_best(logits, n, &best, &has_nan);
 }
 
 /* ---- the k largest ----------------------------------------------------------------------------- */

@@ -8,9 +8,10 @@
 #ifndef REALM_ENGINE_LOGITS_H
 #define REALM_ENGINE_LOGITS_H
 
+#include "compute/backend.h"
 #include "engine/sampler.h"
 
-#define LOGITS_BLOCK 256
+#define LOGITS_BLOCK PEAK_COLS
 
 static inline int32_t logits_blocks(int32_t n)
 {
@@ -19,6 +20,11 @@ static inline int32_t logits_blocks(int32_t n)
 
 /* The largest value, -INFINITY if n is 0; *has_nan is set to 1 where any is NaN. */
 float logits_max(const float *x, int32_t n, int *has_nan);
+/* The same, and which: the first of the largest; 0 where all are -INFINITY or no numbers. */
+token_id logits_best(const float *x, int32_t n, float *best, int *has_nan);
+/* The same by the peaks of every LOGITS_BLOCK. */
+token_id logits_best_by_peaks(const float *x, const float *peaks, int32_t n, float *best,
+                              int *has_nan);
 /* exp(x[i] * scale + shift), which must not be over 0, to out [n], n <= LOGITS_BLOCK. */
 void logits_exp(const float *x, int32_t n, float scale, float shift, float *out);
 /* The same summed by blocks into sums [logits_blocks(n)], NULL: not wanted; returns their total. */

@@ -1,30 +1,176 @@
 /* engine/pace.c: see pace.h. */
 #include "engine/pace.h"
 
-#define SHARE_OF_STEP 0.8
-#define SMOOTHING     0.2 /* about the last five iterations count */
-#define LEAST_ROWS    16  /* what rides along almost free where a step is bound by memory */
-#define FIRST_ROWS    64  /* until both times are known */
+#include <math.h>
 
-static void smooth(double *value, double sample)
+#define SMOOTHING_UP   0.1 /* settles where one iteration of five is faster */
+#define SMOOTHING_DOWN 0.4
+#define SMOOTHING_OLD  0.5  /* up, of a time that is measured anew */
+#define SLOPE_MEMORY   0.98 /* about the last fifty */
+#define MOST_KEPT      0.5  /* of a room: PACE_SHARE times 1.5 is still well below 1 */
+#define LEAST_ROWS     1
+#define FIRST_ROWS     16   /* until something is known */
+#define STALE          32   /* iterations after which a time is measured anew: streams grow */
+#define MOST_GROWTH    1.25 /* in between; more is the machine's doing */
+#define PROBE_EVERY    8    /* iterations: that many streams come and go may not stop a prompt */
+#define OUTLIER        2.0 /* what takes longer than so often the expected is the machine's doing */
+#define LEAST_SPREAD   64.0 /* positions, standard deviation, below which a slope is mere noise */
+#define LEAST_ADDED    0.02 /* of an iteration: rows that seem to cost nothing are noise too */
+#define LEAST_SHARE    0.1  /* of the mean: a row at position 0 is never thought to be cheaper */
+#define MOST_WEIGHT    64   /* rows: beyond, an iteration's time is as good as it gets */
+#define CROWD_SHARE    0.5  /* of the streams: more prompts than so many are a crowd */
+#define LEAST_CROWD    2
+
+/* Falls faster than it rises: what disturbs a measurement makes it longer, never shorter. */
+static void smooth(double *value, double sample, double share_up, double outlier)
 {
-    *value = *value > 0 ? *value + SMOOTHING * (sample - *value) : sample;
+    if (*value > 0 && sample > outlier * *value)
+        sample = outlier * *value;
+    double share = sample < *value ? SMOOTHING_DOWN : share_up;
+    *value = *value > 0 ? *value + share * (sample - *value) : sample;
 }
 
-void pace_note(pace *p, uint64_t ns, int32_t n_rows, int32_t n_prompt_rows)
+/* A time of long ago is that of shorter streams: what has come since counts for more, though no more
+ * than streams grow. Otherwise the rows of prompts would be charged for it. */
+static void note_step(pace *p, int32_t n_streams, double ns)
 {
-    double step = n_rows > n_prompt_rows ? p->step_ns : 0;
-    if (n_prompt_rows == 0)
-        smooth(&p->step_ns, (double)ns);
-    else if ((double)ns > step)
-        smooth(&p->row_ns, ((double)ns - step) / n_prompt_rows);
+    int is_old = p->iteration - p->step_at[n_streams] >= STALE;
+    smooth(&p->step_ns[n_streams], ns, is_old ? SMOOTHING_OLD : SMOOTHING_UP,
+           is_old ? MOST_GROWTH : OUTLIER);
+    p->step_at[n_streams] = p->any_step_at = p->iteration;
 }
 
-int32_t pace_prompt_rows(const pace *p, int32_t rows)
+static int32_t bounded(int32_t n_streams)
 {
-    double count = p->step_ns > 0 && p->row_ns > 0 ? SHARE_OF_STEP * p->step_ns / p->row_ns
-                                                   : FIRST_ROWS;
-    if (count < LEAST_ROWS)
-        count = LEAST_ROWS;
-    return count < rows ? (int32_t)count : rows;
+    return n_streams < PACE_STREAMS ? n_streams : PACE_STREAMS;
+}
+
+/* 0: nothing is known. From fewer streams their time and what rows at position 0 add, from more
+ * their time a stream: both are no more than what the iteration will take. */
+static double expected_step(const pace *p, int32_t n_streams)
+{
+    for (int32_t n = n_streams; n > 0; n--)
+        if (p->step_ns[n] > 0)
+            return p->step_ns[n] + (n_streams - n) * p->row_ns;
+    for (int32_t n = n_streams + 1; n <= PACE_STREAMS; n++)
+        if (p->step_ns[n] > 0)
+            return p->step_ns[n] * n_streams / n;
+    return 0;
+}
+
+/* Weighted least squares with forgetting. */
+static double note_slope(pace *p, double position, double row_ns, double weight)
+{
+    p->n = p->n * SLOPE_MEMORY + weight;
+    p->x = p->x * SLOPE_MEMORY + weight * position;
+    p->y = p->y * SLOPE_MEMORY + weight * row_ns;
+    p->xx = p->xx * SLOPE_MEMORY + weight * position * position;
+    p->xy = p->xy * SLOPE_MEMORY + weight * position * row_ns;
+    double spread = p->xx / p->n - p->x / p->n * (p->x / p->n);
+    if (spread <= LEAST_SPREAD * LEAST_SPREAD)
+        return p->position_ns;
+    return fmax((p->xy / p->n - p->x / p->n * (p->y / p->n)) / spread, 0);
+}
+
+/* The level follows faster than the slope. */
+static void note_rows(pace *p, double position, double row_ns, int32_t n_rows)
+{
+    double level = p->row_ns + p->position_ns * position;
+    double doubt = row_ns > level && level > 0 ? SMOOTHING_UP / SMOOTHING_DOWN : 1;
+    smooth(&level, row_ns, SMOOTHING_UP, OUTLIER);
+    double slope = note_slope(p, position, doubt < 1 ? fmin(row_ns, OUTLIER * level) : row_ns,
+                              doubt * fmin(n_rows, MOST_WEIGHT));
+    /* The level is held where the rows are: a new slope turns the line about this point. */
+    if (level - slope * position < LEAST_SHARE * level)
+        slope = (1 - LEAST_SHARE) * level / position;
+    p->position_ns = slope;
+    p->row_ns = level - slope * position;
+}
+
+void pace_note(pace *p, uint64_t ns, const pace_load *load)
+{
+    int32_t streams = bounded(load->n_streams);
+    double time = (double)ns;
+    p->iteration++;
+    p->probing = 0;
+    if (load->n_prompt_rows == 0) {
+        note_step(p, streams, time);
+        return;
+    }
+    double step = streams > 0 ? expected_step(p, streams) : 0;
+    if (streams == 0 && p->mixed) /* other sizes, other kernels: better than nothing alone */
+        return;
+    if (streams > 0 && step <= 0)
+        return;
+    double added = fmax(time - step, LEAST_ADDED * step);
+    if (streams > 0 && !p->mixed) {
+        p->mixed = 1;
+        p->n = p->x = p->y = p->xx = p->xy = 0;
+    }
+    note_rows(p, load->positions / load->n_prompt_rows, added / load->n_prompt_rows,
+              load->n_prompt_rows);
+}
+
+/* What a row costs at the mean of the positions seen lately: about what one of a stream does. */
+static double usual_row(const pace *p)
+{
+    return p->row_ns + (p->n > 0 ? p->position_ns * p->x / p->n : 0);
+}
+
+static int is_crowded(int32_t n_streams, int32_t n_waiting)
+{
+    return n_waiting >= LEAST_CROWD && n_waiting > CROWD_SHARE * n_streams;
+}
+
+/* In a crowd the bound is loose enough for what other numbers of streams tell. */
+static int wants_probe(const pace *p, int32_t n_streams, int crowded)
+{
+    uint64_t at = crowded ? p->any_step_at : p->step_at[n_streams];
+    int is_known = expected_step(p, n_streams) > 0 && (crowded || p->step_ns[n_streams] > 0) &&
+                   p->iteration - at < STALE;
+    /* A probe of which no note came found nothing to run. */
+    int is_due = p->probed_at == 0 || p->iteration - p->probed_at >= PROBE_EVERY;
+    return !is_known && !p->probing && is_due;
+}
+
+pace_room pace_plan(pace *p, int32_t n_streams, int32_t n_waiting)
+{
+    n_streams = bounded(n_streams);
+    int crowded = is_crowded(n_streams, n_waiting);
+    if (wants_probe(p, n_streams, crowded)) {
+        p->probing = 1;
+        p->probed_at = p->iteration > 0 ? p->iteration : 1;
+        return (pace_room){0, 0, 0};
+    }
+    double step = expected_step(p, n_streams);
+    if (step <= 0 || p->row_ns <= 0)
+        return (pace_room){FIRST_ROWS, 0, FIRST_ROWS};
+    double room_ns = PACE_SHARE * step + fmin(p->kept_ns, MOST_KEPT * PACE_SHARE * step);
+    if (!p->mixed) /* few rows cost more each than the many of a prompt alone */
+        room_ns *= 0.5;
+    if (crowded)
+        room_ns = fmax(room_ns, PACE_CROWD * (step + n_waiting * usual_row(p)) - step);
+    return (pace_room){room_ns / p->row_ns, p->position_ns / p->row_ns, LEAST_ROWS};
+}
+
+void pace_keep(pace *p, const pace_room *left)
+{
+    p->kept_ns = left->rows > 0 ? left->rows * p->row_ns : 0;
+}
+
+double pace_cost(const pace_room *room, int32_t first, int32_t count)
+{
+    double positions = (double)count * first + 0.5 * (double)count * (count - 1);
+    return count + room->position_cost * positions;
+}
+
+int32_t pace_fit(const pace_room *room, int32_t first, int32_t most)
+{
+    /* count + cost * (count * first + count * (count - 1) / 2) = rows, solved for count */
+    double half = 0.5 * room->position_cost, linear = 1 + room->position_cost * first - half;
+    double count = half > 0 ? (sqrt(linear * linear + 4 * half * room->rows) - linear) / (2 * half)
+                            : room->rows;
+    if (!(room->rows > 0))
+        return 0;
+    return count < most ? (int32_t)count : most;
 }

@@ -532,6 +532,83 @@ static float mean_logit(const choice *c, double total)
     return (float)(sum / total);
 }
 
+/* Nearer ones are counted into this many rings; what is left of one is sorted. */
+#define RINGS       256
+#define MOST_SORTED 512
+
+typedef struct rings {
+    float centre, low, scale;
+} rings;
+
+static int32_t ring_of(const rings *r, float value)
+{
+    float ring = (fabsf(value - r->centre) - r->low) * r->scale;
+    if (!(ring > 0))
+        return 0;
+    return ring < RINGS - 1 ? (int32_t)ring : RINGS - 1;
+}
+
+static void weigh_rings(const choice *c, const rings *r, int32_t first, double *masses)
+{
+    float weights[LOGITS_BLOCK];
+    memset(masses, 0, RINGS * sizeof *masses);
+    for (int32_t i = first, count; i < c->count; i += count) {
+        count = weigh(c, i, 1, weights);
+        for (int32_t j = 0; j < count; j++)
+            masses[ring_of(r, c->list[i + j].value)] += (double)weights[j];
+    }
+}
+
+/* Drops what lies outside of a ring and puts what lies inside of it first; returns where the ring's
+ * own begin. */
+static int32_t part_at_ring(choice *c, const rings *r, int32_t first, int32_t ring)
+{
+    int32_t count = first, inner = first;
+    for (int32_t i = first; i < c->count; i++) {
+        int32_t at = ring_of(r, c->list[i].value);
+        if (at > ring)
+            continue;
+        token_logit it = c->list[i];
+        c->list[count] = it;
+        if (at < ring) {
+            c->list[count] = c->list[inner];
+            c->list[inner++] = it;
+        }
+        count++;
+    }
+    c->count = count;
+    return inner;
+}
+
+/* Keeps the candidates nearest to the centre whose mass reaches wanted: selects the ring in which it
+ * does, again and again, and sorts only there. */
+static void keep_nearest(choice *c, typical_order *order, double wanted)
+{
+    double masses[RINGS], before = 0;
+    float high = 0, low = 0;
+    int32_t kept = 0;
+    for (int32_t i = 0; i < c->count; i++)
+        high = fmaxf(high, fabsf(c->list[i].value - order->centre));
+    while (c->count - kept > MOST_SORTED && high > low) {
+        rings r = {order->centre, low, RINGS / (high - low)};
+        int32_t ring = 0, count = c->count - kept;
+        weigh_rings(c, &r, kept, masses);
+        while (ring < RINGS - 1 && before + masses[ring] < wanted)
+            before += masses[ring++];
+        kept = part_at_ring(c, &r, kept, ring);
+        if (c->count - kept == count) /* all at one distance, as far as floats tell */
+            break;
+        high = low + (float)(ring + 1) / r.scale;
+        low += (float)ring / r.scale;
+    }
+    choice rest = *c;
+    rest.list += kept;
+    rest.count -= kept;
+    sort_by_distance(&rest, order);
+    cut_at_mass(&rest, wanted - before);
+    c->count = kept + rest.count;
+}
+
 static void collect_near(choice *c, float centre, float distance)
 {
     c->count = 0;
@@ -565,8 +642,7 @@ static void keep_typical(choice *c, double p)
         total = list_mass(c, 1);
         order.centre = mean_logit(c, total);
     }
-    sort_by_distance(c, &order);
-    cut_at_mass(c, p * total);
+    keep_nearest(c, &order, p * total);
     find_max(c);
 }
 
@@ -669,10 +745,14 @@ static realm_status draw(sampler *s, const float *row, float max, token_id *out,
     return REALM_OK;
 }
 
-static realm_status choose_from(sampler *s, const float *row, token_id *out, realm_error *error)
+/* peaks: of the row, or NULL. */
+static realm_status choose_from(sampler *s, const float *row, const float *peaks, token_id *out,
+                                realm_error *error)
 {
-    int has_nan = 0;
-    float max = logits_max(row, s->n_vocab, &has_nan);
+    int has_nan;
+    float max;
+    token_id best = peaks ? logits_best_by_peaks(row, peaks, s->n_vocab, &max, &has_nan)
+                          : logits_best(row, s->n_vocab, &max, &has_nan);
     if (has_nan || max == INFINITY)
         return realm_fail(error, REALM_INVALID, "logits hold a value that is %s",
                           has_nan ? "no number" : "infinite");
@@ -680,7 +760,7 @@ static realm_status choose_from(sampler *s, const float *row, token_id *out, rea
         return realm_fail(error, REALM_INVALID, "no token is left to choose: all are forbidden");
     if (s->options.temperature > 0)
         return draw(s, row, max, out, error);
-    *out = logits_argmax(row, s->n_vocab);
+    *out = best;
     return REALM_OK;
 }
 
@@ -695,7 +775,8 @@ static int is_allowed(sampler *s, token_id token)
     return grammar_rollback(s->grammar, 1, NULL) == REALM_OK;
 }
 
-realm_status sampler_choose(sampler *s, const float *logits, token_id *out, realm_error *error)
+realm_status sampler_choose(sampler *s, const float *logits, const float *peaks, token_id *out,
+                            realm_error *error)
 {
     const float *row = NULL;
     int masked = s->grammar != NULL;
@@ -703,10 +784,12 @@ realm_status sampler_choose(sampler *s, const float *logits, token_id *out, real
     if (try_free) {
         realm_status status = change_row(s, logits, 0, &row, error);
         if (status == REALM_OK)
-            status = choose_from(s, row, out, error);
+            status = choose_from(s, row, row == logits ? peaks : NULL, out, error);
         if (status != REALM_OK || is_allowed(s, *out))
             return status;
     }
     realm_status status = change_row(s, logits, masked, &row, error);
-    return status == REALM_OK ? choose_from(s, row, out, error) : status;
+    if (status != REALM_OK)
+        return status;
+    return choose_from(s, row, row == logits ? peaks : NULL, out, error);
 }

@@ -50,9 +50,12 @@ realm_status sampler_bias(sampler *s, const token_id *ids, const float *values, 
 void sampler_constrain(sampler *s, grammar *g);
 const grammar *sampler_grammar(const sampler *s);
 
-/* Chooses a token from logits [n_vocab], which are not changed. Does not record it.
+/* Chooses a token from logits [n_vocab], which are not changed. Does not record it. peaks, if not NULL:
+ * the largest of every PEAK_COLS logits, NaN where one of them is (compute/backend.h); with them the
+ * likeliest token is found without reading the row.
  *   REALM_INVALID  nothing is left to choose: all forbidden, or the grammar is complete */
-realm_status sampler_choose(sampler *s, const float *logits, token_id *out, realm_error *error);
+realm_status sampler_choose(sampler *s, const float *logits, const float *peaks, token_id *out,
+                            realm_error *error);
 /* Records a token that joined the sequence: penalties and the grammar see it. Prompt tokens go
  * through sampler_see (penalties only). */
 realm_status sampler_accept(sampler *s, token_id token, realm_error *error);

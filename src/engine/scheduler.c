@@ -13,7 +13,7 @@
 typedef struct lane {
     sched_tenant *tenant;
     double weight;
-    int32_t next, end; /* in scheduler.queue */
+    int32_t first, next, end; /* in scheduler.queue */
 } lane;
 
 struct scheduler {
@@ -250,6 +250,12 @@ static int is_decoding(const sched_item *item)
     return item->length - item->computed == 1;
 }
 
+/* Sum of count positions from first on. */
+static double positions_of(int32_t first, int32_t count)
+{
+    return (double)count * (first + 0.5 * (count - 1));
+}
+
 /* Decoding items are planned first, so a better item that waits with a prompt may take back what
  * this very round gave them. Copies that were noted for them hurt nobody: they are made in order,
  * and before any row is written. */
@@ -261,7 +267,10 @@ static void unplan(scheduler *s, sched_item *item)
         i++;
     plan->picks[i] = plan->picks[--plan->n_picks];
     plan->n_rows -= item->planned;
-    plan->n_prompt_rows -= is_decoding(item) ? 0 : item->planned;
+    if (!is_decoding(item)) {
+        plan->n_prompt_rows -= item->planned;
+        plan->prompt_positions -= positions_of(item->computed, item->planned);
+    }
     plan->n_outputs -= !item->no_logits && item->computed + item->planned == item->length;
     item->planned = 0;
 }
@@ -369,18 +378,31 @@ static int32_t make_lanes(scheduler *s, int decoding)
     for (int32_t i = 0; i < count; i++) {
         sched_tenant *tenant = s->queue[i]->tenant;
         if (n_lanes == 0 || s->lanes[n_lanes - 1].tenant != tenant)
-            s->lanes[n_lanes++] = (lane){tenant, weight_of(tenant), i, i};
+            s->lanes[n_lanes++] = (lane){tenant, weight_of(tenant), i, i, i};
         s->lanes[n_lanes - 1].end = i + 1;
     }
     return n_lanes;
 }
 
-static lane *least_served(scheduler *s, int32_t n_lanes)
+/* Who is next: of those that are at most head_start rows ahead of the least served, the tenant
+ * with the fewest candidates, then the least served. */
+static lane *next_lane(scheduler *s, int32_t n_lanes, double head_start)
 {
     lane *best = NULL;
+    double least = INFINITY;
     for (lane *it = s->lanes; it < s->lanes + n_lanes; it++)
-        if (it->next < it->end && (!best || it->tenant->counter < best->tenant->counter))
+        if (it->next < it->end && it->tenant->counter < least)
+            least = it->tenant->counter;
+    for (lane *it = s->lanes; it < s->lanes + n_lanes; it++) {
+        double counter = it->tenant->counter;
+        if (it->next == it->end || (counter - least) * it->weight > head_start)
+            continue;
+        int32_t fewer = best ? (best->end - best->first) - (it->end - it->first) : 1;
+        if (head_start <= 0)
+            fewer = best ? 0 : 1;
+        if (fewer > 0 || (fewer == 0 && counter < best->tenant->counter))
             best = it;
+    }
     return best;
 }
 
@@ -398,8 +420,10 @@ static int pick(scheduler *s, sched_item *item, int32_t n_rows, double cost)
         return 0;
     realm_status status = kv_table_prepare(s->pool, &item->table, &item->tenant->account, first,
                                            n_rows, &plan->copies, NULL);
-    if (status != REALM_OK) {
-        kv_table_trim(s->pool, &item->table, first);
+    if (status != REALM_OK) { /* the plan goes on without it */
+        if (item->planned)
+            unplan(s, item);
+        kv_table_trim(s->pool, &item->table, item->computed);
         plan->starved = item;
         return 0;
     }
@@ -417,51 +441,163 @@ static int pick(scheduler *s, sched_item *item, int32_t n_rows, double cost)
     return 1;
 }
 
-static void plan_decoding(scheduler *s, const sched_limits *limits)
+/* The heaviest weight of those that have work; 0 if all have the same. */
+static double heaviest_weight(const scheduler *s)
+{
+    double least = INFINITY, most = 0;
+    for (const sched_tenant *t = s->present; t; t = t->next_present) {
+        if (t->n_active == 0)
+            continue;
+        least = fmin(least, weight_of(t));
+        most = fmax(most, weight_of(t));
+    }
+    return most > least ? most : 0;
+}
+
+/* Whether an item of this tenant is to let the round pass so that shares come out by weight. */
+static int must_wait(const scheduler *s, const lane *l, const sched_item *item, double heaviest)
+{
+    double least = INFINITY, ratio = heaviest / l->weight;
+    if (ratio <= 1 || (double)(s->round - item->served_round) >= ratio * ratio)
+        return 0;
+    for (const sched_tenant *t = s->present; t; t = t->next_present)
+        if (t->n_active > 0)
+            least = fmin(least, t->counter);
+    return (l->tenant->counter - least) * l->weight > COST_OUTPUT;
+}
+
+/* Returns whether there was anybody, served or not. */
+static int plan_decoding(scheduler *s, const sched_limits *limits)
 {
     int32_t n_lanes = make_lanes(s, 1);
+    double heaviest = heaviest_weight(s);
     while (s->plan.n_rows < limits->rows) {
-        lane *next = least_served(s, n_lanes);
+        lane *next = next_lane(s, n_lanes, 0);
         if (!next)
-            return;
+            break;
         sched_item *item = s->queue[next->next++];
         if (wants_output(item, 1) && s->plan.n_outputs == limits->outputs)
+            continue;
+        if (heaviest > 0 && must_wait(s, next, item, heaviest))
             continue;
         if (item->table.count > 0 || can_start(s, item))
             pick(s, item, 1, COST_OUTPUT);
     }
+    return n_lanes > 0;
 }
 
-/* The next slice of a prompt: at most room rows; the last row waits where no output is left. */
-static int32_t slice_of(const scheduler *s, const sched_item *item, int32_t room, int32_t outputs)
+/* What is left for prompts in the plan that is being made. */
+typedef struct prompt_room {
+    int32_t rows;
+    pace_room paced;
+    int is_paced;
+    const sched_tenant *served; /* whose prompt comes to its end in this plan; NULL: nobody's */
+} prompt_room;
+
+/* Somebody's first token comes after this step: what others add to it, they add to his wait. */
+static void keep_short(const scheduler *s, prompt_room *room, const sched_tenant *next)
 {
-    int32_t left = item->length - item->computed - item->planned;
-    int32_t n_rows = least(least(left, room), SCHED_SLICE_ROWS);
+    if (!room->served || room->served == next)
+        return;
+    room->rows = least(room->rows, s->plan.n_prompt_rows / 3);
+    room->served = NULL;
+}
+
+/* How many sessions wait with prompts as a stream sees it: those of its own tenant that are not of a
+ * lower class, and one of each other tenant. So nobody's streams give way to another's many. */
+static int32_t waiting_beside(const scheduler *s, const sched_item *stream, int32_t n_lanes,
+                              int32_t most)
+{
+    int32_t count = 0;
+    for (int32_t i = 0; i < n_lanes && count < most; i++) {
+        const lane *l = &s->lanes[i];
+        if (l->tenant != stream->tenant)
+            count++;
+        for (int32_t j = l->first; l->tenant == stream->tenant && j < l->end; j++)
+            count += s->queue[j]->class >= stream->class;
+    }
+    return least(count, most);
+}
+
+/* As the stream sees it that sees the fewest. Before prompts are picked. */
+static int32_t count_waiting(const scheduler *s, int32_t n_lanes)
+{
+    int32_t count = s->plan.n_picks > 0 ? s->n_items : 0;
+    for (int32_t i = 0; i < s->plan.n_picks; i++)
+        count = waiting_beside(s, s->plan.picks[i].item, n_lanes, count);
+    return count;
+}
+
+static prompt_room open_room(const scheduler *s, const sched_limits *limits, int32_t n_lanes,
+                             int decoding)
+{
+    prompt_room room = {.rows = limits->rows - s->plan.n_rows};
+    if (!decoding)
+        return room;
+    room.rows = least(room.rows, limits->prompt_rows);
+    room.is_paced = limits->pace != NULL;
+    if (room.is_paced)
+        room.paced = pace_plan(limits->pace, s->plan.n_rows > 0 ? s->plan.n_rows : 1,
+                               count_waiting(s, n_lanes));
+    return room;
+}
+
+static int has_room(const prompt_room *room)
+{
+    return room->rows > 0 && (!room->is_paced || room->paced.rows >= 1 || room->paced.least > 0);
+}
+
+static void take_room(prompt_room *room, int32_t first, int32_t n_rows)
+{
+    room->rows -= n_rows;
+    room->paced.rows -= pace_cost(&room->paced, first, n_rows);
+    room->paced.least -= n_rows;
+}
+
+/* The next slice of a prompt; the last row waits where no output is left. */
+static int32_t slice_of(const scheduler *s, const sched_item *item, const prompt_room *room,
+                        int32_t outputs)
+{
+    int32_t first = item->computed + item->planned, left = item->length - first;
+    int32_t n_rows = least(least(left, room->rows), SCHED_SLICE_ROWS);
+    if (room->is_paced) {
+        int32_t fit = pace_fit(&room->paced, first, n_rows);
+        n_rows = least(n_rows, fit > room->paced.least ? fit : room->paced.least);
+    }
     if (n_rows > 0 && wants_output(item, n_rows) && s->plan.n_outputs == outputs)
         n_rows--;
     return n_rows;
 }
 
-static void plan_prompts(scheduler *s, const sched_limits *limits)
+static void plan_prompts(scheduler *s, const sched_limits *limits, int decoding)
 {
     int32_t n_lanes = make_lanes(s, 0);
-    int32_t room = limits->rows - s->plan.n_rows;
-    if (s->plan.n_rows > 0)
-        room = least(room, limits->prompt_rows);
-    while (room > 0) {
-        lane *next = least_served(s, n_lanes);
+    prompt_room room = {0};
+    if (n_lanes > 0)
+        room = open_room(s, limits, n_lanes, decoding);
+    while (has_room(&room)) {
+        lane *next = next_lane(s, n_lanes, SCHED_HEAD_START);
         if (!next)
             break;
         sched_item *item = s->queue[next->next];
+        keep_short(s, &room, next->tenant);
+        if (!has_room(&room))
+            break;
         int can_go = item->table.count > 0 || can_start(s, item);
-        int32_t n_rows = can_go ? slice_of(s, item, room, limits->outputs) : 0;
+        int32_t first = item->computed + item->planned;
+        int32_t n_rows = can_go ? slice_of(s, item, &room, limits->outputs) : 0;
         if (n_rows > 0 && pick(s, item, n_rows, COST_INPUT)) {
             s->plan.n_prompt_rows += n_rows;
-            room -= n_rows;
+            s->plan.prompt_positions += positions_of(first, n_rows);
+            take_room(&room, first, n_rows);
+            if (first + n_rows == item->length)
+                room.served = next->tenant;
         } else {
             next->next++;
         }
     }
+    if (room.is_paced)
+        pace_keep(limits->pace, &room.paced);
 }
 
 const sched_plan *scheduler_plan(scheduler *s, const sched_limits *limits)
@@ -470,10 +606,10 @@ const sched_plan *scheduler_plan(scheduler *s, const sched_limits *limits)
     s->round++;
     let_leave(s);
     plan->n_picks = plan->n_rows = plan->n_prompt_rows = plan->n_outputs = 0;
+    plan->prompt_positions = 0;
     plan->copies.count = 0;
     plan->starved = NULL;
-    plan_decoding(s, limits);
-    plan_prompts(s, limits);
+    plan_prompts(s, limits, plan_decoding(s, limits));
     for (int32_t i = 0; i < plan->n_picks; i++)
         plan->picks[i].n_rows = plan->picks[i].item->planned;
     return plan;

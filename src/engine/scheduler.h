@@ -20,6 +20,14 @@
  *   divided by the tenant's weight. A tenant that returns is lifted to the least counter among
  *   those present, so nobody saves up service. Within a tenant: the higher class, then who waited
  *   longest (decoding) or came first (prompts).
+ *   Two rules are added to the paper's:
+ *     - of tenants with prompts whose counters differ by less than SCHED_HEAD_START rows, the one
+ *       with the fewest waiting goes first. Who asks for one thing does not wait for who asks for
+ *       twenty; since the counters never part further, shares in the long run are as they were
+ *     - where weights differ, a tenant that is ahead of the least served lets rounds pass though
+ *       there is room: else all that decode would go at one pace and weights would mean nothing
+ *       until rows run out. The lightest still decodes in one of (heaviest / its weight)^2 rounds
+ *       at the least, so that one idle heavy session cannot stop many light ones
  *   When pages are missing, whoever is worse gives its pages back: first items that have been
  *   resting for a while, the longest first; then the newest of the lowest class, but never one of
  *   a better class or an older one of the same class than the item that asks. So the oldest of the
@@ -39,10 +47,15 @@
 #include <stdatomic.h>
 
 #include "engine/kv_prefix.h"
+#include "engine/pace.h"
 
 /* Rows of one prompt that are picked at a time before counters are compared again: two pages, small
  * against any budget and large enough that a step's products stay efficient. */
 #define SCHED_SLICE_ROWS (2 * KV_PAGE_TOKENS)
+
+/* 1.5 times the time alone is what a prompt of twice this many rows then takes beside any number of
+ * another tenant's. */
+#define SCHED_HEAD_START 2048
 
 /* A tenant whose items all rest stays present so many rounds: a guest that answers between two
  * steps has not left. An item that has rested so many rounds is thought to be waiting for something
@@ -97,6 +110,7 @@ typedef struct sched_limits {
     int32_t rows;        /* of an iteration */
     int32_t outputs;     /* rows whose logits are wanted */
     int32_t prompt_rows; /* for prompts beside something that decodes; alone they get all rows */
+    pace *pace;          /* says how many of these it shall be; NULL: all */
 } sched_limits;
 
 typedef struct sched_pick {
@@ -107,8 +121,10 @@ typedef struct sched_pick {
 typedef struct sched_plan {
     sched_pick *picks; /* [n_picks] */
     int32_t n_picks, n_rows, n_prompt_rows, n_outputs;
-    kv_copies copies;    /* to be made before the step */
-    sched_item *starved; /* an item for which host memory was missing, or NULL */
+    double prompt_positions; /* sum over the prompts' rows of their positions */
+    kv_copies copies;        /* to be made before the step */
+    sched_item *starved;     /* an item for which host memory was missing, or NULL; it has no pick,
+                            the others' hold */
 } sched_plan;
 
 typedef struct scheduler scheduler;

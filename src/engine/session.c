@@ -5,7 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/prefetch.h"
 #include "engine/engine_internal.h"
+#include "engine/logits.h"
 
 /* Counts the session in, or says which limit is reached. */
 static realm_status register_session(engine *e, session *s, uint32_t tenant, realm_error *error)
@@ -94,15 +96,31 @@ static void discard(session *s)
     session_free(s);
 }
 
+/* With the peaks behind them. */
+static size_t logits_bytes(const device *d)
+{
+    int32_t count = d->n_vocab + (d->gives_peaks ? peaks_count(d->n_vocab) : 0);
+    return (size_t)count * sizeof(float);
+}
+
+realm_status session_reserve_logits(session *s, realm_error *error)
+{
+    const device *d = &s->engine->device;
+    if (s->logits)
+        return REALM_OK;
+    s->logits = malloc(logits_bytes(d));
+    if (!s->logits)
+        return realm_fail_memory(error, logits_bytes(d), "logits");
+    s->peaks = d->gives_peaks ? s->logits + d->n_vocab : NULL;
+    return REALM_OK;
+}
+
 static realm_status copy_logits(session *s, const session *from, realm_error *error)
 {
-    size_t bytes = (size_t)from->engine->device.n_vocab * sizeof(float);
-    if (!from->has_logits)
-        return REALM_OK;
-    s->logits = malloc(bytes);
-    if (!s->logits)
-        return realm_fail_memory(error, bytes, "logits");
-    memcpy(s->logits, from->logits, bytes);
+    realm_status status = from->has_logits ? session_reserve_logits(s, error) : REALM_OK;
+    if (status != REALM_OK || !from->has_logits)
+        return status;
+    memcpy(s->logits, from->logits, logits_bytes(&from->engine->device));
     s->has_logits = 1;
     return REALM_OK;
 }
@@ -132,6 +150,8 @@ realm_status session_fork(session **out, session *parent, realm_error *error)
     if (parent->length > 0)
         memcpy(s->tokens, parent->tokens, (size_t)parent->length * sizeof *s->tokens);
     s->length = parent->length;
+    s->fed_submitted_ns = parent->fed_submitted_ns;
+    s->fed_started_ns = parent->fed_started_ns;
     s->fork = (command){.kind = COMMAND_FORK, .length = s->length, .session = s, .parent = parent};
     queue_put(&e->queue, &s->fork.node);
     *out = s;
@@ -192,6 +212,25 @@ sampler *session_sampler(session *s)
 const float *session_logits(const session *s)
 {
     return s->has_logits ? s->logits : NULL;
+}
+
+const float *session_peaks(const session *s)
+{
+    return s->has_logits ? s->peaks : NULL;
+}
+
+void session_prefetch(const session *s)
+{
+    prefetch_to_write(s, sizeof *s);
+}
+
+void session_prefetch_logits(const session *s)
+{
+    if (s->peaks)
+        prefetch_to_read(s->peaks,
+                         (size_t)logits_blocks(s->engine->device.n_vocab) * sizeof *s->peaks);
+    prefetch_to_write(s->sampler, 2 * PREFETCH_LINE);
+    prefetch_to_write(s->tokens + s->length, sizeof *s->tokens);
 }
 
 realm_status session_adapter(session *s, adapter *a, realm_error *error)

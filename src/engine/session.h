@@ -79,6 +79,7 @@ struct session {
     token_id *tokens; /* [length] of capacity */
     int32_t length, capacity;
     float *logits; /* [n_vocab], NULL until first needed */
+    float *peaks;  /* of logits, behind them in their memory; NULL: the device gives none */
     int has_logits;
     sampler *sampler;
     adapter *adapter;
@@ -93,12 +94,15 @@ struct session {
     uint64_t awaited;     /* iteration after which its next step was waited for */
     layer_walk walk;
     generate_state generate;
+    uint64_t fed_submitted_ns, fed_started_ns; /* of the first feed since another work; 0: none */
     double *pooled; /* [n_embd] sum of hidden states, EMBED with POOLING_MEAN */
     int32_t n_pooled;
 };
 
 /* Room for so many tokens. Owner. */
 realm_status session_reserve(session *s, int32_t count, realm_error *error);
+/* Room for logits. The engine, or who makes the session. */
+realm_status session_reserve_logits(session *s, realm_error *error);
 /* Appends tokens that were reserved for; logits are gone. Owner. */
 void session_append(session *s, const token_id *tokens, int32_t count);
 /* Frees memory; pages and registry are done with. Engine thread, or engine_close. */

@@ -99,6 +99,13 @@ int gguf_shard_descriptor(const gguf *g, uint32_t shard);
 const char *gguf_shard_path(const gguf *g, uint32_t shard);
 uint64_t gguf_file_bytes(const gguf *g); /* all shards together */
 
+/* Sixteen bytes that tell this content from any other, wherever it lies; gguf_identity.c says what
+ * goes in. Reads a few pages of the files.
+ *   REALM_UNSUPPORTED  the model is in memory, not in a file
+ *   REALM_IO, REALM_CORRUPT, REALM_NO_MEMORY */
+#define GGUF_IDENTITY_SIZE 16
+realm_status gguf_identity(const gguf *g, uint8_t identity[GGUF_IDENTITY_SIZE], realm_error *error);
+
 size_t gguf_pair_count(const gguf *g);
 const gguf_pair *gguf_pair_at(const gguf *g, size_t index);
 size_t gguf_tensor_count(const gguf *g);

@@ -3,12 +3,16 @@
 
 #include <string.h>
 
-extern const unsigned char builtin_chat[], builtin_completion[];
-extern const size_t builtin_chat_size, builtin_completion_size;
+extern const unsigned char builtin_chat[], builtin_completion[], builtin_embeddings[],
+    builtin_tokenize[];
+extern const size_t builtin_chat_size, builtin_completion_size, builtin_embeddings_size,
+    builtin_tokenize_size;
 
 const builtin_program builtin_programs[] = {
     {"chat", builtin_chat, &builtin_chat_size},
     {"completion", builtin_completion, &builtin_completion_size},
+    {"embeddings", builtin_embeddings, &builtin_embeddings_size},
+    {"tokenize", builtin_tokenize, &builtin_tokenize_size},
     {NULL, NULL, NULL},
 };
 

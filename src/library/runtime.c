@@ -7,13 +7,18 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "base/buffer.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "compute/backend_open.h"
 #include "engine/engine.h"
 #include "library/builtin.h"
+#include "library/runtime.h"
 #include "sandbox/sandbox.h"
 
 #define MAX_MODELS          64
@@ -28,8 +33,11 @@ typedef struct loaded_model {
 
 struct realm_runtime {
     realm_runtime_options options;
+    char *device; /* options.device's copy, or NULL */
     sandbox_host *host;
     state_store *state;
+    char cache_folder[4096]; /* "": none; with has_folder 0: the usual one */
+    int has_folder;
     loaded_model models[MAX_MODELS];
     int32_t n_models;
     atomic_uint next_tenant;
@@ -69,6 +77,39 @@ const char *realm_version(void)
 
 /* ---- the runtime -------------------------------------------------------------------------------- */
 
+static realm_status copy_device(realm_runtime *r, realm_error *error)
+{
+    if (!backend_device_parse(r->options.device, error))
+        return REALM_INVALID;
+    if (r->options.device && !(r->device = strdup(r->options.device)))
+        return realm_fail_memory(error, strlen(r->options.device), "the device's name");
+    r->options.device = r->device;
+    return REALM_OK;
+}
+
+/* Copies where things are kept. */
+static realm_status keep_cache_folder(realm_runtime *r, realm_error *error)
+{
+    const char *folder = r->options.cache_folder;
+    r->has_folder = folder != NULL;
+    r->options.cache_folder = NULL;
+    if (folder && snprintf(r->cache_folder, sizeof r->cache_folder, "%s", folder) >=
+                      (int)sizeof r->cache_folder)
+        return realm_fail(error, REALM_INVALID, "the cache folder's path is too long");
+    return REALM_OK;
+}
+
+/* A folder of the cache as the rooms below want it: NULL for the usual, "" for none. */
+static const char *cache_leaf(const realm_runtime *r, const char *leaf, char *path, size_t size)
+{
+    if (!r->has_folder)
+        return NULL;
+    if (!r->cache_folder[0])
+        return "";
+    snprintf(path, size, "%s/%s", r->cache_folder, leaf);
+    return path;
+}
+
 realm_status realm_runtime_open(realm_runtime **out, const realm_runtime_options *options,
                                 realm_error *error)
 {
@@ -77,9 +118,16 @@ realm_status realm_runtime_open(realm_runtime **out, const realm_runtime_options
         return realm_fail_memory(error, sizeof *r, "the runtime");
     if (options)
         r->options = *options;
+    realm_status status = keep_cache_folder(r, error);
     atomic_init(&r->next_tenant, 1);
-    sandbox_host_options host = {.n_threads = r->options.n_sandbox_threads};
-    realm_status status = state_memory_open(&r->state, error);
+    char programs[4096 + 16];
+    sandbox_host_options host = {
+        .n_threads = r->options.n_sandbox_threads,
+        .cache_folder = cache_leaf(r, "programs", programs, sizeof programs)};
+    if (!status)
+        status = copy_device(r, error);
+    if (!status)
+        status = state_memory_open(&r->state, error);
     if (!status)
         status = sandbox_host_open(&r->host, &host, error);
     if (status) {
@@ -111,6 +159,7 @@ void realm_runtime_close(realm_runtime *r)
         close_model(&r->models[--r->n_models]);
     if (r->state)
         r->state->table->close(r->state);
+    free(r->device);
     free(r);
 }
 
@@ -122,13 +171,33 @@ static loaded_model *find_model(realm_runtime *r, const char *name)
     return NULL;
 }
 
+/* A model that a chosen device has no room for runs on the processor if the choice was Realm's. */
+static realm_status open_on_device(realm_runtime *r, loaded_model *m, const char *path,
+                                   const model_options *options, realm_error *error)
+{
+    realm_error why = {0};
+    backend_options device = {.device = r->options.device, .n_threads = r->options.n_threads};
+    realm_status status = backend_open(&m->device, &device, error);
+    if (!status)
+        status = model_open(&m->model, m->device, path, options, &why);
+    if (status != REALM_NO_MEMORY || !m->device || strcmp(m->device->table->kind, "cpu") == 0 ||
+        !backend_is_auto(r->options.device)) {
+        if (m->device && status && error)
+            *error = why;
+        return status;
+    }
+    LOG_W("library", "on the processor instead: %s", why.message);
+    m->device->table->close(m->device);
+    m->device = NULL;
+    device.device = "cpu";
+    status = backend_open(&m->device, &device, error);
+    return status ? status : model_open(&m->model, m->device, path, options, error);
+}
+
 static realm_status load(realm_runtime *r, loaded_model *m, const char *path,
                          const model_options *options, realm_error *error)
 {
-    backend_cpu_options device = {.n_threads = r->options.n_threads};
-    realm_status status = backend_cpu_open(&m->device, &device, error);
-    if (!status)
-        status = model_open(&m->model, m->device, path, options, error);
+    realm_status status = open_on_device(r, m, path, options, error);
     if (status)
         return status;
     m->name = strdup(model_name(m->model));
@@ -144,6 +213,21 @@ static realm_status load(realm_runtime *r, loaded_model *m, const char *path,
     return engine_open(&m->engine, m->model, &settings, error);
 }
 
+/* Where packed weights are kept; NULL for nowhere. */
+static const char *weight_folder(const realm_runtime *r, char *path, size_t size)
+{
+    if (r->options.no_weight_cache)
+        return NULL;
+    const char *folder = cache_leaf(r, "weights", path, size);
+    if (folder)
+        return folder;
+    realm_error why;
+    if (file_cache_path(path, size, "weights", &why) == REALM_OK)
+        return path;
+    LOG_W("library", "packed weights are not kept: %s", why.message);
+    return NULL;
+}
+
 realm_status realm_runtime_load(realm_runtime *r, const char *name, const char *path,
                                 void (*progress)(void *context, double fraction), void *context,
                                 realm_error *error)
@@ -151,13 +235,43 @@ realm_status realm_runtime_load(realm_runtime *r, const char *name, const char *
     if (r->n_models == MAX_MODELS)
         return realm_fail(error, REALM_TOO_LARGE, "more than %d models", MAX_MODELS);
     loaded_model m = {0};
-    model_options options = {.name = name, .progress = progress, .progress_context = context};
+    char folder[4096 + 16];
+    model_options options = {.name = name,
+                             .progress = progress,
+                             .progress_context = context,
+                             .weight_folder = weight_folder(r, folder, sizeof folder),
+                             .map_weights = r->options.map_weights};
     realm_status status = load(r, &m, path, &options, error);
     if (status)
         close_model(&m);
     else
         r->models[r->n_models++] = m;
     return status;
+}
+
+sandbox_host *runtime_sandbox(realm_runtime *r)
+{
+    return r->host;
+}
+
+state_store *runtime_state(realm_runtime *r)
+{
+    return r->state;
+}
+
+int32_t runtime_model_count(const realm_runtime *r)
+{
+    return r->n_models;
+}
+
+sandbox_model runtime_model(const realm_runtime *r, int32_t index)
+{
+    return (sandbox_model){r->models[index].name, r->models[index].engine};
+}
+
+program *runtime_program(realm_program *p)
+{
+    return p->program;
 }
 
 /* ---- programs ----------------------------------------------------------------------------------- */

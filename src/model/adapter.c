@@ -75,7 +75,7 @@ static realm_status check_kind(adapter *a, realm_error *error)
 static realm_status open_half(adapter *a, weight **out, const weight_piece *piece,
                               realm_error *error)
 {
-    realm_status status = weights_open_piece(a->model->backend, out, a->gguf, piece, error);
+    realm_status status = weights_open_piece(a->model->backend, out, a->gguf, piece, NULL, error);
     if (status != REALM_OK)
         return status;
     a->opened[a->n_opened++] = *out;

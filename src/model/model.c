@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "model/model_internal.h"
+#include "model/weight_folder.h"
 
 #define DEFAULT_BATCH_TOKENS  512
 #define DEFAULT_BATCH_OUTPUTS 64
@@ -139,10 +140,13 @@ static realm_status open_into(model *m, const char *path, const model_options *o
         (status = tokenizer_open(&m->tokenizer, m->gguf, error)) != REALM_OK ||
         (status = check_tokenizer(m, error)) != REALM_OK ||
         (status = build_shapes(m, options->context_tokens, error)) != REALM_OK ||
-        (status = weights_open(&m->weights, &m->arena, m->backend, &m->h, m->gguf, &progress,
-                               error)) != REALM_OK ||
+        (status = weight_folder_open(&m->cache, options->weight_folder, options->map_weights,
+                                     m->gguf, m->backend, error)) != REALM_OK ||
+        (status = weights_open(&m->weights, &m->arena, m->backend, &m->h, m->gguf, m->cache,
+                               &progress, error)) != REALM_OK ||
         (status = open_scratch(m, error)) != REALM_OK)
         return realm_fail_in(error, status, "%s", path);
+    weight_folder_save(m->cache);
     return REALM_OK;
 }
 
@@ -173,6 +177,7 @@ void model_close(model *m)
         return;
     close_scratch(m);
     weights_release(&m->weights);
+    weight_cache_close(m->cache);
     tokenizer_close(m->tokenizer);
     gguf_close(m->gguf);
     arena_release(&m->arena);
@@ -198,6 +203,16 @@ const hyperparameters *model_hyperparameters(const model *m)
 backend *model_backend(const model *m)
 {
     return m->backend;
+}
+
+int32_t model_max_tokens(const model *m)
+{
+    return m->max_tokens;
+}
+
+int32_t model_max_outputs(const model *m)
+{
+    return m->max_outputs;
 }
 
 void model_kv_shape(const model *m, kv_shape *shape)

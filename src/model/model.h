@@ -22,6 +22,9 @@ typedef struct model_options {
     int32_t max_batch_outputs; /* the most rows whose logits one forward may give; 0: 64 */
     void (*progress)(void *context, double fraction); /* may be NULL; called while loading */
     void *progress_context;
+    const char *weight_folder; /* where packed weights are kept (weight_folder.h), made if it is not
+                                  there; NULL: nowhere */
+    int map_weights;        /* 1: kept weights are mapped, not read: one copy for all processes */
     int32_t context_tokens; /* the longest sequence that will be served; longrope files (phi3) have
                                other rotary factors past their original context. 0: n_context */
 } model_options;
@@ -35,6 +38,9 @@ const gguf *model_gguf(const model *m);
 const tokenizer *model_tokenizer(const model *m);
 const hyperparameters *model_hyperparameters(const model *m);
 backend *model_backend(const model *m);
+/* The most rows one forward may have, and the most whose logits it may give. */
+int32_t model_max_tokens(const model *m);
+int32_t model_max_outputs(const model *m);
 
 /* The shape of this model's pages, for backend kv_open (n_pages and type are the caller's). */
 void model_kv_shape(const model *m, kv_shape *shape);
@@ -49,8 +55,13 @@ typedef struct forward_input {
     const int32_t *output_rows; /* [n_outputs] rows whose logits (or hidden states) are wanted,
                                    ascending */
     int32_t n_outputs;
-    int hidden; /* 1: final normed hidden states [n_embd] instead of logits */
+    int hidden;          /* 1: final normed hidden states [n_embd] instead of logits */
+    float *const *peaks; /* [n_outputs], each [peaks_count(n_vocab)]: where the peaks of logits go
+                            (compute/backend.h). NULL: not wanted, or model_gives_peaks says no */
 } forward_input;
+
+/* Whether the backend finds peaks of logits on the way. */
+int model_gives_peaks(const model *m);
 
 /* One step over all layers. On return results[i] (host memory) holds the logits [n_vocab] or the
  * hidden state [n_embd] of output_rows[i]. Engine thread. Cannot fail: sizes were checked when

@@ -36,6 +36,7 @@ struct model {
     hyperparameters h;
     rope ropes[2]; /* by rope_layers */
     kv_layer_shape *kv_layers;
+    weight_cache *cache; /* where packed weights are; NULL: they are the backend's */
     weights weights;
     int32_t max_tokens, max_outputs;
     scratch scratch;

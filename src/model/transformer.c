@@ -137,9 +137,15 @@ static void feed_forward(const walk *w)
     int32_t n = w->x.n_rows, n_ff = h->n_ff[w->layer];
     tensor normed = scratch_front(s->normed, n, h->n_embd);
     tensor outs[] = {scratch_front(s->gate, n, n_ff), scratch_front(s->up, n, n_ff)};
+    const layer_weights *l = layer_of(w);
     norm_with(w, normed, w->x, NORM_BEFORE_FEED_FORWARD);
-    project(w, outs, normed, slots, 2);
-    w->t->gated(w->b, outs[0], outs[0], outs[1], h->architecture->activation);
+    if (w->t->gated_matmul && w->n_groups == 0 && !l->bias[MATRIX_GATE] && !l->bias[MATRIX_UP]) {
+        const weight *ws[] = {l->matrix[MATRIX_GATE], l->matrix[MATRIX_UP]};
+        w->t->gated_matmul(w->b, outs[0], outs[1], normed, ws, h->architecture->activation);
+    } else {
+        project(w, outs, normed, slots, 2);
+        w->t->gated(w->b, outs[0], outs[0], outs[1], h->architecture->activation);
+    }
     add_to_stream(w, outs[0], MATRIX_DOWN, NORM_AFTER_FEED_FORWARD);
 }
 
@@ -187,6 +193,11 @@ static tensor head(const walk *w)
     return logits;
 }
 
+int model_gives_peaks(const model *m)
+{
+    return m->backend->table->read_peaks != NULL;
+}
+
 void model_forward(model *m, const forward_input *input, float *const *results)
 {
     int32_t n = input->rows.n_tokens;
@@ -201,6 +212,11 @@ void model_forward(model *m, const forward_input *input, float *const *results)
     layers(&w);
     tensor out = input->n_outputs > 0 ? head(&w) : (tensor){0};
     w.t->end(w.b);
+    if (input->peaks && input->n_outputs > 0) {
+        assert(!input->hidden && w.t->read_peaks);
+        w.t->read_peaks(w.b, results, input->peaks, out);
+        return;
+    }
     for (int32_t i = 0; i < input->n_outputs; i++)
         w.t->read(w.b, results[i], tensor_rows(out, i, 1));
 }

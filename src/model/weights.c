@@ -122,7 +122,7 @@ static realm_status wrong_shape(const gguf_tensor *t, const char *name, int32_t 
 }
 
 realm_status weights_open_piece(backend *b, weight **out, const gguf *g, const weight_piece *piece,
-                                realm_error *error)
+                                weight_cache *cache, realm_error *error)
 {
     const gguf_tensor *t = gguf_find_tensor(g, piece->name);
     if (t == NULL)
@@ -140,6 +140,8 @@ realm_status weights_open_piece(backend *b, weight **out, const gguf *g, const w
                             .n_cols = piece->n_cols,
                             .data = t->data + (size_t)piece->first * row_bytes,
                             .name = piece->name,
+                            .first_row = piece->first,
+                            .cache = cache,
                             .from_file = gguf_shard_descriptor(g, t->shard) >= 0};
     return b->table->weight_open(b, out, &source, error);
 }
@@ -170,6 +172,7 @@ typedef struct loading {
     weights *w;
     const hyperparameters *h;
     const gguf *g;
+    weight_cache *cache;
     const weights_progress *progress;
     uint64_t done_bytes, total_bytes;
     realm_error *error;
@@ -192,7 +195,7 @@ static realm_status keep(loading *l, weight *opened, const char *name)
 static realm_status load_matrix(loading *l, weight **out, const weight_piece *piece,
                                 const char *name)
 {
-    realm_status status = weights_open_piece(l->w->backend, out, l->g, piece, l->error);
+    realm_status status = weights_open_piece(l->w->backend, out, l->g, piece, l->cache, l->error);
     return status == REALM_OK ? keep(l, *out, name) : status;
 }
 
@@ -280,7 +283,7 @@ static realm_status load_ends(loading *l)
 }
 
 realm_status weights_open(weights *w, arena *a, backend *b, const hyperparameters *h, const gguf *g,
-                          const weights_progress *progress, realm_error *error)
+                          weight_cache *cache, const weights_progress *progress, realm_error *error)
 {
     *w = (weights){.backend = b};
     map_init(&w->by_name);
@@ -290,7 +293,7 @@ realm_status weights_open(weights *w, arena *a, backend *b, const hyperparameter
     w->all = arena_take_array(a, most, sizeof *w->all);
     if (w->layers == NULL || w->all == NULL)
         return realm_fail_memory(error, n_layers * sizeof *w->layers, "the table of layers");
-    loading l = {.w = w, .h = h, .g = g, .progress = progress, .error = error};
+    loading l = {.w = w, .h = h, .g = g, .cache = cache, .progress = progress, .error = error};
     for (size_t i = 0; i < gguf_tensor_count(g); i++)
         l.total_bytes += gguf_tensor_at(g, i)->size;
     realm_status status = load_ends(&l);

@@ -9,6 +9,7 @@
 
 #include "base/arena.h"
 #include "base/map.h"
+#include "compute/weight_cache.h"
 #include "model/architecture.h"
 
 typedef enum matrix_slot {
@@ -56,12 +57,14 @@ typedef struct weights_progress {
     void *context;
 } weights_progress;
 
-/* Arrays come from a, data stay in g's mapping; both outlive weights_release. On failure
+/* cache keeps packed weights, or is NULL; it must stay until weights_release.
+ * Arrays come from a, data stay in g's mapping; both outlive weights_release. On failure
  * weights_release must be called too.
  *   REALM_CORRUPT      a tensor is missing or has the wrong shape or type; named
  *   REALM_UNSUPPORTED, REALM_NO_MEMORY  as backend weight_open */
 realm_status weights_open(weights *w, arena *a, backend *b, const hyperparameters *h, const gguf *g,
-                          const weights_progress *progress, realm_error *error);
+                          weight_cache *cache, const weights_progress *progress,
+                          realm_error *error);
 void weights_release(weights *w);
 
 /* Where a layer's matrix stands in files of this family: rows first .. first + n_rows of the
@@ -75,8 +78,8 @@ weight_piece weights_piece(const hyperparameters *h, const gguf *g, int32_t laye
                            matrix_slot slot);
 
 /* Opens rows piece->first .. of tensor name in g, after checking that it is a matrix of n_stored
- * rows and n_cols columns. The tensor must exist. */
+ * rows and n_cols columns. The tensor must exist. cache may be NULL. */
 realm_status weights_open_piece(backend *b, weight **out, const gguf *g, const weight_piece *piece,
-                                realm_error *error);
+                                weight_cache *cache, realm_error *error);
 
 #endif

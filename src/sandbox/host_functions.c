@@ -284,6 +284,7 @@ static void async_call(void *env, wasmtime_caller_t *caller, const wasmtime_val_
     if (c.trapped) {
         *trap = unwind();
     } else if (c.suspended) {
+        c.request->wait.frame = __builtin_frame_address(0);
         c.request->wait.result = results;
         c.request->wait.trap = trap;
         continuation->callback = go_on;

@@ -289,8 +289,9 @@ static realm_status write_result(generate_run *run, const work *w)
     return buffer_printf(
         b,
         ",\"n_cached\":%d,\"timings\":{\"queue_ms\":%.3f,\"first_token_ms\":%.3f,\"total_ms\":%.3f}}",
-        w->n_cached, ms_between(w->submitted_ns, w->started_ns),
-        ms_between(w->submitted_ns, w->first_token_ns), ms_between(w->submitted_ns, w->done_ns));
+        w->n_cached, ms_between(w->prompt_submitted_ns, w->prompt_started_ns),
+        ms_between(w->prompt_submitted_ns, w->first_token_ns),
+        ms_between(w->prompt_submitted_ns, w->done_ns));
 }
 
 static int64_t give_result(guest_call *c, const generate_run *run)
@@ -311,6 +312,11 @@ static int64_t finish(guest_call *c)
                           c->request->tenant->grants.limits.output_bytes);
     if (w->status != REALM_OK)
         return guest_note(c, &w->error);
+    if (s->op.ran_out && !w->n_generated) { /* "length" would have it ask for more, and ask again */
+        realm_error error;
+        engine_op_used_up(&error);
+        return guest_note(c, &error);
+    }
     if (write_result(run, w) != REALM_OK)
         return REALM_NO_MEMORY;
     return give_result(c, run);

@@ -203,6 +203,15 @@ void host_session_cancel_all(sandbox_request *r)
         session_cancel(r->embed_session);
 }
 
+static void drop_embed(sandbox_request *r)
+{
+    if (r->embed_session)
+        session_close(r->embed_session);
+    r->embed_session = NULL;
+    free(r->embed_floats);
+    r->embed_floats = NULL;
+}
+
 void host_session_close_all(sandbox_request *r)
 {
     while (r->sessions) {
@@ -212,11 +221,7 @@ void host_session_close_all(sandbox_request *r)
         free_entry(s);
     }
     r->n_sessions = 0;
-    if (r->embed_session)
-        session_close(r->embed_session);
-    r->embed_session = NULL;
-    free(r->embed_floats);
-    r->embed_floats = NULL;
+    drop_embed(r);
 }
 
 /* ---- tokens in ------------------------------------------------------------------------------------- */
@@ -261,16 +266,25 @@ int64_t host_session_feed(guest_call *c)
     s->stepping = 0;
     s->op.work = (work){
         .kind = WORK_FEED, .session = s->session, .tokens = s->tokens, .n_tokens = (int32_t)count};
+    realm_error error;
+    if (engine_op_afford(c->request, &s->op, count, &error) != REALM_OK)
+        return guest_note(c, &error);
     engine_op_submit(c->request, &s->op, s->engine);
     return guest_suspend(c, WAIT_OP, &s->op, finish_feed);
 }
 
 /* ---- steps ------------------------------------------------------------------------------------------ */
 
-static void begin_step(sandbox_request *r, session_entry *s, token_id token)
+static realm_status begin_step(sandbox_request *r, session_entry *s, token_id token,
+                               realm_error *error)
 {
     s->op.work = (work){.kind = WORK_STEP, .session = s->session, .token = token};
-    engine_op_submit(r, &s->op, s->engine);
+    realm_status status = engine_op_afford(r, &s->op, 1, error);
+    if (status == REALM_OK)
+        engine_op_submit(r, &s->op, s->engine);
+    else
+        s->op.work.session = NULL; /* step_result must not find one that never began */
+    return status;
 }
 
 static int64_t step_outcome(guest_call *c, const session_entry *s)
@@ -291,7 +305,9 @@ int64_t host_session_step(guest_call *c)
     if (!s || tensor_list_flush_first(c, s))
         return s ? 0 : result;
     s->stepping = 0;
-    begin_step(c->request, s, c->arguments[1].i32);
+    realm_error error;
+    if (begin_step(c->request, s, c->arguments[1].i32, &error) != REALM_OK)
+        return guest_note(c, &error);
     return guest_suspend(c, WAIT_OP, &s->op, finish_step);
 }
 
@@ -303,8 +319,10 @@ int64_t host_session_step_begin(guest_call *c)
         return result;
     if (tensor_list_is_pending(c->request, s))
         return REALM_BUSY;
+    realm_error error;
+    if (begin_step(c->request, s, c->arguments[1].i32, &error) != REALM_OK)
+        return guest_note(c, &error);
     s->stepping = 1;
-    begin_step(c->request, s, c->arguments[1].i32);
     return 0;
 }
 
@@ -489,7 +507,8 @@ int64_t host_session_sample(guest_call *c)
         return REALM_NOT_FOUND;
     token_id token;
     s->sampled = 1;
-    realm_status status = sampler_choose(session_sampler(s->session), logits, &token, &error);
+    realm_status status = sampler_choose(session_sampler(s->session), logits,
+                                         session_peaks(s->session), &token, &error);
     return status == REALM_OK ? token : guest_note(c, &error);
 }
 
@@ -603,10 +622,7 @@ static int64_t finish_embed(guest_call *c)
         memcpy(out, r->embed_floats, (n < cap ? n : cap) * sizeof *out);
         result = (int64_t)n;
     }
-    session_close(r->embed_session);
-    r->embed_session = NULL;
-    free(r->embed_floats);
-    r->embed_floats = NULL;
+    drop_embed(r);
     return result;
 }
 
@@ -659,6 +675,10 @@ int64_t host_session_embed(guest_call *c)
     w.n_tokens = (int32_t)count;
     w.embedding = r->embed_floats;
     r->embed_op.work = w;
+    if (engine_op_afford(r, &r->embed_op, count, &error) != REALM_OK) {
+        drop_embed(r);
+        return guest_note(c, &error);
+    }
     engine_op_submit(r, &r->embed_op, m->engine);
     return guest_suspend(c, WAIT_OP, &r->embed_op, finish_embed);
 }

@@ -87,6 +87,8 @@ static void child_done(void *context, const sandbox_result *result)
     parent->usage.generated_tokens += result->usage.generated_tokens;
     parent->usage.cached_tokens += result->usage.cached_tokens;
     parent->usage.cpu_ns += result->usage.cpu_ns;
+    parent->usage.ran_out |= result->usage.ran_out;
+    request_note_model(parent, result->usage.model);
     if (result->status == REALM_CANCELLED) {
         /* Its caller was: nobody is interested. */
     } else if (result->status != REALM_OK) {
@@ -124,6 +126,8 @@ static int64_t start_child(guest_call *c, program *p, const void *input, size_t 
         .now_ms = r->input.now_ms,
         .deadline_ns = r->deadline_ns,
         .priority = r->input.priority,
+        .allowance = r->input.allowance,
+        .prompt_is_paid = r->input.prompt_is_paid,
         .context = r,
         .on_text = child_text,
         .on_log = child_log,

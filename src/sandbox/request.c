@@ -13,6 +13,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/prefetch.h"
 #include "sandbox/runtime.h"
 
 #define EPOCHS_A_LOOK 1 /* at every tick a running guest is looked at */
@@ -187,6 +188,13 @@ void request_emit_text(sandbox_request *r, const char *text, size_t size)
         r->input.on_text(r->input.context, text, size);
 }
 
+void request_note_model(sandbox_request *r, const char *name)
+{
+    const char *known = r->usage.model;
+    if (name)
+        r->usage.model = known && strcmp(known, name) != 0 ? "" : name;
+}
+
 static void write_log(sandbox_request *r, int level, const char *text, size_t size)
 {
     if (r->input.on_log)
@@ -351,6 +359,52 @@ int request_wait_is_over(sandbox_request *r)
     case WAIT_CHILD: return r->child_done;
     case WAIT_JOB: return helper_collect(r);
     default: return 1;
+    }
+}
+
+engine *request_awaited_engine(const sandbox_request *r)
+{
+    const guest_wait *w = &r->wait;
+    if (r->state != REQUEST_RUNNING)
+        return NULL;
+    if (w->kind == WAIT_OP)
+        return w->op->in_flight ? w->op->engine : NULL;
+    for (int32_t i = 0; w->kind == WAIT_ANY && i < w->n_sessions; i++)
+        if (w->sessions[i]->stepping && w->sessions[i]->op.in_flight)
+            return w->sessions[i]->op.engine;
+    return NULL;
+}
+
+/* A guest that is polled again comes back through Wasmtime's frames, which lie above the one where it
+ * called the host: measured, they are within so many bytes. */
+#define FRAME_BYTES 1536
+
+static void prefetch_wait(const sandbox_request *r)
+{
+    prefetch_to_write(r->wait.frame, FRAME_BYTES);
+    prefetch_to_write(r->wait.result, sizeof *r->wait.result);
+    prefetch_to_write(r->wait.op, sizeof *r->wait.op);
+    prefetch_to_write(r->context, 4 * PREFETCH_LINE);
+    prefetch_to_write(r->future, 2 * PREFETCH_LINE);
+    prefetch_to_read(r->memory_base, PREFETCH_LINE);
+}
+
+void request_prefetch(const sandbox_request *r, int stage)
+{
+    if (stage == 0) {
+        prefetch_to_write(r, offsetof(sandbox_request, submitted_ns));
+        prefetch_to_write(&r->store,
+                          (size_t)((const char *)(&r->handles + 1) - (const char *)&r->store));
+        prefetch_to_write(&r->usage, offsetof(sandbox_usage, answers));
+    } else if (r->wait.kind == WAIT_OP) {
+        const work *w = &r->wait.op->work;
+        int done = stage > 1 && atomic_load_explicit(&r->wait.op->done, memory_order_acquire);
+        if (stage == 1)
+            prefetch_wait(r);
+        else if (done && w->session && stage == 2)
+            session_prefetch(w->session);
+        else if (done && w->session)
+            session_prefetch_logits(w->session);
     }
 }
 

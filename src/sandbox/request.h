@@ -73,11 +73,23 @@ struct sandbox_tenant {
  * is all that it touches here after the work itself. */
 typedef struct engine_op {
     work work;
+    engine *engine; /* where it was submitted last */
     sandbox_request *request;
     atomic_int done;
     int in_flight;
+    uint64_t taken;  /* of the request's allowance; the engine's thread counts while it generates */
+    int ran_out;     /* it generated until the allowance had no more */
+    int32_t session; /* sandbox_answer's; 0: it has not computed yet */
+    int32_t answer;  /* which of usage.answers its works belong to, from 1 on; 0: none yet */
 } engine_op;
 
+/* Takes what a feed, an embedding or a step will use from the request's allowance; engine_op_collect gives back
+ * what it did not. Before engine_op_submit. A generation takes by itself, a token at a time.
+ *   REALM_QUOTA  there are not so many tokens left */
+realm_status engine_op_afford(sandbox_request *r, engine_op *op, uint64_t count,
+                              realm_error *error);
+/* REALM_QUOTA, in words. */
+realm_status engine_op_used_up(realm_error *error);
 /* Hands op->work to the engine; kind, session and inputs are filled in. Sandbox thread. */
 void engine_op_submit(sandbox_request *r, engine_op *op, engine *e);
 /* 1 if the operation is over (or never began), and then the engine no longer knows it. */
@@ -121,6 +133,7 @@ typedef struct guest_wait {
     struct session_entry **sessions; /* [n_sessions] in scratch */
     int32_t n_sessions;
     guest_call call;                     /* as the guest made it */
+    const void *frame;                   /* where on its own stack the guest waits */
     int64_t (*finish)(guest_call *call); /* its result, once the wait is over; may trap, or suspend
                                             again */
     wasmtime_val_t *result; /* in Wasmtime's frame, valid while the guest is suspended */
@@ -209,6 +222,7 @@ struct sandbox_request {
     int depth;               /* 0, or how many programs called each other to get here */
     sandbox_request *parent; /* who called; it is there until it has been told. NULL: nobody */
     sandbox_thread *home;    /* the thread it was given to; see runtime.h on the background */
+    int slow_turns;          /* turns until it counts as quick again; see runtime.h */
     uint64_t stretch_ns;     /* CPU time since the guest last waited for something */
 
     /* the sandbox thread's */
@@ -236,11 +250,13 @@ struct sandbox_request {
     mapped_range *mapped;
 
     guest_wait wait;
+    engine *used; /* the engine that it asked last, for usage.model */
     handle_table handles;
     int32_t *model_handles;  /* [grants.n_models], 0: not opened; in arena */
     int32_t n_samplers;      /* seeded so far */
     session_entry *sessions; /* all, closed ones with a work in flight too */
     int32_t n_sessions;      /* open ones */
+    int32_t n_computed;      /* sessions that have had a work */
     int32_t n_in_flight;
     tensor_state tensors;
     helper_job job;
@@ -268,6 +284,10 @@ struct sandbox_request {
 
 /* One turn: starts it, runs its guest until it waits, yields or ends, or finishes it. */
 void request_turn(sandbox_request *r);
+/* Hints that its turn comes soon, the later the stage the sooner (base/prefetch.h): each stage follows
+ * pointers that the one before has asked for. */
+void request_prefetch(const sandbox_request *r, int stage);
+#define REQUEST_PREFETCH_STAGES 4
 /* The guest will not run again. The first failure stays. */
 void request_fail(sandbox_request *r, realm_status status, const char *format, ...)
     REALM_PRINTF(3, 4);
@@ -279,11 +299,16 @@ void request_retain(sandbox_request *r);
 void request_unretain(sandbox_request *r); /* any thread; frees memory with the last one */
 /* What wait is for has happened. Collects finished operations. */
 int request_wait_is_over(sandbox_request *r);
+/* The engine that works for it while its guest waits, or NULL. It stays open until this thread has
+ * given the request another turn: no request of its tenant has ended with works in flight. */
+engine *request_awaited_engine(const sandbox_request *r);
 /* When it must be looked at even if nothing wakes it; UINT64_MAX: never. */
 uint64_t request_next_time(const sandbox_request *r);
 void request_assert(const sandbox_request *r);
 /* Takes bytes of the output limit; 0 if they are not left. */
 int request_take_output(sandbox_request *r, uint64_t bytes);
+/* It used this model, or this is what a program that it called used: for usage.model. NULL: nothing. */
+void request_note_model(sandbox_request *r, const char *name);
 /* A line to the tenant's log, within its limit; 0 if it was dropped. */
 int request_log(sandbox_request *r, int level, const char *text, size_t size);
 void request_emit_text(sandbox_request *r, const char *text, size_t size);

@@ -47,6 +47,14 @@ void ticker_leave(ticker *t);
  * kinds of threads and guests that move.) */
 #define BACKGROUND_AFTER_NS 20000000u
 
+/* A thread that waits for an engine computes along meanwhile (engine_lend) and is awake when a step ends.
+ * Where there are more threads than the engine has seats, one is left out and has to be woken, on a core
+ * that the others use. So a guest that waits for an engine moves to a thread that computes along, unless
+ * one of its last turns was long: those keep to threads that do not, where they are in the way of nobody
+ * who answers quickly. */
+#define SLOW_TURN_NS   1000000u
+#define SLOW_FOR_TURNS 64
+
 /* The same holds for a tenant whose many short requests add up: while they have used more than
  * WINDOW_SHARE of WINDOW of sandbox threads, new ones start in the background. */
 #define WINDOW_NS       100000000u
@@ -57,15 +65,21 @@ void ticker_leave(ticker *t);
 struct sandbox_thread {
     sandbox_host *host;
     pthread_t thread;
-    queue ready;           /* sandbox_requests by node */
-    sandbox_request *live; /* all its requests */
-    atomic_int n_requests; /* for choosing the least busy */
+    queue ready;            /* sandbox_requests by node */
+    queue_node *taken;      /* taken out of ready and not run yet, oldest first */
+    queue_node **taken_end; /* where the next ones are linked in */
+    sandbox_request *live;  /* all its requests */
+    atomic_int n_requests;  /* for choosing the least busy */
     uint64_t now_ns;       /* the time when it last looked: after every wait and every poll. Looking
                                    costs as much as a plain host call */
     uint64_t next_time_ns; /* the earliest request_next_time, or earlier */
-    uint64_t usual_wait_ns; /* moving average of how long nothing was ready */
-    uint64_t cpu_read_ns;   /* the thread's CPU clock when it was last read */
-    uint64_t cpu_short_ns;  /* wall time of short turns since */
+    atomic_int seated; /* its last wait was spent computing for an engine. Written by the thread */
+    uint64_t lends_after_ns; /* until then it sleeps while its guests wait */
+    uint64_t away_ns;        /* for how long it slept last */
+    unsigned n_looks;        /* while it computes for an engine */
+    uint64_t usual_wait_ns;  /* moving average of how long nothing was ready */
+    uint64_t cpu_read_ns;    /* the thread's CPU clock when it was last read */
+    uint64_t cpu_short_ns;   /* wall time of short turns since */
 };
 
 realm_status sandbox_thread_open(sandbox_thread *t, sandbox_host *h, realm_error *error);

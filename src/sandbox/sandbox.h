@@ -75,14 +75,15 @@ typedef struct sandbox_limits {
     uint64_t memory64_bytes; /* of a 64-bit guest whose tenant has the capability `tensors`, since
                                  weights that it maps count too; without it memory_bytes holds */
     uint32_t table_elements;
-    uint64_t slice_ns;     /* CPU time at a stretch before others get their turn */
-    uint64_t cpu_ns;       /* CPU time of one request, all slices together */
-    uint64_t wall_ns;      /* from sandbox_start to the end */
-    int32_t sessions;      /* open at once in one request */
-    int32_t kv_pages;      /* of the tenant, in each engine; 0: the engine's. See below */
-    uint64_t state_bytes;  /* of the tenant */
-    uint64_t input_bytes;  /* of one request's body */
-    uint64_t output_bytes; /* text and JSON of one request */
+    uint64_t slice_ns;       /* CPU time at a stretch before others get their turn */
+    uint64_t cpu_ns;         /* CPU time of one request, all slices together */
+    uint64_t wall_ns;        /* from sandbox_start to the end */
+    int32_t sessions;        /* open at once in one request */
+    int32_t kv_pages;        /* of the tenant, in each engine; 0: the engine's. See below */
+    int32_t engine_sessions; /* open at once of the tenant, in each engine; 0: the engine's */
+    uint64_t state_bytes;    /* of the tenant */
+    uint64_t input_bytes;    /* of one request's body */
+    uint64_t output_bytes;   /* text and JSON of one request */
     uint64_t log_bytes;    /* of one request; what is over is dropped, with one line that says so */
     uint64_t tensor_bytes; /* device memory of one request's tensors */
     int32_t requests;      /* of the tenant at once, called programs not counted */
@@ -98,6 +99,7 @@ typedef struct sandbox_limits {
                       .wall_ns = 600000000000ull,                                                  \
                       .sessions = 16,                                                              \
                       .kv_pages = 0,                                                               \
+                      .engine_sessions = 0,                                                        \
                       .state_bytes = 16u << 20,                                                    \
                       .input_bytes = 16u << 20,                                                    \
                       .output_bytes = 16u << 20,                                                   \
@@ -133,6 +135,9 @@ typedef struct tenant_grants {
     realm_status (*resolve)(void *context, const char *name, size_t size, program **out,
                             realm_error *error);
     void *resolve_context;
+    /* The tenant's last reference is gone, and with it the last use of resolve_context. Any thread; may
+     * be NULL. Not called where sandbox_tenant_open fails. */
+    void (*forget)(void *resolve_context);
 } tenant_grants;
 
 /* Copies the grants and tells each engine the tenant's weight, sessions and pages. New grants
@@ -142,8 +147,39 @@ realm_status sandbox_tenant_open(sandbox_tenant **out, const tenant_grants *gran
                                  realm_error *error);
 sandbox_tenant *sandbox_tenant_retain(sandbox_tenant *t);
 void sandbox_tenant_release(sandbox_tenant *t); /* NULL allowed */
+uint32_t sandbox_tenant_number(const sandbox_tenant *t);
 
 /* ---- requests --------------------------------------------------------------------------------- */
+
+/* Where a request's tokens come from: those that it feeds, embeds, samples and appends, its called programs'
+ * too. They are taken before they are computed, and what was taken and not used is given back, so that between
+ * on_done and the start exactly prompt_tokens (unless prompt_is_paid) and generated_tokens have been taken. */
+typedef struct sandbox_allowance {
+    /* 1, or 0 where there are not so many: then nothing is taken. Any thread, the engine's too, several at
+     * once; must not block. */
+    int (*take)(void *context, uint64_t count);
+    void (*give)(void *context, uint64_t count); /* any thread */
+    void *context;
+} sandbox_allowance;
+
+/* clock_ns() of moments in the engine; 0: it has not come to that. */
+typedef struct sandbox_times {
+    uint64_t submitted_ns;   /* the first work was handed over */
+    uint64_t started_ns;     /* and taken into a batch */
+    uint64_t first_token_ns; /* the first token was there */
+    uint64_t done_ns;        /* the last work was done */
+} sandbox_times;
+
+/* A prompt and what was generated after it, in one session. */
+typedef struct sandbox_answer {
+    sandbox_times times;
+    int32_t
+        session; /* which of the request's, from 1 on, in the order in which they first computed */
+    realm_status status; /* of the last work */
+    uint32_t prompt_tokens, cached_tokens, generated_tokens;
+} sandbox_answer;
+
+#define SANDBOX_MAX_ANSWERS 8
 
 typedef struct sandbox_usage {
     uint64_t prompt_tokens;    /* fed by the guest or its generate */
@@ -154,6 +190,12 @@ typedef struct sandbox_usage {
     uint64_t start_ns;         /* sandbox_start to realm_handle's first instruction */
     uint64_t output_bytes;
     uint64_t memory_bytes; /* linear memory at the end */
+    const char *
+        model; /* which it used, as the tenant's grants name it (borrowed from them); "": several; NULL: none */
+    int ran_out; /* its allowance had no more: `generate` ended with "length", others with QUOTA */
+    sandbox_times times;                         /* of all of it */
+    sandbox_answer answers[SANDBOX_MAX_ANSWERS]; /* [the first of n_answers] */
+    int32_t n_answers;
 } sandbox_usage;
 
 typedef struct sandbox_result {
@@ -175,6 +217,8 @@ typedef struct sandbox_input {
     int64_t now_ms;       /* 0: now_ms tells the time. Else it always says this (replay) */
     uint64_t deadline_ns; /* clock_ns(); 0: only the tenant's wall_ns */
     priority priority;    /* the highest that its sessions may ask for */
+    const sandbox_allowance *allowance; /* borrowed until on_done; NULL: any number of tokens */
+    int prompt_is_paid; /* by another run with the same prompt: only what is generated is taken */
 
     void *context; /* of the callbacks, each of which may be NULL */
     void (*on_text)(void *context, const char *text, size_t size);

@@ -57,6 +57,7 @@ static const sandbox_adapter *copy_adapters(arena *a, const tenant_grants *g)
 static realm_status tell_engines(const tenant_grants *g, realm_error *error)
 {
     engine_tenant settings = {.weight = g->weight > 0 ? g->weight : 1,
+                              .max_sessions = g->limits.engine_sessions,
                               .max_pages = g->limits.kv_pages};
     for (int32_t i = 0; i < g->n_models; i++) {
         realm_status status = engine_tenant_set(g->models[i].engine, g->number, &settings, error);
@@ -86,6 +87,7 @@ realm_status sandbox_tenant_open(sandbox_tenant **out, const tenant_grants *gran
     if (status == REALM_OK)
         status = tell_engines(&t->grants, error);
     if (status != REALM_OK) {
+        t->grants.forget = NULL;
         sandbox_tenant_release(t);
         return status;
     }
@@ -99,10 +101,17 @@ sandbox_tenant *sandbox_tenant_retain(sandbox_tenant *t)
     return t;
 }
 
+uint32_t sandbox_tenant_number(const sandbox_tenant *t)
+{
+    return t->grants.number;
+}
+
 void sandbox_tenant_release(sandbox_tenant *t)
 {
     if (!t || atomic_fetch_sub(&t->references, 1) != 1)
         return;
+    if (t->grants.forget)
+        t->grants.forget(t->grants.resolve_context);
     arena_release(&t->arena);
     free(t);
 }

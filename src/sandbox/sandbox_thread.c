@@ -11,10 +11,14 @@
 
 #include "base/clock.h"
 
-#define SPIN_NS       50000u
-#define SPIN_IF_NS    100000u /* usual waits up to this */
-#define SHORT_TURN_NS 200000u /* turns so short are timed by the wall clock alone */
-#define SHORT_SUM_NS  1000000u
+#define SPIN_NS        50000u
+#define SPIN_IF_NS     100000u /* usual waits up to this */
+#define SHORT_TURN_NS  200000u /* turns so short are timed by the wall clock alone */
+#define SHORT_SUM_NS   1000000u
+#define LOST_NS        1000000u /* of one wait: less than any time slice, more than an interrupt */
+#define AWAY_LEAST_NS  4000000u
+#define AWAY_MOST_NS   256000000u
+#define LOOKS_AT_CLOCK 64
 
 /* CLOCK_THREAD_CPUTIME_ID costs a system call, four times a whole suspending host call. A short
  * turn's wall time is its CPU time unless the kernel took the core away in just that moment, and
@@ -56,7 +60,75 @@ static void look_at_clock(sandbox_thread *t)
     }
 }
 
-static queue_node *wait_for_work(sandbox_thread *t)
+/* The oldest that is ready, or NULL. All that are ready are taken at once, so that it is known who comes
+ * next. */
+static queue_node *next_ready(sandbox_thread *t)
+{
+    *t->taken_end = queue_take_all(&t->ready);
+    while (*t->taken_end)
+        t->taken_end = &(*t->taken_end)->next;
+    queue_node *node = t->taken;
+    if (node)
+        t->taken = node->next;
+    if (!t->taken)
+        t->taken_end = &t->taken;
+    return node;
+}
+
+/* A turn takes a microsecond or two, and as long again where what it needs comes from memory. */
+static void prefetch_next(const sandbox_thread *t)
+{
+    const queue_node *node = t->taken;
+    for (int stage = REQUEST_PREFETCH_STAGES; node && stage-- > 0; node = node->next)
+        request_prefetch(QUEUE_OWNER(node, sandbox_request, node), stage);
+}
+
+/* Asked before every piece that is computed, so the clock is looked at seldom: limits on time are
+ * milliseconds. */
+static int is_wanted(void *context)
+{
+    sandbox_thread *t = context;
+    return queue_count(&t->ready) > 0 ||
+           (++t->n_looks % LOOKS_AT_CLOCK == 0 && clock_ns() >= t->next_time_ns);
+}
+
+/* Who computes uses up what the system grants a thread, so where other processes want the cores it is
+ * made to wait, and its guests with it; who has slept is let in at once. So a thread that lost its core
+ * while it computed sleeps in its waits for some time: a step's for the one loss that every machine has
+ * now and then (and the beginning of a run, when the helper whose seat it takes is still at work), twice
+ * as long for each that follows, an eighth less for each time that none did. So it keeps away where more
+ * than about one time in six is lost. */
+static void note_lending(sandbox_thread *t, uint64_t now, int lost)
+{
+    uint64_t away = t->away_ns;
+    away = lost ? away * 2 : away - away / 8;
+    away = away < AWAY_LEAST_NS ? AWAY_LEAST_NS : away;
+    t->away_ns = away < AWAY_MOST_NS ? away : AWAY_MOST_NS;
+    if (lost)
+        t->lends_after_ns = now + t->away_ns;
+}
+
+/* Works for an engine that one of its guests waits for, until one is ready or nothing is left to do. */
+static void lend_to_engine(sandbox_thread *t)
+{
+    engine *e = NULL;
+    int has_slow = 0;
+    for (sandbox_request *r = t->live; r && !has_slow; r = r->next_live) {
+        e = e ? e : request_awaited_engine(r);
+        has_slow = r->slow_turns > 0;
+    }
+    uint64_t began = clock_ns(), cpu_began = clock_thread_cpu_ns();
+    int seated = e && !has_slow && began >= t->lends_after_ns && engine_lend(e, is_wanted, t);
+    atomic_store_explicit(&t->seated, seated, memory_order_relaxed);
+    if (!seated)
+        return;
+    t->cpu_read_ns = clock_thread_cpu_ns(); /* what was computed is no guest's time */
+    t->cpu_short_ns = 0;
+    uint64_t now = clock_ns();
+    note_lending(t, now, now - began > t->cpu_read_ns - cpu_began + LOST_NS);
+}
+
+static queue_node *sleep_for_work(sandbox_thread *t)
 {
     uint64_t began = clock_ns();
     uint64_t wait = t->next_time_ns == UINT64_MAX ? UINT64_MAX
@@ -72,6 +144,18 @@ static queue_node *wait_for_work(sandbox_thread *t)
         t->usual_wait_ns = (t->usual_wait_ns * 7 + waited) / 8;
     }
     return node;
+}
+
+static queue_node *wait_for_work(sandbox_thread *t)
+{
+    if (t != &t->host->background) { /* whose pieces the engine would wait for */
+        lend_to_engine(t);
+        t->now_ns = clock_ns();
+        queue_node *node = next_ready(t);
+        if (node || t->now_ns >= t->next_time_ns)
+            return node;
+    }
+    return sleep_for_work(t);
 }
 
 static void take_in(sandbox_thread *t, sandbox_request *r)
@@ -104,11 +188,35 @@ static int is_live(const sandbox_thread *t, const sandbox_request *r)
 
 /* ---- moving ---------------------------------------------------------------------------------------- */
 
-static sandbox_thread *place_for(sandbox_thread *t, const sandbox_request *r)
+/* Another thread that computes along (or, seated = 0, one that does not); t if there is none. */
+static sandbox_thread *other_thread(sandbox_thread *t, int seated)
+{
+    for (int i = 0; i < t->host->n_threads_open; i++) {
+        sandbox_thread *other = &t->host->threads[i];
+        if (other != t && atomic_load_explicit(&other->seated, memory_order_relaxed) == seated)
+            return other;
+    }
+    return t;
+}
+
+/* See runtime.h: quick guests go to a thread that computes along, slow ones away from it. */
+static sandbox_thread *place_by_pace(sandbox_thread *t, sandbox_request *r, uint64_t turn_ns)
+{
+    int seated = atomic_load_explicit(&t->seated, memory_order_relaxed);
+    if (turn_ns > SLOW_TURN_NS)
+        r->slow_turns = SLOW_FOR_TURNS;
+    else if (r->slow_turns > 0)
+        r->slow_turns--;
+    if (seated && r->slow_turns > 0)
+        return other_thread(t, 0);
+    return !seated && r->slow_turns == 0 && request_awaited_engine(r) ? other_thread(t, 1) : t;
+}
+
+static sandbox_thread *place_for(sandbox_thread *t, sandbox_request *r, uint64_t turn_ns)
 {
     sandbox_thread *background = &t->host->background;
     if (t != background)
-        return r->stretch_ns > BACKGROUND_AFTER_NS ? background : t;
+        return r->stretch_ns > BACKGROUND_AFTER_NS ? background : place_by_pace(t, r, turn_ns);
     return r->stretch_ns == 0 && r->wait.kind != WAIT_NONE ? r->home : t;
 }
 
@@ -162,10 +270,11 @@ static void turn(sandbox_thread *t, sandbox_request *r)
         if (!is_live(t, r))
             take_in(t, r);
         uint64_t began = t->now_ns = clock_ns();
+        prefetch_next(t);
         request_turn(r);
         t->now_ns = clock_ns();
         count_for_tenant(r->tenant, began, t->now_ns);
-        sandbox_thread *to = r->state == REQUEST_DONE ? t : place_for(t, r);
+        sandbox_thread *to = r->state == REQUEST_DONE ? t : place_for(t, r, t->now_ns - began);
         if (r->state == REQUEST_DONE)
             let_go(t, r);
         else if (to != t)
@@ -185,7 +294,7 @@ static void *run(void *argument)
     t->now_ns = clock_ns();
     for (;;) {
         look_at_clock(t);
-        queue_node *node = queue_try_take(&t->ready);
+        queue_node *node = next_ready(t);
         if (!node)
             node = wait_for_work(t);
         if (node)
@@ -197,7 +306,7 @@ static void *run(void *argument)
 
 realm_status sandbox_thread_open(sandbox_thread *t, sandbox_host *h, realm_error *error)
 {
-    *t = (sandbox_thread){.host = h, .next_time_ns = UINT64_MAX};
+    *t = (sandbox_thread){.host = h, .next_time_ns = UINT64_MAX, .taken_end = &t->taken};
     queue_init(&t->ready);
     if (pthread_create(&t->thread, NULL, run, t) == 0)
         return REALM_OK;

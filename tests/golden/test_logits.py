@@ -10,6 +10,7 @@ Another file of the same size and name would have another truth, so the models' 
 
 import hashlib
 import json
+import platform
 import sys
 from pathlib import Path
 
@@ -20,16 +21,7 @@ sys.path.insert(0, str(HERE))
 
 import logits_tool  # noqa: E402
 
-MEASURED = 5
 MODELS = ["smollm2", "gemma3"]  # fixtures of conftest.py
-
-
-def questions(case):
-    """The prompt and all but the last generated token are fed; each step asks for its top ids."""
-    first = len(case["prompt"]) - 1
-    yield "tokens " + " ".join(map(str, case["prompt"] + case["tokens"][:-1]))
-    for i, step in enumerate(case["top"]):
-        yield f"ask {first + i} " + " ".join(str(id) for id, _ in step[:MEASURED])
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +43,8 @@ def truths(request):
 
 def measure(truth, path, options):
     """Mean and largest distance from the truth."""
-    lines = [line for case in truth["cases"] for line in questions(case)]
-    answers = logits_tool.ask(path, lines, options)
-    steps = [step for case in truth["cases"] for step in case["top"]]
-    assert len(answers) == len(steps)
-    found = [abs(float(word) - share) for words, step in zip(answers, steps)
-             for word, (_, share) in zip(words, step[:MEASURED], strict=True)]
-    return sum(found) / len(found), max(found)
+    return logits_tool.distance(logits_tool.shares(truth, path, options),
+                                logits_tool.true_shares(truth))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -77,3 +64,19 @@ def test_without_quantized_activations_only_rounding_is_left(truths, name):
     mean, largest = measure(*truths(name), ["--exact"])
     print(f"{name}, exact: mean {mean:.6f}, largest {largest:.6f}")
     assert mean < 0.002 and largest < 0.1
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86's instruction sets")
+@pytest.mark.parametrize("options", [[], ["--exact"]], ids=["quantized", "exact"])
+@pytest.mark.parametrize("name", MODELS)
+def test_instruction_sets_agree_on_every_bit(truths, name, options):
+    """AVX-512, where this processor has it, and AVX2: logits of some steps, printed in full."""
+    truth, path = truths(name)
+    case = truth["cases"][0]
+    tokens = case["prompt"] + case["tokens"]
+    lines = ["tokens " + " ".join(map(str, tokens))]
+    lines += [f"logits {p}" for p in (0, len(tokens) // 2, len(tokens) - 1)]
+    best = logits_tool.ask(path, lines, options)
+    avx2 = logits_tool.ask(path, lines, options, {"REALM_CPU": "avx2"})
+    assert len(best) == 3 and len(best[0]) > 1000
+    assert best == avx2

@@ -202,15 +202,15 @@ def test_interrupting_ends_quickly_with_130(realm, smollm2):
     process.stdout.read(20)
     start = time.monotonic()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
-    assert process.returncode == 130 and time.monotonic() - start < 5
+    process.communicate(timeout=120)
+    assert process.returncode == 130 and time.monotonic() - start < 40, "before the context is full"
 
 
 @pytest.mark.parametrize("language", ["c", "rust"])
 def test_a_new_project_builds_and_runs_at_once(run, smollm2, tmp_path, language):
     folder = tmp_path / "mine"
     run("init", folder, "--lang", language)
-    built = subprocess.run([folder / "build.sh"], capture_output=True, text=True, timeout=300)
+    built = subprocess.run([folder / "build.sh"], capture_output=True, text=True, timeout=600)
     assert built.returncode == 0, built.stderr
     out = run("run", "--model", smollm2, "--program", folder / "program.wasm", "--prompt", FRANCE,
               "--max-tokens", 8).out
@@ -285,7 +285,7 @@ def test_a_prompt_past_the_context_is_told_by_its_numbers(run, smollm2):
 def test_no_home_means_no_cache_and_no_more(realm, smollm2):
     environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME", "REALM_CACHE")}
     done = subprocess.run([realm, "run", "--model", smollm2, "--prompt", FRANCE, "--max-tokens", "1"], env=environment,
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stdout == " Paris\n" and "not cached" in done.stderr
 
 
@@ -304,7 +304,97 @@ def test_a_damaged_cache_entry_is_compiled_anew(run, smollm2, tmp_path, damage):
     assert run(*arguments, env=environment).err == ""
 
 
+def test_packed_weights_are_kept_and_give_the_same_bits(run, smollm2, tmp_path):
+    """Packed at the first start; read, or mapped, at the next: text and log-probabilities are the same to the last
+    bit, and nothing is written again."""
+    arguments = ["run", "--model", smollm2, "--prompt", FRANCE, "--max-tokens", 24, "--seed", 1, "--json", "--logprobs", 5]
+    environment = {"REALM_LOG": "info"}
+    at = ["--cache-dir", tmp_path / "cache"]
+
+    def answer(*more):
+        done = run(*arguments, *more, env=environment)
+        said = [line for line in done.err.splitlines() if "weights:" in line]
+        return done.json["tokens"], said
+
+    plain, said = answer(*at, "--no-weight-cache")
+    assert said == [] and not (tmp_path / "cache" / "weights").exists()
+    packed, said = answer(*at)
+    assert len(said) == 1 and "packed and kept in" in said[0]
+    kept, = (tmp_path / "cache" / "weights").iterdir()
+    before = kept.stat()
+    read, said = answer(*at)
+    assert len(said) == 1 and "of packed weights from" in said[0]
+    mapped, said = answer(*at, "--map-weights")
+    assert len(said) == 1 and "of packed weights from" in said[0]
+    assert plain == packed == read == mapped
+    after = kept.stat()
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
+
+    # One bit of the data, which no start before has damaged: found, told, made anew.
+    whole = bytearray(kept.read_bytes())
+    whole[len(whole) // 2] ^= 4
+    kept.write_bytes(whole)
+    damaged, said = answer(*at)
+    assert "damaged" in said[0] and "packed and kept in" in said[1] and damaged == plain
+    assert answer(*at, "--map-weights")[0] == plain
+
+
+def test_a_changed_model_is_not_served_from_weights_of_before(run, smollm2, tmp_path):
+    """A byte in the middle of a tensor changes, and nothing else: not the name, not the size."""
+    model = tmp_path / "model.gguf"
+    model.write_bytes(smollm2.read_bytes())
+    arguments = ["run", "--model", model, "--prompt", FRANCE, "--max-tokens", 8, "--json", "--logprobs", 5]
+    kept = ["--cache-dir", tmp_path / "cache"]
+    before = run(*arguments, *kept).json["tokens"]
+    first, = (tmp_path / "cache" / "weights").iterdir()
+
+    moved = tmp_path / "elsewhere.gguf"
+    model.rename(moved)  # a model that has only moved keeps its weights
+    done = run("run", "--model", moved, *arguments[3:], *kept, env={"REALM_LOG": "info"})
+    assert done.json["tokens"] == before and "of packed weights from" in done.err
+    moved.rename(model)
+
+    with open(model, "r+b") as file:
+        file.seek(model.stat().st_size - 20_000_000)
+        changed = bytes(b ^ 0x11 for b in file.read(200_000))
+        file.seek(model.stat().st_size - 20_000_000)
+        file.write(changed)
+    after = run(*arguments, *kept).json["tokens"]
+    assert after == run(*arguments, "--no-weight-cache").json["tokens"] and after != before
+    second, = (tmp_path / "cache" / "weights").iterdir()  # the file of before is gone
+    assert second.name != first.name
+
+
+@pytest.mark.parametrize("folder", ["open", "file"])
+def test_a_cache_folder_that_cannot_be_used_is_one_warning(run, smollm2, tmp_path, folder):
+    cache = tmp_path / "cache"
+    if folder == "file":
+        cache.write_text("in the way")
+    else:
+        (cache / "programs").mkdir(parents=True, mode=0o700)
+        (cache / "weights").mkdir(mode=0o700)
+        (cache / "weights").chmod(0o777)
+    done = run("run", "--model", smollm2, "--prompt", FRANCE, "--max-tokens", 1, "--cache-dir", cache)
+    assert done.out == " Paris\n"
+    assert len([line for line in done.err.splitlines() if "packed weights are not kept" in line]) == 1
+
+
+def test_processes_that_start_at_once_all_work(realm, smollm2, tmp_path):
+    command = [realm, "run", "--model", smollm2, "--prompt", FRANCE, "--max-tokens", "1", "--cache-dir", tmp_path / "c"]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate(timeout=600) for process in started] == [(" Paris\n", "")] * 3
+    assert len(list((tmp_path / "c" / "weights").iterdir())) == 1
+
+
+def test_the_memory_for_keys_and_values_can_be_set(run, smollm2):
+    done = run("run", "--model", smollm2, "--prompt", FRANCE, "--max-tokens", 1, "--kv-memory", "64m",
+               env={"REALM_LOG": "info"})
+    assert "in 64 MiB, as asked for" in done.err
+    done = run("run", "--model", smollm2, "--prompt", FRANCE, "--max-tokens", 1, "--kv-memory", "0", check=False)
+    assert done.code == 2 and "--kv-memory" in done.err
+
+
 def test_a_closed_output_is_an_error_and_no_file_of_ours(realm, smollm2):
     done = subprocess.run(["sh", "-c", '"$0" run --model "$1" --prompt x --max-tokens 2 >&-', realm, smollm2],
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and "standard output" in done.stderr

@@ -232,6 +232,17 @@ static void put_layer(const tiny_model *t, gguf_writer *w, int layer)
     }
 }
 
+/* A file that cannot be written ends the test program: there is nothing a test could do about it. */
+static void save(gguf_writer *w, const char *path)
+{
+    realm_error error;
+    if (gguf_writer_save(w, path, &error) != REALM_OK) {
+        fprintf(stderr, "tiny_model: %s\n", error.message);
+        abort();
+    }
+    gguf_writer_release(w);
+}
+
 void tiny_model_save(const tiny_model *t, const char *path)
 {
     gguf_writer w;
@@ -243,8 +254,7 @@ void tiny_model_save(const tiny_model *t, const char *path)
         put_matrix(t, &w, "output.weight", TINY_EMBD, TINY_VOCAB, 2);
     for (int i = 0; i < n_layers(t); i++)
         put_layer(t, &w, i);
-    gguf_writer_save(&w, path);
-    gguf_writer_release(&w);
+    save(&w, path);
 }
 
 /* ---- adapters --------------------------------------------------------------------------------- */
@@ -296,6 +306,5 @@ void tiny_adapter_save(const tiny_adapter *t, const char *path)
         t->more(&w);
     for (size_t i = 0; t->matrices[i] != NULL; i++)
         put_pair(t, &w, t->matrices[i]);
-    gguf_writer_save(&w, path);
-    gguf_writer_release(&w);
+    save(&w, path);
 }

@@ -6,7 +6,7 @@
 #ifndef REALM_TESTS_TINY_MODEL_H
 #define REALM_TESTS_TINY_MODEL_H
 
-#include "support/gguf_writer.h"
+#include "formats/gguf_writer.h"
 
 #define TINY_EMBD     64
 #define TINY_HEADS    4

@@ -1,6 +1,6 @@
 /* tests/tools/logits_tool.c: prints what a model makes of given tokens.
  *
- *     logits_tool MODEL.gguf [--adapter A.gguf] [--reference] [--exact] [--threads N] [--chunk N]
+ *     logits_tool MODEL.gguf [--adapter A.gguf] [--device D] [--reference] [--exact] [--threads N] [--chunk N]
  *                 [--context N] < questions
  *
  * Questions are lines of numbers:
@@ -16,11 +16,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "compute/backend_open.h"
 #include "model/adapter.h"
 #include "support/model_run.h"
 
 typedef struct settings {
-    const char *model, *adapter;
+    const char *model, *adapter, *device;
     backend_cpu_options cpu;
     int32_t chunk, context;
 } settings;
@@ -66,6 +67,8 @@ static settings parse(int argc, char **argv)
         } else {
             if (strcmp(argv[i], "--adapter") == 0)
                 s.adapter = value;
+            else if (strcmp(argv[i], "--device") == 0)
+                s.device = value;
             else if (strcmp(argv[i], "--threads") == 0)
                 s.cpu.n_threads = number(value);
             else if (strcmp(argv[i], "--chunk") == 0)
@@ -79,6 +82,8 @@ static settings parse(int argc, char **argv)
     }
     if (s.model == NULL || s.chunk < 1 || s.chunk > 512)
         die("usage", "logits_tool MODEL.gguf [options], --chunk from 1 to 512");
+    if (s.device && (s.cpu.reference || s.cpu.exact || s.cpu.n_threads))
+        die("--device", "goes with neither --reference, --exact nor --threads");
     return s;
 }
 
@@ -185,6 +190,14 @@ static void answer_all(session *s, FILE *questions)
     free(line);
 }
 
+/* The processor's kernels are what the golden files hold; another device is asked for by name. */
+static realm_status open_backend(backend **b, const settings *s, realm_error *error)
+{
+    if (s->device == NULL)
+        return backend_cpu_open(b, &s->cpu, error);
+    return backend_open(b, &(backend_options){.device = s->device}, error);
+}
+
 int main(int argc, char **argv)
 {
     settings wanted = parse(argc, argv);
@@ -194,7 +207,7 @@ int main(int argc, char **argv)
     const model_options options = {.max_batch_tokens = wanted.chunk,
                                    .max_batch_outputs = wanted.chunk,
                                    .context_tokens = wanted.context};
-    if (backend_cpu_open(&b, &wanted.cpu, &error) != REALM_OK ||
+    if (open_backend(&b, &wanted, &error) != REALM_OK ||
         model_open(&m, b, wanted.model, &options, &error) != REALM_OK)
         die(wanted.model, error.message);
     session s = {.n_vocab = model_hyperparameters(m)->n_vocab, .chunk = wanted.chunk};

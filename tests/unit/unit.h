@@ -22,6 +22,9 @@ static inline int unit_is_emulated(void)
     return getenv("REALM_TEST_EMULATED") != NULL;
 }
 
+/* How long a test waits for what must happen, before it says that it does not: no machine is so slow. */
+#define A_MINUTE_NS 60000000000ull
+
 /* Fails with the sentence when a status is not the wanted one. */
 #define assert_status(call, wanted, error)                                                         \
     do {                                                                                           \

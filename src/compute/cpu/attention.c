@@ -2,9 +2,10 @@
  *
  * Called by the engine thread. A step's rows are cut into blocks of neighbouring tokens of one
  * sequence; a piece is a block and the heads of one kv head (or some of them, if very many share
- * it). When there are too few pieces to keep the threads busy, as when one long sequence decodes,
- * each piece is cut into its splits of positions as well, whose sums go to scratch memory and are
- * combined in order of position. A piece that is not cut combines the same splits in the same
+ * it). When there are too few pieces to keep the threads busy, as when one long sequence decodes, or
+ * some are too long for the others to make up for, as a few rows far into a prompt beside young
+ * streams, each piece is cut into its splits of positions as well, whose sums go to scratch memory and
+ * are combined in order of position. A piece that is not cut combines the same splits in the same
  * order, so cutting changes no bit. */
 #include <assert.h>
 
@@ -13,7 +14,8 @@
 /* Multiplications below which the caller does it alone: sharing costs a microsecond or two. */
 #define SMALL 65536
 
-/* Below this many pieces a thread, splits of positions even out the load. */
+/* Below this many pieces a thread, or above the work that so many would have each, splits of positions
+ * even out the load. */
 #define PIECES_A_THREAD 4
 
 typedef struct block {
@@ -131,11 +133,26 @@ static int32_t cut_blocks(block *blocks, const step_rows *rows, int32_t most_tok
     return count;
 }
 
+/* Whether so many pieces as they are keep all threads busy to the end. All pieces of a block are alike. */
+static int are_even(const division *v, int64_t n_pieces)
+{
+    int64_t fair = (int64_t)PIECES_A_THREAD * pool_threads(v->b->pool), all = 0, most = 0;
+    if (n_pieces < fair)
+        return 0;
+    for (int32_t i = 0; i < v->n_blocks; i++) {
+        int32_t first, count;
+        split_range(v, &v->blocks[i], &first, &count);
+        int64_t work = (int64_t)count * v->blocks[i].n_tokens;
+        all += work;
+        most = work > most ? work : most;
+    }
+    return most * fair <= all * (n_pieces / v->n_blocks);
+}
+
 /* Whether the work is to be cut into splits, and if so lays out their sums. */
 static int plan_splits(division *v, int64_t n_pieces)
 {
-    if (!v->b->kernels->attention_combine || pool_threads(v->b->pool) == 1 ||
-        n_pieces >= (int64_t)PIECES_A_THREAD * pool_threads(v->b->pool))
+    if (!v->b->kernels->attention_combine || pool_threads(v->b->pool) == 1 || are_even(v, n_pieces))
         return 0;
     int32_t most_tokens = 0;
     for (int32_t i = 0; i < v->n_blocks; i++) {

@@ -36,7 +36,7 @@ typedef struct attention_state {
     float *values;                      /* [32][stride] of the page, when converted */
     float *scores;                      /* [ATTENTION_QUERIES][32], then weights */
     float *sums;                        /* [ATTENTION_QUERIES][stride] of the split */
-    float *weights; /* [ATTENTION_QUERIES][VF_LANES] sums of weights by lane, of the split */
+    float *weights; /* [ATTENTION_QUERIES][16] sums of weights of the split, token t in sum t % 16 */
     float *total;   /* [ATTENTION_QUERIES][stride + 16] of the splits so far */
     int32_t positions[ATTENTION_QUERIES];
     float largest[ATTENTION_QUERIES];
@@ -47,7 +47,7 @@ static size_t attention_scratch(const kv_layer *l)
 {
     size_t stride = attention_row_floats(l) - 16, key = (size_t)l->key_dim;
     size_t floats = ATTENTION_QUERIES * key + KV_PAGE_TOKENS * key + KV_PAGE_TOKENS * stride +
-                    ATTENTION_QUERIES * (size_t)(KV_PAGE_TOKENS + VF_LANES) +
+                    ATTENTION_QUERIES * (size_t)(KV_PAGE_TOKENS + 16) +
                     ATTENTION_QUERIES * (stride + stride + 16);
     return floats * sizeof(float) + 64;
 }
@@ -66,7 +66,7 @@ static void attention_init(attention_state *s, const attention_piece *p, float *
     s->scores = s->values + KV_PAGE_TOKENS * stride;
     s->sums = s->scores + ATTENTION_QUERIES * KV_PAGE_TOKENS;
     s->weights = s->sums + ATTENTION_QUERIES * stride;
-    s->total = s->weights + ATTENTION_QUERIES * VF_LANES;
+    s->total = s->weights + ATTENTION_QUERIES * 16;
     for (int32_t i = 0; i < s->n_queries; i++) {
         const float *q = p->q + (size_t)(i / p->n_heads) * p->q_stride +
                          (size_t)(i % p->n_heads) * key;
@@ -275,13 +275,16 @@ VF_INLINE void attention_weigh(attention_state *s, int32_t i, int32_t base)
     s->largest[i] = now;
     float factor = before == now ? 1.0f : vf_exp_negative(vf_set(before) - shift)[0];
     s->rescale[i] = factor;
-    vf sum = vf_load(s->weights + i * VF_LANES) * vf_set(factor);
+    vf sums[VF_PARTS];
+    for (int p = 0; p < VF_PARTS; p++)
+        sums[p] = vf_load(s->weights + i * 16 + p * VF_LANES) * vf_set(factor);
     for (int32_t t = 0; t < KV_PAGE_TOKENS; t += VF_LANES) {
         vf w = vf_exp_negative(vf_load(scores + t) - shift);
         vf_store(scores + t, w);
-        sum += w;
+        sums[t / VF_LANES % VF_PARTS] += w;
     }
-    vf_store(s->weights + i * VF_LANES, sum);
+    for (int p = 0; p < VF_PARTS; p++)
+        vf_store(s->weights + i * 16 + p * VF_LANES, sums[p]);
 }
 
 static int attention_tile_count(const attention_state *s, int32_t tile)
@@ -378,7 +381,7 @@ static void attention_split(attention_state *s, int32_t split)
     if (end > last_position / KV_PAGE_TOKENS + 1)
         end = last_position / KV_PAGE_TOKENS + 1;
     memset(s->sums, 0, (size_t)s->n_queries * (size_t)s->stride * sizeof *s->sums);
-    memset(s->weights, 0, (size_t)s->n_queries * VF_LANES * sizeof *s->weights);
+    memset(s->weights, 0, (size_t)s->n_queries * 16 * sizeof *s->weights);
     for (int32_t i = 0; i < s->n_queries; i++)
         s->largest[i] = -__builtin_inff();
     for (int32_t page = first; page < end; page++)
@@ -388,10 +391,14 @@ static void attention_split(attention_state *s, int32_t split)
 /* Room for partials and totals is the same: rows of attention_row_floats. */
 static void attention_add_split(const attention_state *s, float *totals, int first)
 {
-    for (int32_t i = 0; i < s->n_queries; i++)
+    for (int32_t i = 0; i < s->n_queries; i++) {
+        vf weights[VF_PARTS];
+        for (int p = 0; p < VF_PARTS; p++)
+            weights[p] = vf_load(s->weights + i * 16 + p * VF_LANES);
         attention_merge(totals + (size_t)i * ((size_t)s->stride + 16),
-                        s->sums + (size_t)i * (size_t)s->stride, s->largest[i],
-                        vf_sum(vf_load(s->weights + i * VF_LANES)), s->stride, first);
+                        s->sums + (size_t)i * (size_t)s->stride, s->largest[i], vf_sum16(weights),
+                        s->stride, first);
+    }
 }
 
 static void attention_run_piece(const attention_piece *p, void *scratch)

@@ -16,8 +16,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/free_memory.h"
 #include "compute/cpu/cpu_backend.h"
 #include "compute/cpu/quants.h"
+#include "compute/weight_cache.h"
 
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
@@ -85,24 +87,16 @@ static realm_status reserve(uint8_t **memory, size_t *size, size_t bytes, const 
     return REALM_OK;
 }
 
-static uint64_t available_bytes(void)
-{
-    char line[128];
-    unsigned long long kib = 0;
-    FILE *file = fopen("/proc/meminfo", "r");
-    while (file && fgets(line, sizeof line, file) && sscanf(line, "MemAvailable: %llu", &kib) != 1)
-        ;
-    if (file)
-        fclose(file);
-    return (uint64_t)kib * 1024;
-}
-
 static void memory(const backend *b, backend_memory *out)
 {
-    *out = (backend_memory){.total_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) *
-                                           (uint64_t)sysconf(_SC_PAGESIZE),
-                            .free_bytes = available_bytes(),
+    free_memory now;
+    free_memory_read(&now, "");
+    *out = (backend_memory){.total_bytes = now.total_bytes,
+                            .page_bytes = now.free_bytes /
+                                          3, /* weights, activations and others need room too */
+                            .free_bytes = now.free_bytes,
                             .weight_bytes = ((const cpu_backend *)b)->weight_bytes};
+    snprintf(out->bound, sizeof out->bound, "%s", now.bound);
 }
 
 static realm_status tensor_open(backend *backend_, tensor *out, int32_t n_rows, int32_t n_cols,
@@ -151,6 +145,34 @@ static void read_tensor(backend *b, float *to, tensor from)
     memcpy(to, from.data, tensor_bytes(from));
 }
 
+typedef struct read_job {
+    const cpu_kernels *kernels;
+    float *const *to, *const *peaks;
+    tensor from;
+} read_job;
+
+#define READ_COLS 2048 /* an item: these columns of every row */
+
+/* Items go by columns as the product's pieces did, so a thread mostly copies what it computed. */
+static void read_items(void *context, int64_t first, int64_t count, int32_t thread)
+{
+    const read_job *j = context;
+    int32_t n = j->from.n_cols, at = (int32_t)first * READ_COLS,
+            end = at + (int32_t)count * READ_COLS;
+    (void)thread;
+    end = end < n ? end : n;
+    for (int32_t i = 0; i < j->from.n_rows; i++)
+        j->kernels->copy_peaks(j->to[i] + at, j->peaks[i] + at / PEAK_COLS,
+                               j->from.data + (size_t)i * (size_t)n + at, end - at);
+}
+
+static void read_peaks(backend *b, float *const *to, float *const *peaks, tensor from)
+{
+    read_job j = {self(b)->kernels, to, peaks, from};
+    static_assert(READ_COLS % PEAK_COLS == 0, "an item ends with a peak");
+    pool_run(self(b)->pool, read_items, &j, (from.n_cols + READ_COLS - 1) / READ_COLS, 1);
+}
+
 /* ---- weights -------------------------------------------------------------------------------- */
 
 static void weight_close(backend *backend_, weight *w_)
@@ -161,7 +183,7 @@ static void weight_close(backend *backend_, weight *w_)
     self(backend_)->weight_bytes -= w->packed_bytes;
     if (w->packed && w->kernel && w->kernel->unpack)
         w->kernel->unpack(w);
-    else
+    else if (!w->is_kept)
         free(w->packed);
     free(w);
 }
@@ -206,6 +228,39 @@ static void pack_pieces(void *context, int64_t first, int64_t count, int32_t thr
     w->kernel->pack_rows(w, (int32_t)row, (int32_t)(end - row));
 }
 
+static weight_key key_of(const cpu_weight *w, const weight_source *source)
+{
+    return (weight_key){.name = source->name,
+                        .type = w->head.type,
+                        .n_rows = w->head.n_rows,
+                        .n_cols = w->head.n_cols,
+                        .first_row = source->first_row,
+                        .layout = w->kernel->layout,
+                        .size = w->kernel->packed_size(w)};
+}
+
+/* Packs, or takes what was packed before. */
+static realm_status pack_or_find(const cpu_backend *b, cpu_weight *w, const weight_source *source,
+                                 realm_error *error)
+{
+    int keeps = source->cache && w->kernel->layout;
+    weight_key key = keeps ? key_of(w, source) : (weight_key){0};
+    const void *found = keeps ? weight_cache_find(source->cache, &key) : NULL;
+    if (found) {
+        w->packed = (void *)(uintptr_t)found;
+        w->packed_bytes = key.size;
+        w->is_kept = 1;
+        return REALM_OK;
+    }
+    realm_status status = w->kernel->pack(w, error);
+    if (status != REALM_OK)
+        return status;
+    if (w->kernel->pack_rows)
+        pool_run(b->pool, pack_pieces, w, ((int64_t)w->head.n_rows + PIECE_ROWS - 1) / PIECE_ROWS,
+                 1);
+    return keeps ? weight_cache_add(source->cache, &key, w->packed, error) : REALM_OK;
+}
+
 static realm_status choose_kernel(const cpu_backend *b, cpu_weight *w, const weight_source *source,
                                   realm_error *error)
 {
@@ -217,12 +272,9 @@ static realm_status choose_kernel(const cpu_backend *b, cpu_weight *w, const wei
                           source->name, dtype_name(w->head.type));
     if (!w->kernel->pack)
         return REALM_OK;
-    realm_status status = w->kernel->pack(w, error);
+    realm_status status = pack_or_find(b, w, source, error);
     if (status != REALM_OK)
         return realm_fail_in(error, status, "tensor '%s'", source->name);
-    if (w->kernel->pack_rows)
-        pool_run(b->pool, pack_pieces, w, ((int64_t)w->head.n_rows + PIECE_ROWS - 1) / PIECE_ROWS,
-                 1);
     if (w->packed)
         drop_file_pages(source, w->row_bytes * (size_t)w->head.n_rows);
     return REALM_OK;
@@ -367,6 +419,13 @@ static void kv_write(backend *b, kv_store *kv, int32_t layer, tensor k, tensor v
     assert(k.n_cols == j.layer->n_kv_heads * j.layer->key_dim);
     assert(v.n_cols == j.layer->n_kv_heads * j.layer->value_dim);
     run_small_or_shared(j.b, kv_write_rows, &j, k.n_rows, k.n_cols + v.n_cols);
+}
+
+/* ---- lending --------------------------------------------------------------------------------- */
+
+static int lend(backend *b, int (*wanted)(void *context), void *context)
+{
+    return pool_lend(self(b)->pool, wanted, context);
 }
 
 /* ---- steps ---------------------------------------------------------------------------------- */
@@ -639,6 +698,9 @@ typedef struct matmul_job {
     int32_t n_inputs;
     int64_t token_groups; /* of the coarsest token_step: pieces of preparation an input */
     int32_t token_step;
+    int gated; /* the two weights' pieces go together: outs[0] = act(outs[0]) * outs[1] */
+    activation_kind activation;
+    const cpu_kernels *kernels;
 } matmul_job;
 
 static int32_t input_of(const matmul_job *j, const cpu_matmul *kernel)
@@ -682,6 +744,21 @@ static void multiply_rows(const matmul_job *j, int32_t i, int64_t first, int64_t
                        vector_of(bias, w->head.n_rows), row, n_rows);
 }
 
+/* The same pieces of both weights, then what is made of them. */
+static void multiply_gated(void *context, int64_t first, int64_t count, int32_t thread)
+{
+    const matmul_job *j = context;
+    (void)thread;
+    multiply_rows(j, 0, first, count);
+    multiply_rows(j, 1, first, count);
+    int64_t row = first * PIECE_ROWS, n_rows = count * PIECE_ROWS, n = j->ws[0]->n_rows;
+    n_rows = n_rows < n - row ? n_rows : n - row;
+    for (int32_t t = j->first_token; t < j->first_token + j->n_tokens; t++) {
+        float *gate = j->outs[0].data + t * n + row;
+        j->kernels->gated(gate, gate, j->outs[1].data + t * n + row, n_rows, j->activation);
+    }
+}
+
 /* The rows of all the weights are one sequence of pieces. */
 static void multiply_pieces(void *context, int64_t first, int64_t count, int32_t thread)
 {
@@ -716,13 +793,14 @@ static void multiply_tokens(cpu_backend *b, matmul_job *j)
     run_small_or_shared(b, prepare_tokens, j, j->token_groups * j->n_inputs,
                         (int64_t)j->token_step * j->n_cols);
     int64_t pieces = 0;
-    for (int32_t i = 0; i < j->count; i++)
+    for (int32_t i = 0; i < (j->gated ? 1 : j->count); i++)
         pieces += pieces_of(j->ws[i]);
     int64_t grain = pieces / ((int64_t)pool_threads(b->pool) * PIECES_A_THREAD);
+    pool_task task = j->gated ? multiply_gated : multiply_pieces;
     if (pieces * PIECE_ROWS * j->n_cols < SMALL * 4)
-        multiply_pieces(j, 0, pieces, 0);
+        task(j, 0, pieces, 0);
     else
-        pool_run(b->pool, multiply_pieces, j, pieces, grain > 1 ? grain : 1);
+        pool_run(b->pool, task, j, pieces, grain > 1 ? grain : 1);
 }
 
 /* Products of j->ws[from ..] until there is one whose input would be the fourth kind; returns the
@@ -742,6 +820,21 @@ static int32_t collect_inputs(matmul_job *j, int32_t from, int32_t count, const 
     return i;
 }
 
+/* Prepares chunks of x's rows and multiplies them with j's weights. */
+static void multiply_chunks(cpu_backend *b, matmul_job *j, tensor x)
+{
+    int32_t chunk = x.n_rows;
+    while (!lay_out_inputs(b, j, chunk) && chunk > 1)
+        chunk = (chunk + 1) / 2;
+    assert(lay_out_inputs(b, j, chunk));
+    for (int32_t t = 0; t < x.n_rows; t += chunk) {
+        j->first_token = t;
+        j->n_tokens = x.n_rows - t < chunk ? x.n_rows - t : chunk;
+        j->x = x.data + (size_t)t * (size_t)x.n_cols;
+        multiply_tokens(b, j);
+    }
+}
+
 static void matmul(backend *backend_, const tensor *outs, tensor x, const weight *const *ws,
                    const weight *const *biases, int32_t count)
 {
@@ -756,17 +849,29 @@ static void matmul(backend *backend_, const tensor *outs, tensor x, const weight
         j.ws = ws + from;
         j.biases = biases ? biases + from : NULL;
         j.count = next - from;
-        int32_t chunk = x.n_rows;
-        while (!lay_out_inputs(b, &j, chunk) && chunk > 1)
-            chunk = (chunk + 1) / 2;
-        assert(lay_out_inputs(b, &j, chunk));
-        for (int32_t t = 0; t < x.n_rows; t += chunk) {
-            j.first_token = t;
-            j.n_tokens = x.n_rows - t < chunk ? x.n_rows - t : chunk;
-            j.x = x.data + (size_t)t * (size_t)x.n_cols;
-            multiply_tokens(b, &j);
-        }
+        multiply_chunks(b, &j, x);
     }
+}
+
+static void gated_matmul(backend *backend_, tensor out, tensor up, tensor x,
+                         const weight *const ws[2], activation_kind kind)
+{
+    cpu_backend *b = self(backend_);
+    tensor outs[] = {out, up};
+    matmul_job j = {.outs = outs,
+                    .ws = ws,
+                    .count = 2,
+                    .n_cols = x.n_cols,
+                    .token_step = 1,
+                    .gated = 1,
+                    .activation = kind,
+                    .kernels = b->kernels};
+    assert(ws[0]->n_rows == ws[1]->n_rows && out.n_cols == ws[0]->n_rows);
+    assert(ws[0]->n_cols == x.n_cols && ws[1]->n_cols == x.n_cols);
+    assert(out.n_rows == x.n_rows && up.n_rows == x.n_rows && up.n_cols == out.n_cols);
+    collect_inputs(&j, 0, 2, ws); /* two weights, so at most two kinds of input */
+    if (x.n_rows > 0)
+        multiply_chunks(b, &j, x);
 }
 
 /* ---- opening -------------------------------------------------------------------------------- */
@@ -807,10 +912,12 @@ static const backend_table table = {
     .tensor_close = tensor_close,
     .write = write_tensor,
     .read = read_tensor,
+    .read_peaks = read_peaks,
     .kv_open = kv_open,
     .kv_close = kv_close,
     .kv_copy_page = kv_copy_page,
     .kv_read = kv_read,
+    .lend = lend,
     .begin = begin,
     .end = end,
     .embed = embed,
@@ -820,6 +927,7 @@ static const backend_table table = {
     .kv_write = kv_write,
     .attention = attention_run,
     .gated = gated,
+    .gated_matmul = gated_matmul,
     .add = add,
     .soft_cap = soft_cap,
     .gather = gather,

@@ -65,6 +65,8 @@ typedef struct cpu_kernels {
     void (*gated)(float *out, const float *gate, const float *up, int64_t n, activation_kind kind);
     void (*add)(float *out, const float *x, const float *y, int64_t n, float scale);
     void (*soft_cap)(float *x, int64_t n, float cap);
+    /* Copies, and peaks [peaks_count(n)] as read_peaks has them. */
+    void (*copy_peaks)(float *to, float *peaks, const float *from, int32_t n);
     /* One token's heads; cosines and sines [n_rot / 2], magnitude included. */
     void (*rotate)(float *x, int32_t n_heads, int32_t head_dim, const rope *r, const float *cosines,
                    const float *sines);

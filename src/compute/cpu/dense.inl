@@ -2,234 +2,299 @@
  * set. Included by isa_<name>.c, after dequantize.inl.
  *
  * The kernel of F32, F16 and BF16 weights, of quantized types that have none of their own, and of
- * everything when a backend is opened with options.exact. A lane is a weight row: 2 * VF_LANES rows
- * by 256 columns are unpacked to floats, transposed into a panel [column][row] that fits the
- * first-level cache, and then multiplied with all tokens, TOKEN_TILE at a time, each a broadcast.
- * So the file's bytes are read once whatever the number of tokens, in place: nothing is packed and
- * loading costs nothing. Unpacking costs less than a cycle a weight, under what memory takes to
- * bring it, so the same code serves one token.
+ * everything when a backend is opened with options.exact. Lanes are columns: weights are used where
+ * and as the file has them, a row beside a row, so nothing is packed and loading costs nothing.
+ * ROW_TILE rows meet TOKEN_TILE tokens in registers; sixteen columns of each are loaded once for
+ * all of their products. F16 and BF16 are converted on the way, each time anew: that costs less than going
+ * through memory once more. Quantized types are unpacked to floats first, PANEL_ROWS rows of
+ * BLOCK_COLS columns at a time, which stay in the second-level cache.
  *
- * A result is ((sum of columns 0..255) + (sum of 256..511) + ...) + bias, each sum a chain of fused
- * multiply-adds by ascending column: the same for any number of tokens, any rows. Blocks of 256
- * also keep the rounding error of long rows down. */
+ * A result is ((sum of the first BLOCK_COLS columns) + (sum of the next) + ...) + bias. Each sum is
+ * sixteen chains of fused multiply-adds by ascending column, column c in chain c % 16, then the
+ * upper half of the chains onto the lower until one is left: the same bits for any number of
+ * tokens, any rows, and on every set that has fused multiply-adds. */
 
-#define BLOCK_COLS 256
-#define BLOCK_ROWS (2 * VF_LANES)
+#define BLOCK_COLS 1024
+#define PANEL_ROWS 32
+/* Tokens whose BLOCK_COLS columns take half of a usual second-level cache of 1 MB. */
+#define MANY_TOKENS 128
+/* Rows of a panel lie a line further apart than they are long: at powers of two they would push
+ * each other out of the cache. */
+#define PANEL_STRIDE (BLOCK_COLS + 16)
 
-/* Tokens that two vectors of rows are multiplied with at once: as many sums as registers allow. */
-#if VF_LANES == 16
-#define TOKEN_TILE 12
-#elif VF_LANES == 8
+/* ROW_TILE * TOKEN_TILE vectors of sums, a tile's columns and a row's fit the 32 or 16 registers.
+ * Narrow vectors walk a block once for each part of the sixteen lanes. */
+#define ROW_TILE 4
+#if defined(__AVX512F__) || defined(__aarch64__)
 #define TOKEN_TILE 6
-#elif defined(__aarch64__)
-#define TOKEN_TILE 8
 #else
-#define TOKEN_TILE 4
+#define TOKEN_TILE 3
 #endif
 
-/* ---- weights to panels ----------------------------------------------------------------------- */
+#define UNROLL _Pragma("GCC unroll 8")
 
-/* r[i] lane j -> r[j] lane i */
+/* ---- one tile -------------------------------------------------------------------------------- */
+
+typedef struct dense_tile {
+    const uint8_t *rows; /* the first row's first column of the block */
+    size_t row_bytes;
+    /* The columns to be needed next, which the prefetcher is told of: as rows, in the file's
+     * elements. NULL: none. */
+    const uint8_t *ahead;
+    size_t ahead_row_bytes, ahead_element;
+    int32_t n_rows;       /* that exist, up to ROW_TILE */
+    int32_t count;        /* columns */
+    const float *x;       /* [count / 16][width][16], then [width][count % 16] */
+    float *out;           /* the first token's first row */
+    size_t out_stride;
+    int first;         /* the first columns: out holds nothing yet */
+    const float *bias; /* of the rows; only with the last columns */
+} dense_tile;
+
+/* Bytes of an element of a float type. */
+VF_INLINE size_t dense_element(uint32_t type)
+{
+    return type == DTYPE_F32 ? 4 : 2;
+}
+
+VF_INLINE vf dense_load(const uint8_t *row, int32_t c, uint32_t type)
+{
+    const void *at = row + (size_t)c * dense_element(type);
+    return type == DTYPE_F32   ? vf_load(at)
+           : type == DTYPE_F16 ? vf_load_f16(at)
+                               : vf_load_bf16(at);
+}
+
+/* The first n columns (0 to VF_LANES, or beyond) from c on, the rest zero. */
+VF_INLINE vf dense_load_part(const uint8_t *row, int32_t c, int32_t n, uint32_t type)
+{
+    float columns[VF_LANES] = {0};
+    size_t element = dense_element(type);
+    n = n < 0 ? 0 : n < VF_LANES ? n : VF_LANES;
+    memcpy(columns, row + (size_t)c * element, (size_t)n * element);
+    return dense_load((const uint8_t *)columns, 0, type);
+}
+
+/* sums[i] = the sixteen lanes of row i. */
+VF_INLINE void dense_sums(float sums[ROW_TILE], const vf lanes[ROW_TILE][VF_PARTS])
+{
 #if VF_LANES == 16
-VF_INLINE void dense_transpose(vf r[VF_LANES])
-{
-    __m512 a[16];
-    for (int i = 0; i < 16; i += 4) {
-        __m512 t0 = _mm512_unpacklo_ps(r[i], r[i + 1]), t1 = _mm512_unpackhi_ps(r[i], r[i + 1]);
-        __m512 t2 = _mm512_unpacklo_ps(r[i + 2], r[i + 3]);
-        __m512 t3 = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
-        a[i] = _mm512_shuffle_ps(t0, t2, 0x44);
-        a[i + 1] = _mm512_shuffle_ps(t0, t2, 0xEE);
-        a[i + 2] = _mm512_shuffle_ps(t1, t3, 0x44);
-        a[i + 3] = _mm512_shuffle_ps(t1, t3, 0xEE);
-    }
-    /* a[4g + j] holds, in quarter q, column 4q + j of rows 4g .. 4g+3. */
-    for (int j = 0; j < 4; j++) {
-        __m512 t0 = _mm512_shuffle_f32x4(a[j], a[4 + j], 0x88);
-        __m512 t1 = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0x88);
-        __m512 t2 = _mm512_shuffle_f32x4(a[j], a[4 + j], 0xDD);
-        __m512 t3 = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0xDD);
-        r[j] = _mm512_shuffle_f32x4(t0, t1, 0x88);
-        r[8 + j] = _mm512_shuffle_f32x4(t0, t1, 0xDD);
-        r[4 + j] = _mm512_shuffle_f32x4(t2, t3, 0x88);
-        r[12 + j] = _mm512_shuffle_f32x4(t2, t3, 0xDD);
-    }
-}
+    /* Four at once, each step as vf_sum's. */
+    __m512 a = lanes[0][0], b = lanes[1][0], c = lanes[2][0], d = lanes[3][0];
+    a = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xEE);
+    c = _mm512_shuffle_f32x4(c, d, 0x44) + _mm512_shuffle_f32x4(c, d, 0xEE);
+    a = _mm512_shuffle_f32x4(a, c, 0x88) + _mm512_shuffle_f32x4(a, c, 0xDD);
+    a = a + _mm512_permute_ps(a, 0x4E);
+    a = a + _mm512_permute_ps(a, 0xB1);
+    _mm_storeu_ps(sums, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, a)));
 #elif VF_LANES == 8
-VF_INLINE void dense_transpose(vf r[VF_LANES])
-{
-    __m256 a[8];
-    for (int i = 0; i < 8; i += 4) {
-        __m256 t0 = _mm256_unpacklo_ps(r[i], r[i + 1]), t1 = _mm256_unpackhi_ps(r[i], r[i + 1]);
-        __m256 t2 = _mm256_unpacklo_ps(r[i + 2], r[i + 3]);
-        __m256 t3 = _mm256_unpackhi_ps(r[i + 2], r[i + 3]);
-        a[i] = _mm256_shuffle_ps(t0, t2, 0x44);
-        a[i + 1] = _mm256_shuffle_ps(t0, t2, 0xEE);
-        a[i + 2] = _mm256_shuffle_ps(t1, t3, 0x44);
-        a[i + 3] = _mm256_shuffle_ps(t1, t3, 0xEE);
+    for (int i = 0; i < ROW_TILE; i += 2) { /* two at once */
+        __m256 a = lanes[i][0] + lanes[i][1], b = lanes[i + 1][0] + lanes[i + 1][1];
+        a = _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31);
+        a = a + _mm256_permute_ps(a, 0x4E);
+        a = a + _mm256_permute_ps(a, 0xB1);
+        sums[i] = a[0];
+        sums[i + 1] = a[4];
     }
-    for (int j = 0; j < 4; j++) {
-        r[j] = _mm256_permute2f128_ps(a[j], a[4 + j], 0x20);
-        r[4 + j] = _mm256_permute2f128_ps(a[j], a[4 + j], 0x31);
-    }
-}
 #else
-VF_INLINE void dense_transpose(vf r[VF_LANES])
-{
-    vf t0 = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
-    vf t1 = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
-    vf t2 = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
-    vf t3 = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
-    r[0] = __builtin_shufflevector(t0, t2, 0, 1, 4, 5);
-    r[1] = __builtin_shufflevector(t0, t2, 2, 3, 6, 7);
-    r[2] = __builtin_shufflevector(t1, t3, 0, 1, 4, 5);
-    r[3] = __builtin_shufflevector(t1, t3, 2, 3, 6, 7);
-}
+    for (int i = 0; i < ROW_TILE; i++)
+        sums[i] = vf_sum16(lanes[i]);
 #endif
+}
 
-/* VF_LANES rows (n of them real, the rest zero), row_bytes apart, count columns -> columns of
- * panel. count is a multiple of VF_LANES. Short pieces of many rows are no pattern for the processor's own
- * prefetcher: ahead is where the next panel begins. */
-VF_INLINE void dense_panel_rows(float *panel, const uint8_t *rows, const uint8_t *ahead,
-                                size_t row_bytes, int n, int32_t count, uint32_t type)
+typedef float row_sums __attribute__((vector_size(ROW_TILE * 4), aligned(4), may_alias));
+
+VF_INLINE void dense_finish(const dense_tile *d, int token, const vf lanes[ROW_TILE][VF_PARTS])
 {
-    size_t element = type == DTYPE_F32 ? 4 : 2;
-    for (int32_t c = 0; c < count; c += VF_LANES) {
-        vf r[VF_LANES];
-        for (int i = 0; i < VF_LANES; i++) {
-            size_t offset = (size_t)(i < n ? i : 0) * row_bytes + (size_t)c * element;
-            const void *at = rows + offset;
-            if ((size_t)c * element % 64 == 0)
-                __builtin_prefetch(ahead + offset);
-            r[i] = type == DTYPE_F32   ? vf_load(at)
-                   : type == DTYPE_F16 ? vf_load_f16(at)
-                                       : vf_load_bf16(at);
-        }
-        for (int i = n; i < VF_LANES; i++)
-            r[i] = vf_set(0);
-        dense_transpose(r);
-        for (int i = 0; i < VF_LANES; i++)
-            vf_store(panel + (c + i) * BLOCK_ROWS, r[i]);
+    _Alignas(16) float sums[ROW_TILE];
+    float *out = d->out + (size_t)token * d->out_stride;
+    dense_sums(sums, lanes);
+    if (d->n_rows == ROW_TILE) {
+        row_sums all = *(row_sums *)sums;
+        if (!d->first)
+            all = *(row_sums *)out + all;
+        if (d->bias)
+            all = all + *(const row_sums *)d->bias;
+        *(row_sums *)out = all;
+        return;
+    }
+    for (int i = 0; i < d->n_rows; i++) {
+        float sum = d->first ? sums[i] : out[i] + sums[i];
+        out[i] = d->bias ? sum + d->bias[i] : sum;
     }
 }
 
-static void dense_panel_any(float *panel, const uint8_t *rows, size_t row_bytes, int n,
-                            int32_t count, uint32_t type)
-{
-    float values[VF_LANES][BLOCK_COLS];
-    int32_t padded = (count + VF_LANES - 1) / VF_LANES * VF_LANES;
-    for (int i = 0; i < n; i++) {
-        dequantize(type, values[i], rows + (size_t)i * row_bytes, count);
-        for (int32_t c = count; c < padded; c++)
-            values[i][c] = 0;
-    }
-    const uint8_t *from = (const uint8_t *)values;
-    dense_panel_rows(panel, from, from, sizeof values[0], n, padded, DTYPE_F32);
-}
-
-/* Rows row .. row+n-1 (n <= BLOCK_ROWS), columns c .. c+count-1 of w. */
-static void dense_panel(float *panel, const cpu_weight *w, int32_t row, int32_t n, int32_t c,
-                        int32_t count)
-{
-    uint32_t type = w->head.type;
-    for (int32_t half = 0; half < BLOCK_ROWS && half < n; half += VF_LANES) {
-        const uint8_t *rows = w->data + (size_t)(row + half) * w->row_bytes +
-                              dtype_row_bytes(type, (uint64_t)c);
-        int real = n - half < VF_LANES ? n - half : VF_LANES;
-        const uint8_t *ahead = c + count < w->head.n_cols
-                                   ? rows + dtype_row_bytes(type, (uint64_t)count)
-                                   : rows - dtype_row_bytes(type, (uint64_t)c) +
-                                         BLOCK_ROWS * w->row_bytes;
-        if (count % VF_LANES)
-            dense_panel_any(panel + half, rows, w->row_bytes, real, count, type);
-        else if (type == DTYPE_F32)
-            dense_panel_rows(panel + half, rows, ahead, w->row_bytes, real, count, DTYPE_F32);
-        else if (type == DTYPE_F16)
-            dense_panel_rows(panel + half, rows, ahead, w->row_bytes, real, count, DTYPE_F16);
-        else if (type == DTYPE_BF16)
-            dense_panel_rows(panel + half, rows, ahead, w->row_bytes, real, count, DTYPE_BF16);
-        else
-            dense_panel_any(panel + half, rows, w->row_bytes, real, count, type);
-    }
-}
-
-/* ---- tokens times panel ---------------------------------------------------------------------- */
-
-typedef struct dense_out {
-    float *at; /* first token, first row of the block */
-    size_t stride;
-    int32_t n_rows;    /* of the block that exist */
-    int first;         /* the first columns: at holds nothing yet */
-    const float *bias; /* of the block's rows; only with the last columns */
-} dense_out;
-
-VF_INLINE void dense_finish(const dense_out *o, int32_t token, int32_t row, vf sum)
-{
-    float *at = o->at + (size_t)token * o->stride + row;
-    int32_t n = o->n_rows - row;
-    if (n >= VF_LANES) {
-        if (!o->first)
-            sum = vf_load(at) + sum;
-        if (o->bias)
-            sum = sum + vf_load(o->bias + row);
-        vf_store(at, sum);
-    } else if (n > 0) {
-        if (!o->first)
-            sum = vf_load_part(at, n) + sum;
-        if (o->bias)
-            sum = sum + vf_load_part(o->bias + row, n);
-        vf_store_part(at, sum, n);
-    }
-}
-
-/* n tokens, interleaved in x, times both halves of a panel. */
-VF_INLINE void dense_tile(const dense_out *o, const float *panel, const float *x, int32_t count,
+/* One part of the lanes of n tokens times ROW_TILE rows; type, part and n are constants. */
+VF_INLINE void dense_part(vf all[TOKEN_TILE][ROW_TILE][VF_PARTS], const dense_tile *d,
+                          const uint8_t *const rows[ROW_TILE], uint32_t type, const int part,
                           const int n)
 {
-    vf low[TOKEN_TILE], high[TOKEN_TILE];
-    for (int i = 0; i < n; i++)
-        low[i] = high[i] = vf_set(0);
-    for (int32_t c = 0; c < count; c++) {
-        vf a = vf_load(panel + c * BLOCK_ROWS), b = vf_load(panel + c * BLOCK_ROWS + VF_LANES);
-        for (int i = 0; i < n; i++) {
-            vf value = vf_set(x[c * n + i]);
-            low[i] = vf_fma(a, value, low[i]);
-            high[i] = vf_fma(b, value, high[i]);
+    vf sums[TOKEN_TILE][ROW_TILE];
+    UNROLL
+    for (int t = 0; t < n; t++) {
+        UNROLL
+        for (int i = 0; i < ROW_TILE; i++)
+            sums[t][i] = vf_set(0);
+    }
+    const float *x = d->x + part * VF_LANES;
+    for (int32_t c = 0; c + 16 <= d->count; c += 16, x += 16 * n) {
+        size_t offset = (size_t)c * d->ahead_element;
+        if (part == 0 && d->ahead && offset % 64 == 0) {
+            UNROLL
+            for (int i = 0; i < ROW_TILE; i++)
+                __builtin_prefetch(d->ahead + (size_t)i * d->ahead_row_bytes + offset, 0, 2);
+        }
+        vf columns[TOKEN_TILE];
+        UNROLL
+        for (int t = 0; t < n; t++)
+            columns[t] = vf_load(x + 16 * t);
+        UNROLL
+        for (int i = 0; i < ROW_TILE; i++) {
+            vf w = dense_load(rows[i], c + part * VF_LANES, type);
+            UNROLL
+            for (int t = 0; t < n; t++)
+                sums[t][i] = vf_fma(w, columns[t], sums[t][i]);
         }
     }
-    for (int i = 0; i < n; i++) {
-        dense_finish(o, i, 0, low[i]);
-        dense_finish(o, i, VF_LANES, high[i]);
+    UNROLL
+    for (int t = 0; t < n; t++) {
+        UNROLL
+        for (int i = 0; i < ROW_TILE; i++)
+            all[t][i][part] = sums[t][i];
     }
 }
 
-static void dense_tile_of(const dense_out *o, const float *panel, const float *x, int32_t count,
-                          int n)
+/* The columns after the last whole sixteen: of rows that are not a multiple of that. */
+static void dense_rest(vf sums[TOKEN_TILE][ROW_TILE][VF_PARTS], const dense_tile *d,
+                       const uint8_t *const rows[ROW_TILE], uint32_t type, int n)
+{
+    int32_t c = d->count / 16 * 16, rest = d->count - c;
+    const float *x = d->x + (size_t)c * (size_t)n;
+    for (int p = 0; p < VF_PARTS; p++) {
+        int32_t left = rest - p * VF_LANES;
+        for (int t = 0; t < n; t++) {
+            vf column = dense_load_part((const uint8_t *)(x + t * rest), p * VF_LANES, left,
+                                        DTYPE_F32);
+            for (int i = 0; i < ROW_TILE; i++)
+                sums[t][i][p] = vf_fma(dense_load_part(rows[i], c + p * VF_LANES, left, type),
+                                       column, sums[t][i][p]);
+        }
+    }
+}
+
+/* n tokens times ROW_TILE rows; type and n are constants. */
+VF_INLINE void dense_multiply(const dense_tile *d, uint32_t type, const int n)
+{
+    const uint8_t *rows[ROW_TILE];
+    vf sums[TOKEN_TILE][ROW_TILE][VF_PARTS];
+    UNROLL
+    for (int i = 0; i < ROW_TILE; i++)
+        rows[i] = d->rows + (size_t)(i < d->n_rows ? i : 0) * d->row_bytes;
+    UNROLL
+    for (int p = 0; p < VF_PARTS; p++)
+        dense_part(sums, d, rows, type, p, n);
+    if (d->count % 16) { /* a copy, so that without a rest the sums never leave the registers */
+        vf more[TOKEN_TILE][ROW_TILE][VF_PARTS];
+        memcpy(more, sums, sizeof more);
+        dense_rest(more, d, rows, type, n);
+        for (int t = 0; t < n; t++)
+            dense_finish(d, t, more[t]);
+        return;
+    }
+    UNROLL
+    for (int t = 0; t < n; t++)
+        dense_finish(d, t, sums[t]);
+}
+
+VF_INLINE void dense_multiply_type(const dense_tile *d, uint32_t type, int n)
 {
     switch (n) {
-    case 1: dense_tile(o, panel, x, count, 1); break;
-    case 2: dense_tile(o, panel, x, count, 2); break;
-    case 3: dense_tile(o, panel, x, count, 3); break;
-    case 4: dense_tile(o, panel, x, count, 4); break;
-#if TOKEN_TILE > 4
-    case 5: dense_tile(o, panel, x, count, 5); break;
-    case 6: dense_tile(o, panel, x, count, 6); break;
-#endif
-#if TOKEN_TILE > 6
-    case 7: dense_tile(o, panel, x, count, 7); break;
-    case 8: dense_tile(o, panel, x, count, 8); break;
-#endif
-#if TOKEN_TILE > 8
-    case 9: dense_tile(o, panel, x, count, 9); break;
-    case 10: dense_tile(o, panel, x, count, 10); break;
-    case 11: dense_tile(o, panel, x, count, 11); break;
-    case 12: dense_tile(o, panel, x, count, 12); break;
+    case 1: dense_multiply(d, type, 1); break;
+    case 2: dense_multiply(d, type, 2); break;
+    case 3: dense_multiply(d, type, 3); break;
+#if TOKEN_TILE > 3
+    case 4: dense_multiply(d, type, 4); break;
+    case 5: dense_multiply(d, type, 5); break;
+    case 6: dense_multiply(d, type, 6); break;
 #endif
     default: break;
     }
 }
 
+static void dense_multiply_f32(const dense_tile *d, int n)
+{
+    dense_multiply_type(d, DTYPE_F32, n);
+}
+
+static void dense_multiply_f16(const dense_tile *d, int n)
+{
+    dense_multiply_type(d, DTYPE_F16, n);
+}
+
+static void dense_multiply_bf16(const dense_tile *d, int n)
+{
+    dense_multiply_type(d, DTYPE_BF16, n);
+}
+
+/* ---- tokens ---------------------------------------------------------------------------------- */
+
+/* Tokens in as few tiles as hold them, as even as can be: the first ones have one more. */
+typedef struct dense_tiles {
+    int32_t count, width, wider; /* the first `wider` tiles have width + 1 */
+} dense_tiles;
+
+static dense_tiles dense_tiles_of(int32_t n_tokens)
+{
+    int32_t count = (n_tokens + TOKEN_TILE - 1) / TOKEN_TILE;
+    return (dense_tiles){count, n_tokens / count, n_tokens % count};
+}
+
+static int32_t dense_tile_first(dense_tiles s, int32_t tile)
+{
+    return tile * s.width + (tile < s.wider ? tile : s.wider);
+}
+
+static int32_t dense_tile_width(dense_tiles s, int32_t tile)
+{
+    return s.width + (tile < s.wider);
+}
+
+static int32_t dense_tile_holding(dense_tiles s, int32_t token)
+{
+    int32_t in_wider = s.wider * (s.width + 1);
+    return token < in_wider ? token / (s.width + 1) : s.wider + (token - in_wider) / s.width;
+}
+
+static size_t dense_input_bytes(int32_t n_tokens, int32_t n_cols)
+{
+    return (size_t)n_tokens * (size_t)n_cols * sizeof(float);
+}
+
+/* Tiles one after the other, sixteen columns of each of a tile's tokens side by side: what a tile
+ * needs next is always next in memory. */
+static void dense_prepare(void *prepared, const float *x, int32_t first_token, int32_t count,
+                          int32_t n_tokens, int32_t n_cols)
+{
+    dense_tiles tiles = dense_tiles_of(n_tokens);
+    for (int32_t t = first_token; t < first_token + count; t++) {
+        int32_t tile = dense_tile_holding(tiles, t), first = dense_tile_first(tiles, tile);
+        size_t width = (size_t)dense_tile_width(tiles, tile), in_tile = (size_t)(t - first);
+        float *to = (float *)prepared + (size_t)first * (size_t)n_cols;
+        const float *from = x + (size_t)t * (size_t)n_cols;
+        int32_t c = 0;
+        for (; c + 16 <= n_cols; c += 16)
+            memcpy(to + (size_t)c * width + 16 * in_tile, from + c, 16 * sizeof *to);
+        size_t rest = (size_t)(n_cols - c);
+        memcpy(to + (size_t)c * width + rest * in_tile, from + c, rest * sizeof *to);
+    }
+}
+
 /* ---- the kernel ------------------------------------------------------------------------------ */
+
+static int dense_is_float(uint32_t type)
+{
+    return type == DTYPE_F32 || type == DTYPE_F16 || type == DTYPE_BF16;
+}
 
 static int dense_accepts(uint32_t type, int32_t n_rows, int32_t n_cols)
 {
@@ -238,28 +303,107 @@ static int dense_accepts(uint32_t type, int32_t n_rows, int32_t n_cols)
     return quants_is_weight(type);
 }
 
-static size_t dense_input_bytes(int32_t n_tokens, int32_t n_cols)
+/* What product is called with, for the functions below. */
+typedef struct dense_job {
+    const cpu_weight *w;
+    const float *x;
+    dense_tiles tiles;
+    float *out;
+    size_t out_stride;
+    const float *bias;
+} dense_job;
+
+/* What all tiles of a row's columns c .. c+count-1 share. */
+static dense_tile dense_tile_at(const dense_job *j, int32_t row, int32_t n_rows, int32_t c,
+                                int32_t count)
 {
-    return (size_t)n_tokens * (size_t)n_cols * sizeof(float);
+    return (dense_tile){.n_rows = n_rows < ROW_TILE ? n_rows : ROW_TILE,
+                        .count = count,
+                        .out_stride = j->out_stride,
+                        .first = c == 0,
+                        .bias = j->bias && c + count == j->w->head.n_cols ? j->bias + row : NULL};
 }
 
-static int32_t dense_width(int32_t tile, int32_t n_tokens)
+/* Points d at tile number t of the tokens; returns how many they are. */
+static int32_t dense_take_tokens(const dense_job *j, dense_tile *d, int32_t row, int32_t c,
+                                 int32_t t)
 {
-    int32_t left = n_tokens - tile * TOKEN_TILE;
-    return left < TOKEN_TILE ? left : TOKEN_TILE;
+    int32_t first = dense_tile_first(j->tiles, t), width = dense_tile_width(j->tiles, t);
+    d->x = j->x + (size_t)first * (size_t)j->w->head.n_cols + (size_t)c * (size_t)width;
+    d->out = j->out + (size_t)first * j->out_stride + row;
+    return width;
 }
 
-/* Tiles of tokens interleaved by column, [tile][n_cols][width]: a panel's column meets neighbours,
- * where rows a power of two apart would push each other out of the cache. */
-static void dense_prepare(void *prepared, const float *x, int32_t first_token, int32_t count,
-                          int32_t n_tokens, int32_t n_cols)
+/* What comes after row's columns before c when n_rows rows are walked block by block. */
+static void dense_look_ahead(dense_tile *d, const cpu_weight *w, int32_t row, int32_t n_rows,
+                             int32_t c)
 {
-    for (int32_t t = first_token; t < first_token + count; t++) {
-        int32_t tile = t / TOKEN_TILE, width = dense_width(tile, n_tokens);
-        float *to = (float *)prepared + (size_t)tile * TOKEN_TILE * (size_t)n_cols + t % TOKEN_TILE;
-        const float *from = x + (size_t)t * (size_t)n_cols;
-        for (int32_t c = 0; c < n_cols; c++)
-            to[(size_t)c * (size_t)width] = from[c];
+    d->ahead_element = dense_element(w->head.type);
+    d->ahead_row_bytes = w->row_bytes;
+    d->ahead = w->data + (size_t)row * w->row_bytes;
+    d->ahead += c < w->head.n_cols ? (size_t)c * d->ahead_element : (size_t)n_rows * w->row_bytes;
+}
+
+/* Tile t of the tokens times up to ROW_TILE rows of a float type, columns c .. c+count-1. */
+static void dense_in_place(const dense_job *j, int32_t row, int32_t n_rows, int32_t c,
+                           int32_t count, int32_t t, int32_t rows_ahead)
+{
+    const cpu_weight *w = j->w;
+    dense_tile d = dense_tile_at(j, row, n_rows, c, count);
+    int32_t n = dense_take_tokens(j, &d, row, c, t);
+    d.rows = w->data + (size_t)row * w->row_bytes + (size_t)c * dense_element(w->head.type);
+    d.row_bytes = w->row_bytes;
+    if (t == 0)
+        dense_look_ahead(&d, w, row, rows_ahead, c + count);
+    if (w->head.type == DTYPE_F32)
+        dense_multiply_f32(&d, n);
+    else if (w->head.type == DTYPE_F16)
+        dense_multiply_f16(&d, n);
+    else
+        dense_multiply_bf16(&d, n);
+}
+
+/* Rows first .. end-1 of a float type. With few tokens, whose columns all fit the second-level
+ * cache, rows are walked from end to end, as memory likes it; with many a tile of tokens stays in
+ * the first-level cache while some rows' block comes from the second. */
+static void dense_floats(const dense_job *j, int32_t first, int32_t end)
+{
+    int32_t n_cols = j->w->head.n_cols, tiles = j->tiles.count;
+    int many = tiles * TOKEN_TILE > MANY_TOKENS;
+    int32_t step = many ? PANEL_ROWS : ROW_TILE;
+    for (int32_t top = first; top < end; top += step)
+        for (int32_t c = 0; c < n_cols; c += BLOCK_COLS) {
+            int32_t count = n_cols - c < BLOCK_COLS ? n_cols - c : BLOCK_COLS;
+            int32_t bottom = end - top < step ? end : top + step;
+            for (int32_t t = 0; t < tiles; t++)
+                for (int32_t row = top; row < bottom; row += ROW_TILE)
+                    dense_in_place(j, row, bottom - row, c, count, t, step);
+        }
+}
+
+/* Rows first .. end-1 of a quantized type, unpacked panel by panel into the second-level cache. */
+static void dense_quantized(const dense_job *j, int32_t first, int32_t end)
+{
+    _Alignas(64) float panel[PANEL_ROWS * PANEL_STRIDE];
+    const cpu_weight *w = j->w;
+    int32_t n_cols = w->head.n_cols;
+    for (int32_t top = first; top < end; top += PANEL_ROWS) {
+        int32_t n_rows = end - top < PANEL_ROWS ? end - top : PANEL_ROWS;
+        for (int32_t c = 0; c < n_cols; c += BLOCK_COLS) {
+            int32_t count = n_cols - c < BLOCK_COLS ? n_cols - c : BLOCK_COLS;
+            const uint8_t *from = w->data + (size_t)top * w->row_bytes +
+                                  dtype_row_bytes(w->head.type, (uint64_t)c);
+            for (int32_t r = 0; r < n_rows; r++)
+                dequantize(w->head.type, panel + r * PANEL_STRIDE,
+                           from + (size_t)r * w->row_bytes, count);
+            for (int32_t t = 0; t < j->tiles.count; t++)
+                for (int32_t r = 0; r < n_rows; r += ROW_TILE) {
+                    dense_tile d = dense_tile_at(j, top + r, n_rows - r, c, count);
+                    d.rows = (const uint8_t *)(panel + (size_t)r * PANEL_STRIDE);
+                    d.row_bytes = PANEL_STRIDE * sizeof *panel;
+                    dense_multiply_f32(&d, dense_take_tokens(j, &d, top + r, c, t));
+                }
+        }
     }
 }
 
@@ -267,23 +411,9 @@ static void dense_product(const cpu_weight *w, const void *prepared, int32_t n_t
                           int32_t out_stride, const float *bias, int32_t first_row,
                           int32_t row_count)
 {
-    _Alignas(64) float panel[BLOCK_COLS * BLOCK_ROWS];
-    const float *x = prepared;
-    int32_t n_cols = w->head.n_cols, end = first_row + row_count;
-    for (int32_t row = first_row; row < end; row += BLOCK_ROWS) {
-        dense_out o = {.stride = (size_t)out_stride,
-                       .n_rows = end - row < BLOCK_ROWS ? end - row : BLOCK_ROWS};
-        for (int32_t c = 0; c < n_cols; c += BLOCK_COLS) {
-            int32_t count = n_cols - c < BLOCK_COLS ? n_cols - c : BLOCK_COLS;
-            dense_panel(panel, w, row, o.n_rows, c, count);
-            o.first = c == 0;
-            o.bias = bias && c + count == n_cols ? bias + row : NULL;
-            for (int32_t t = 0; t < n_tokens; t += TOKEN_TILE) {
-                int32_t width = dense_width(t / TOKEN_TILE, n_tokens);
-                o.at = out + (size_t)t * (size_t)out_stride + row;
-                dense_tile_of(&o, panel, x + (size_t)t * (size_t)n_cols + (size_t)c * (size_t)width,
-                              count, width);
-            }
-        }
-    }
+    dense_job j = {w, prepared, dense_tiles_of(n_tokens), out, (size_t)out_stride, bias};
+    if (dense_is_float(w->head.type))
+        dense_floats(&j, first_row, first_row + row_count);
+    else
+        dense_quantized(&j, first_row, first_row + row_count);
 }

@@ -15,7 +15,10 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     set_source_files_properties(cpu/matmul_avx512.c PROPERTIES COMPILE_OPTIONS
         "-mavx2;-mfma;-mf16c;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mprefer-vector-width=512;${matmul_optimize}")
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
-    list(APPEND compute_sources cpu/matmul_neon.c)
-    set_source_files_properties(cpu/matmul_neon.c PROPERTIES COMPILE_OPTIONS
+    list(APPEND compute_sources cpu/matmul_neon.c cpu/matmul_neon_dot.c cpu/matmul_neon_i8mm.c)
+    set_source_files_properties(cpu/matmul_neon.c PROPERTIES COMPILE_OPTIONS "${matmul_optimize}")
+    set_source_files_properties(cpu/matmul_neon_dot.c PROPERTIES COMPILE_OPTIONS
         "-march=armv8.2-a+dotprod;${matmul_optimize}")
+    set_source_files_properties(cpu/matmul_neon_i8mm.c PROPERTIES COMPILE_OPTIONS
+        "-march=armv8.2-a+dotprod+i8mm;${matmul_optimize}")
 endif()

@@ -28,6 +28,7 @@ typedef struct cpu_weight {
     size_t row_bytes;
     void *packed;        /* the kernel's own layout, or NULL: it reads data. Owned */
     size_t packed_bytes; /* counted in backend_memory */
+    int is_kept;         /* 1: packed is the weight_cache's, read-only, not owned */
     const cpu_matmul *kernel;
 } cpu_weight;
 
@@ -45,6 +46,11 @@ struct cpu_matmul {
     /* Fills what is first_row .. first_row+row_count-1's of the packed form, from w->data. Ranges as
      * product's, each row once, on several pool threads. NULL: pack did it. */
     void (*pack_rows)(const cpu_weight *w, int32_t first_row, int32_t row_count);
+
+    /* What packing makes, so that it can be kept in a file: the layout's number (weight_cache.h) and
+     * the bytes it will take. 0: it is not to be kept; needs pack_rows. */
+    uint32_t layout;
+    size_t (*packed_size)(const cpu_weight *w);
 
     /* out[0 .. n_cols) = one row as F32 from the packed form, with the bits that dequantizing the
      * file's row gives; so that embedding tokens needs no pages of the file. Pool threads. NULL: read

@@ -124,9 +124,9 @@ INLINE __m256i unsigned_bytes(const uint8_t *p)
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
 }
 
-INLINE __m256 signed_bytes(const uint8_t *p)
+INLINE __m256i signed_bytes(const uint8_t *p)
 {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
 }
 
 /* Powers of two from biased exponents, halved (the values are doubled). */
@@ -139,56 +139,38 @@ INLINE __m256 exponent_scale(const uint8_t *p)
     return _mm256_castsi256_ps(_mm256_blendv_epi8(normal, tiny, is_tiny));
 }
 
-/* Scales and minimums of a block; [1] is the second half's. Minimums are to be subtracted if
- * minimum_is_negative. */
-typedef struct scales {
-    __m256 scale[2], minimum[2];
-} scales;
-
-/* p is the block's scales; half is 0 or 1: rows 0..7 or 8..15. */
-INLINE scales load_scales(pack_kind kind, const uint8_t *p, int32_t block, int half)
+/* The small scale of a block of a type of 256 values (of its second half if second). p is the group's
+ * scales; half is 0 or 1: rows 0..7 or 8..15. */
+INLINE __m256i small_scale(pack_kind kind, const uint8_t *p, int32_t block, int half, int second)
 {
-    scales s = {{_mm256_setzero_ps(), _mm256_setzero_ps()},
-                {_mm256_setzero_ps(), _mm256_setzero_ps()}};
-    size_t h = (size_t)half;
-    const uint8_t *small = p + 64 + 8 * h, *first = small + (size_t)block % 8 * 16;
-    const uint8_t *second = small + (size_t)block % 8 * 32; /* of types with halves */
+    const uint8_t *eighth = p + 64 + 8 * half + 16 * block;
+    const uint8_t *sixteenth = p + 64 + 8 * half + 32 * block + 16 * second;
     switch (kind) {
-    case PACK_MXFP4: s.scale[0] = exponent_scale(p + 8 * h); return s;
-    case PACK_Q8_K:
-        s.scale[0] = _mm256_load_ps((const float *)(const void *)(p + 32 * h));
-        return s;
-    default: break;
-    }
-    __m256 d = halves(p + 16 * h);
-    s.scale[0] = d;
-    switch (kind) {
-    case PACK_Q4_1:
-    case PACK_Q5_1: s.minimum[0] = halves(p + 32 + 16 * h); break;
     case PACK_Q4_K:
-    case PACK_Q5_K:
-        s.scale[0] = _mm256_mul_ps(d, _mm256_cvtepi32_ps(unsigned_bytes(first)));
-        s.minimum[0] = _mm256_mul_ps(halves(p + 32 + 16 * h),
-                                     _mm256_cvtepi32_ps(unsigned_bytes(first + 128)));
-        break;
-    case PACK_Q6_K:
-    case PACK_Q3_K:
-        s.scale[0] = _mm256_mul_ps(d, signed_bytes(second));
-        s.scale[1] = _mm256_mul_ps(d, signed_bytes(second + 16));
-        break;
-    case PACK_IQ4_XS: s.scale[0] = _mm256_mul_ps(d, signed_bytes(first)); break;
+    case PACK_Q5_K: return unsigned_bytes(eighth);
+    case PACK_IQ4_XS: return signed_bytes(eighth);
     case PACK_Q2_K:
-        for (int i = 0; i < 2; i++) {
-            __m256i both = unsigned_bytes(second + 16 * i);
-            __m256i low = _mm256_and_si256(both, _mm256_set1_epi32(15));
-            s.scale[i] = _mm256_mul_ps(d, _mm256_cvtepi32_ps(low));
-            s.minimum[i] = _mm256_mul_ps(halves(p + 32 + 16 * h),
-                                         _mm256_cvtepi32_ps(_mm256_srli_epi32(both, 4)));
-        }
-        break;
-    default: break;
+        return _mm256_and_si256(_mm256_srl_epi32(load(p + 64 + 32 * half, block / 2),
+                                                 _mm_cvtsi32_si128(8 * (block % 2 * 2 + second))),
+                                _mm256_set1_epi32(15));
+    default: return signed_bytes(sixteenth);
     }
-    return s;
+}
+
+/* What the small scales of a type of 256 values are times, or the scale of one of 32. */
+INLINE __m256 base_scale(pack_kind kind, const uint8_t *p, int half)
+{
+    switch (kind) {
+    case PACK_MXFP4: return exponent_scale(p + 8 * half);
+    case PACK_Q8_K: return _mm256_load_ps((const float *)(const void *)(p + 32 * half));
+    default: return halves(p + 16 * half);
+    }
+}
+
+/* Likewise the minimum, or what small minimums are times. */
+INLINE __m256 base_minimum(pack_kind kind, const uint8_t *p, int half)
+{
+    return matmul_has_minimum(kind) ? halves(p + 32 + 16 * half) : _mm256_setzero_ps();
 }
 
 /* ---- the product ---------------------------------------------------------------------------- */
@@ -240,44 +222,153 @@ INLINE void dots(pack_kind kind, int T, __m256i *sum, const uint8_t *v, const ma
     }
 }
 
-INLINE __m256 subtract_or_add(pack_kind kind, __m256 minimum, float sum, __m256 acc)
+/* sum[t] = first_sum and quads first .. first+count-1 of a block with T tokens; second: the block's
+ * second half alone. */
+INLINE void block_dots(pack_kind kind, int T, __m256i *sum, const uint8_t *v,
+                       const matmul_input *in, int second)
 {
-    if (matmul_minimum_is_negative(kind))
-        return _mm256_fnmadd_ps(minimum, _mm256_set1_ps(sum), acc);
-    return _mm256_fmadd_ps(minimum, _mm256_set1_ps(sum), acc);
-}
-
-/* Adds one block of T <= 4 tokens to acc, for eight rows. */
-INLINE void add_block(pack_kind kind, int T, __m256 *acc, const uint8_t *v, scales s,
-                      const matmul_input *in)
-{
-    __m256i sum[4];
-    __m256 y[4];
     int both = matmul_has_halves(kind);
     UNROLL
     for (int t = 0; t < T; t++)
-        sum[t] = first_sum(kind, both ? in[t].half_bias[0] : in[t].bias);
-    dots(kind, T, sum, v, in, 0, both ? 4 : 8);
+        sum[t] = first_sum(kind, both ? in[t].half_bias[second] : in[t].bias);
+    dots(kind, T, sum, v, in, 4 * second, both ? 4 : 8);
+}
+
+INLINE void fetch_ahead(pack_kind kind, const uint8_t *v, const uint8_t *p, int32_t block,
+                        size_t ahead)
+{
     UNROLL
-    for (int t = 0; t < T; t++)
-        y[t] = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[t]), s.scale[0]);
-    if (both) {
+    for (int line = 0; line < matmul_value_bytes(kind); line += 64)
+        _mm_prefetch((const char *)v + ahead + line, _MM_HINT_T1);
+    _mm_prefetch((const char *)p + ahead + matmul_scales_ahead(kind, block), _MM_HINT_T1);
+}
+
+/* sums[t][8 * half ..] += g * d of token t. */
+INLINE void add_group(float *sums, __m256 g, float d, int half)
+{
+    _mm256_store_ps(sums + 8 * half,
+                    _mm256_fmadd_ps(g, _mm256_set1_ps(d), _mm256_load_ps(sums + 8 * half)));
+}
+
+/* Adds a group of count blocks of a type of 32 values to sums, for H halves of the panel. */
+INLINE void add_group_32(pack_kind kind, int T, int H, int half, float (*sums)[PACK_ROWS],
+                         const uint8_t *panel, int32_t n_blocks, int32_t first, int32_t count,
+                         const matmul_input *in, size_t stride, size_t ahead)
+{
+    __m256 g[2][4];
+    const matmul_input *group = in;
+    UNROLL
+    for (int h = 0; h < H; h++) {
         UNROLL
         for (int t = 0; t < T; t++)
-            sum[t] = first_sum(kind, in[t].half_bias[1]);
-        dots(kind, T, sum, v, in, 4, 4);
+            g[h][t] = _mm256_setzero_ps();
+    }
+    for (int32_t b = first; b < first + count; b++, in += stride) {
+        const uint8_t *p = matmul_scales_at(kind, panel, b);
+        const uint8_t *v = matmul_values_at(kind, panel, n_blocks, b);
+        if (half == 0)
+            fetch_ahead(kind, v, p, b, ahead);
         UNROLL
-        for (int t = 0; t < T; t++)
-            y[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t]), s.scale[1], y[t]);
+        for (int h = 0; h < H; h++) {
+            __m256i sum[4];
+            block_dots(kind, T, sum, v + 32 * (half + h), in, 0);
+            __m256 scale = base_scale(kind, p, half + h);
+            __m256 minimum = base_minimum(kind, p, half + h);
+            UNROLL
+            for (int t = 0; t < T; t++) {
+                g[h][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[t]), scale, g[h][t]);
+                if (matmul_has_minimum(kind))
+                    g[h][t] = _mm256_fmadd_ps(minimum, _mm256_set1_ps(in[t].sum), g[h][t]);
+            }
+        }
     }
     UNROLL
-    for (int t = 0; t < T; t++) {
-        acc[t] = _mm256_fmadd_ps(y[t], _mm256_set1_ps(in[t].d), acc[t]);
-        if (!matmul_has_minimum(kind))
-            continue;
-        acc[t] = subtract_or_add(kind, s.minimum[0], both ? in[t].half_sum[0] : in[t].sum, acc[t]);
-        if (both)
-            acc[t] = subtract_or_add(kind, s.minimum[1], in[t].half_sum[1], acc[t]);
+    for (int h = 0; h < H; h++) {
+        UNROLL
+        for (int t = 0; t < T; t++)
+            add_group(sums[t], g[h][t], group[t].d, half + h);
+    }
+}
+
+INLINE void add_scaled(pack_kind kind, int T, __m256i *products, const __m256i *sum, __m256i scale)
+{
+    UNROLL
+    for (int t = 0; t < T; t++)
+        products[t] = _mm256_add_epi32(
+            products[t], kind == PACK_Q8_K ? sum[t] : _mm256_mullo_epi32(sum[t], scale));
+}
+
+/* sum + the products of unsigned bytes below 64 with four signed ones. */
+INLINE __m256i add_fours(__m256i sum, __m256i w, const int8_t *q)
+{
+    __m256i x = _mm256_set1_epi32(*(const int32_t *)(const void *)q);
+    return _mm256_add_epi32(sum,
+                            _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+}
+
+/* The sum over a group of small minimums times the activations' sums, of one token: the high digits'
+ * products, then, 256 times smaller, the low ones'. */
+INLINE __m256i add_minimums(pack_kind kind, const uint8_t *p, const matmul_input *in, size_t stride,
+                            int half)
+{
+    __m256i sum = _mm256_setzero_si256(), w[4];
+    int n = kind == PACK_Q2_K ? 4 : 2;
+    UNROLL
+    for (int k = 0; k < n; k++)
+        w[k] = kind == PACK_Q2_K ? right(load(p + 64 + 32 * half, k), 4, 15)
+                                 : load(p + 192 + 32 * half, k);
+    UNROLL
+    for (int k = n; k < 2 * n; k++)
+        sum = add_fours(sum, w[k - n],
+                        kind == PACK_Q2_K ? in[(size_t)k * stride].half_digits
+                                          : in[(size_t)k * stride].block_digits);
+    sum = _mm256_slli_epi32(sum, 8);
+    UNROLL
+    for (int k = 0; k < n; k++)
+        sum = add_fours(sum, w[k],
+                        kind == PACK_Q2_K ? in[(size_t)k * stride].half_digits
+                                          : in[(size_t)k * stride].block_digits);
+    return sum;
+}
+
+/* The same of a type of 256 values: all MATMUL_GROUP blocks. p is the group's scales. */
+INLINE void add_group_256(pack_kind kind, int T, int H, int half, float (*sums)[PACK_ROWS],
+                          const uint8_t *p, const matmul_input *in, size_t stride, size_t ahead)
+{
+    __m256i products[2][4];
+    const uint8_t *v = p + matmul_scale_bytes(kind);
+    const matmul_input *block = in;
+    UNROLL
+    for (int h = 0; h < H; h++) {
+        UNROLL
+        for (int t = 0; t < T; t++)
+            products[h][t] = _mm256_setzero_si256();
+    }
+    for (int32_t b = 0; b < MATMUL_GROUP; b++, block += stride, v += matmul_value_bytes(kind)) {
+        if (half == 0)
+            fetch_ahead(kind, v, p, b, ahead);
+        UNROLL
+        for (int h = 0; h < H; h++) {
+            __m256i sum[4];
+            block_dots(kind, T, sum, v + 32 * (half + h), block, 0);
+            add_scaled(kind, T, products[h], sum, small_scale(kind, p, b, half + h, 0));
+            if (matmul_has_halves(kind)) {
+                block_dots(kind, T, sum, v + 32 * (half + h), block, 1);
+                add_scaled(kind, T, products[h], sum, small_scale(kind, p, b, half + h, 1));
+            }
+        }
+    }
+    UNROLL
+    for (int h = 0; h < H; h++) {
+        __m256 d = base_scale(kind, p, half + h), dmin = base_minimum(kind, p, half + h);
+        UNROLL
+        for (int t = 0; t < T; t++) {
+            __m256 g = _mm256_mul_ps(_mm256_cvtepi32_ps(products[h][t]), d);
+            if (matmul_has_minimum(kind))
+                g = _mm256_fnmadd_ps(
+                    dmin, _mm256_cvtepi32_ps(add_minimums(kind, p, in + t, stride, half + h)), g);
+            add_group(sums[t], g, in[t].d, half + h);
+        }
     }
 }
 
@@ -288,31 +379,20 @@ INLINE void tile_halves(pack_kind kind, int T, int H, int half, float (*sums)[PA
                         const matmul_input *in, size_t stride)
 {
     size_t ahead = panel_bytes < 16384 ? 2 * panel_bytes : 16384;
-    __m256 acc[2][4];
     UNROLL
     for (int h = 0; h < H; h++) {
         UNROLL
         for (int t = 0; t < T; t++)
-            acc[h][t] = _mm256_setzero_ps();
+            _mm256_store_ps(sums[t] + 8 * (half + h), _mm256_setzero_ps());
     }
-    for (int32_t b = 0; b < n_blocks; b++, in += stride) {
-        const uint8_t *p = matmul_scales_at(kind, panel, b);
-        const uint8_t *v = matmul_values_at(kind, panel, n_blocks, b);
-        if (half == 0) {
-            UNROLL
-            for (int line = 0; line < matmul_value_bytes(kind); line += 64)
-                _mm_prefetch((const char *)v + ahead + line, _MM_HINT_T1);
-            _mm_prefetch((const char *)p + ahead, _MM_HINT_T1);
-        }
-        UNROLL
-        for (int h = 0; h < H; h++)
-            add_block(kind, T, acc[h], v + 32 * (half + h), load_scales(kind, p, b, half + h), in);
-    }
-    UNROLL
-    for (int h = 0; h < H; h++) {
-        UNROLL
-        for (int t = 0; t < T; t++)
-            _mm256_store_ps(sums[t] + 8 * (half + h), acc[h][t]);
+    for (int32_t b = 0; b < n_blocks; b += MATMUL_GROUP, in += MATMUL_GROUP * stride) {
+        int32_t left = n_blocks - b;
+        if (matmul_super(kind) == 1)
+            add_group_32(kind, T, H, half, sums, panel, n_blocks, b,
+                         left < MATMUL_GROUP ? left : MATMUL_GROUP, in, stride, ahead);
+        else
+            add_group_256(kind, T, H, half, sums, matmul_scales_at(kind, panel, b), in, stride,
+                          ahead);
     }
 }
 
@@ -354,13 +434,16 @@ INLINE void correct(pack_kind kind, float *sums, const uint8_t *panel, int32_t n
         for (uint32_t i = 0; i < list->count; i++) {
             const matmul_outlier *o = &list->items[i];
             int32_t b = (int32_t)(o->quad / 8);
-            scales s = load_scales(kind, matmul_scales_at(kind, panel, b), b, half);
+            const uint8_t *p = matmul_scales_at(kind, panel, b);
             __m256i w = quad_at(kind, matmul_values_at(kind, panel, n_blocks, b) + 32 * half,
                                 o->quad % 8);
             __m256i sum = _mm256_add_epi32(
                 first_sum(kind, o->bias),
                 _mm256_madd_epi16(pairs(kind, w, o->q), _mm256_set1_epi16(1)));
-            __m256 scale = s.scale[matmul_has_halves(kind) && o->quad & 4 ? 1 : 0];
+            __m256 scale = base_scale(kind, p, half);
+            if (matmul_super(kind) == MATMUL_GROUP && kind != PACK_Q8_K)
+                scale = _mm256_mul_ps(scale, _mm256_cvtepi32_ps(small_scale(
+                                                 kind, p, b % 8, half, (int)(o->quad & 4) / 4)));
             acc = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale),
                                   _mm256_set1_ps(o->d), acc);
         }
@@ -391,53 +474,80 @@ INLINE int32_t add_all(__m256i a)
     return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1)));
 }
 
-/* Writes the integers q (eight each) with scale d. */
-INLINE void put_block(matmul_input *in, const __m256i q[4], float d)
+INLINE float largest_float(__m256i m8)
 {
-    int32_t first = add_all(_mm256_add_epi32(q[0], q[1]));
-    int32_t second = add_all(_mm256_add_epi32(q[2], q[3]));
-    __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]),
-                                        _mm256_packs_epi32(q[2], q[3]));
-    /* packs works in each half alone: put the fours back in order. */
-    packed = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    _mm256_store_si256((__m256i *)in->q, packed);
-    in->d = d;
-    in->sum = d * (float)(first + second);
-    in->bias = -128 * (first + second);
-    in->half_bias[0] = -128 * first;
-    in->half_bias[1] = -128 * second;
-    in->half_sum[0] = d * (float)first;
-    in->half_sum[1] = d * (float)second;
-    in->unused = 0;
-}
-
-INLINE float magnitude(const float *x)
-{
-    /* As integers magnitudes are in the same order, with infinity and NaN above all numbers. */
-    const __m256i mask = _mm256_set1_epi32(0x7FFFFFFF);
-    __m256i m8 = _mm256_setzero_si256();
-    for (int i = 0; i < 4; i++) {
-        __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)(x + 8 * i));
-        m8 = _mm256_max_epi32(m8, _mm256_and_si256(a, mask));
-    }
     __m128i m4 = _mm_max_epi32(_mm256_castsi256_si128(m8), _mm256_extracti128_si256(m8, 1));
     m4 = _mm_max_epi32(m4, _mm_shuffle_epi32(m4, 0x4E));
     m4 = _mm_max_epi32(m4, _mm_shuffle_epi32(m4, 0xB1));
     return _mm_cvtss_f32(_mm_castsi128_ps(m4));
 }
 
-INLINE void quantize_block(matmul_input *in, const float *x, float largest)
+/* As integers magnitudes are in the same order, with infinity and NaN above all numbers. */
+INLINE __m256i magnitudes(const float *x)
 {
-    __m256i q[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
-                    _mm256_setzero_si256()};
-    if (!(largest >= 0x1p-100f && largest <= __FLT_MAX__)) {
-        put_block(in, q, largest < 0x1p-100f ? 0 : __builtin_nanf(""));
-        return;
+    return _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(const void *)x),
+                            _mm256_set1_epi32(0x7FFFFFFF));
+}
+
+static float magnitude(const float *x, int32_t n)
+{
+    __m256i a = _mm256_setzero_si256(), b = a;
+    for (int32_t i = 0; i < n; i += 16) {
+        a = _mm256_max_epi32(a, magnitudes(x + i));
+        b = _mm256_max_epi32(b, magnitudes(x + i + 8));
     }
-    const __m256 inverse = _mm256_set1_ps(127 / largest);
-    for (int i = 0; i < 4; i++)
-        q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse));
-    put_block(in, q, largest * (1.0f / 127));
+    return largest_float(_mm256_max_epi32(a, b));
+}
+
+static float magnitude_below(const float *x, int32_t n, float most)
+{
+    const __m256i limit = _mm256_castps_si256(_mm256_set1_ps(most));
+    __m256i largest = _mm256_setzero_si256();
+    for (int32_t i = 0; i < n; i += 8) {
+        __m256i a = magnitudes(x + i);
+        largest = _mm256_max_epi32(largest, _mm256_andnot_si256(_mm256_cmpgt_epi32(a, limit), a));
+    }
+    return largest_float(largest);
+}
+
+/* The bytes of q, eight integers each, in order. */
+INLINE __m256i to_bytes(const __m256i q[4])
+{
+    __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]),
+                                        _mm256_packs_epi32(q[2], q[3]));
+    /* packs works in each half alone: put the fours back in order. */
+    return _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+INLINE uint32_t put_block(matmul_input *in, int32_t sums[2], int8_t high[32], const float *x,
+                          float inverse)
+{
+    __m256i q[4], most = _mm256_setzero_si256();
+    uint32_t quads = 0;
+    for (int i = 0; i < 4; i++) {
+        q[i] = _mm256_cvtps_epi32(
+            _mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(inverse)));
+        most = _mm256_max_epi32(most, _mm256_abs_epi32(q[i]));
+    }
+    if (_mm256_movemask_epi8(_mm256_cmpgt_epi32(most, _mm256_set1_epi32(127)))) {
+        __m256i h[4];
+        for (int i = 0; i < 4; i++) {
+            h[i] = _mm256_cvtps_epi32(
+                _mm256_mul_ps(_mm256_cvtepi32_ps(q[i]), _mm256_set1_ps(1.0f / MATMUL_HIGH)));
+            q[i] = _mm256_sub_epi32(q[i], _mm256_mullo_epi32(h[i], _mm256_set1_epi32(MATMUL_HIGH)));
+        }
+        __m256i packed = to_bytes(h);
+        _mm256_storeu_si256((__m256i *)(void *)high, packed);
+        __m256i none = _mm256_cmpeq_epi32(packed, _mm256_setzero_si256());
+        quads = ~(uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(none)) & 0xFF;
+    }
+    sums[0] = add_all(_mm256_add_epi32(q[0], q[1]));
+    sums[1] = add_all(_mm256_add_epi32(q[2], q[3]));
+    _mm256_store_si256((__m256i *)in->q, to_bytes(q));
+    in->bias = -128 * (sums[0] + sums[1]);
+    in->half_bias[0] = -128 * sums[0];
+    in->half_bias[1] = -128 * sums[1];
+    return quads;
 }
 
 #include "compute/cpu/matmul_prepare.inl"

@@ -17,7 +17,13 @@ const cpu_matmul *const *matmul_kernels(const cpu_features *features)
         return avx2;
 #elif defined(__aarch64__)
     static const cpu_matmul *const neon[] = {&matmul_packed_neon, NULL};
+    static const cpu_matmul *const neon_dot[] = {&matmul_packed_neon_dot, NULL};
+    static const cpu_matmul *const neon_i8mm[] = {&matmul_packed_neon_i8mm, NULL};
+    if (features->neon_i8mm)
+        return neon_i8mm;
     if (features->neon_dot)
+        return neon_dot;
+    if (features->neon)
         return neon;
 #endif
     (void)features;

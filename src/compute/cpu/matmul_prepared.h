@@ -1,17 +1,18 @@
 /* compute/cpu/matmul_prepared.h: activations as the quantized products read them.
  *
- * A token's row is cut into blocks of 32 values; a block becomes 32 integers of -127..127 and the
- * F32 scale d = max|x| / 127. A value far above the others would cost them their precision, and
- * that is where most of the error of 8-bit activations comes from. So quads (four neighbouring
- * values, what one dot-product instruction takes) with a magnitude above MATMUL_OUTLIER times the
- * row's root mean square are taken out first: quantized on their own with a scale of their own,
- * and what rounding left of them stays in the block. The product adds them after all blocks. At
- * most one quad in three can be one; in real models it is one in thirty, in noise one in five hundred.
- * docs/NUMERICS.md has the figures. A block below 2^-100 everywhere counts as zero, one that holds
- * NaN or infinity as NaN.
+ * A token's row is cut into groups of 256 values (the last may be shorter), as K-quants cut the
+ * weights' rows. A group is integers n times one F32 scale d, with |n| <= 1016. An integer is
+ * written as n = q + 255 * high with q of -127..127. Nearly all have high = 0: d is such that only
+ * values above MATMUL_OUTLIER times the row's root mean square need more (or those within an eighth
+ * of the group's largest, so that n stays below 1016). Quads (four neighbouring values, what one
+ * dot-product instruction takes) with a high part stand in a list, which the product adds after all
+ * blocks. So a few large values do not cost the others their precision, which is where most of the
+ * error of 8-bit activations comes from. At most one quad in three is in the list; in real models it
+ * is one in thirty, in noise one in five hundred. docs/NUMERICS.md has the figures. A group below
+ * 2^-100 everywhere counts as zero, one that holds NaN or infinity as NaN.
  *
  * Tokens stand in tiles of up to MATMUL_TILE, which is how many a kernel multiplies while it has a
- * block of weights unpacked. A tile of T tokens and n blocks is
+ * block of weights unpacked. A tile of T tokens and n blocks of 32 values is
  *   matmul_input [n][T]                      the blocks
  *   then for each token, matmul_list_bytes apart, a matmul_list
  * Written by prepare on pool threads, one token by one thread; then read by all. */
@@ -22,25 +23,31 @@
 #include <stdint.h>
 
 #define MATMUL_TILE    12
+#define MATMUL_GROUP   8 /* blocks of a group */
 #define MATMUL_OUTLIER 3.5f
+#define MATMUL_HIGH    255 /* what the high part of an integer counts */
 
 typedef struct matmul_input {
     int8_t q[32];
-    float d;              /* x ~ d * q, but for what is in the list */
-    float sum;            /* of the block as quantized, list included: what a minimum is times */
+    float d;              /* of its group: x ~ d * (q + 255 * high) */
+    float sum;            /* of all n: what a minimum is times, but for d */
     int32_t bias;         /* -128 * sum of q: takes back what makes signed weights unsigned */
     int32_t half_bias[2]; /* the same of q[0..15] and q[16..31] */
-    float half_sum[2];    /* likewise */
+    /* The sums of n of a whole group's eight blocks and sixteen half blocks, for minimums that are
+     * bytes: sum = low + 256 * high, low -128..127, four a dot-product instruction. Block k has the
+     * low digits of half blocks 4k .. 4k+3, and block 4 + k their high digits; block k < 2 has the
+     * low digits of blocks 4k .. 4k+3, and block 2 + k their high digits. */
+    int8_t half_digits[4], block_digits[4];
     int32_t unused;
 } matmul_input;
 
 _Static_assert(sizeof(matmul_input) == 64, "one cache line a block");
 
-/* Four values apart from their block. */
+/* The high parts of four values. */
 typedef struct matmul_outlier {
     uint32_t quad; /* columns 4 * quad .. 4 * quad + 3 */
     int8_t q[4];
-    float d;
+    float d;      /* 255 times its group's */
     int32_t bias; /* -128 * sum of q */
 } matmul_outlier;
 
@@ -49,8 +56,8 @@ typedef struct matmul_list {
     matmul_outlier items[]; /* [count], ascending */
 } matmul_list;
 
-/* Each outlier's square is more than MATMUL_OUTLIER^2 = 12.25 times the mean, so there are fewer
- * than n_cols / 12.25 = 2.7 a block; the rest is for rounding. */
+/* The square of a value with a high part is more than MATMUL_OUTLIER^2 = 12.25 times the mean, so
+ * there are fewer than n_cols / 12.25 = 2.7 a block; the rest is for rounding. */
 static inline uint32_t matmul_list_room(int32_t n_blocks)
 {
     return 4 * (uint32_t)n_blocks;

@@ -13,41 +13,65 @@ static int has_minimum(uint32_t type)
            type == DTYPE_Q2_K;
 }
 
-static int has_halves(uint32_t type)
-{
-    return type == DTYPE_Q6_K || type == DTYPE_Q3_K || type == DTYPE_Q2_K;
-}
-
 typedef struct unpacked {
     int16_t values[PACK_BLOCK][PACK_ROWS];
     float scales[2][PACK_ROWS], minimums[2][PACK_ROWS];
 } unpacked;
 
-static float dot(const unpacked *u, const matmul_input *in, int row, int first, int count)
+static int32_t dot(const unpacked *u, const matmul_input *in, int row, int first, int count)
 {
     int32_t sum = 0;
     for (int k = first; k < first + count; k++)
         sum += u->values[k][row] * in->q[k];
-    return (float)sum;
+    return sum;
 }
 
-static void add_block(uint32_t type, float *acc, const unpacked *u, const matmul_input *in)
+/* Adds a group of count blocks of a type of 32 values for one token. */
+static void add_group_32(uint32_t type, float *acc, const uint8_t *panel, int32_t n_blocks,
+                         int32_t first, int32_t count, const matmul_input *in, size_t stride)
 {
+    float g[PACK_ROWS] = {0}, d = in->d;
+    for (int32_t b = first; b < first + count; b++, in += stride) {
+        unpacked u;
+        pack_block(type, panel, n_blocks, b, u.values, u.scales, u.minimums);
+        for (int r = 0; r < PACK_ROWS; r++) {
+            g[r] = fmaf((float)dot(&u, in, r, 0, 32), u.scales[0][r], g[r]);
+            if (has_minimum(type))
+                g[r] = fmaf(u.minimums[0][r], in->sum, g[r]);
+        }
+    }
+    for (int r = 0; r < PACK_ROWS; r++)
+        acc[r] = fmaf(g[r], d, acc[r]);
+}
+
+/* The sum of n of half block i of a group, put together from its digits. */
+static int32_t half_sum(const matmul_input *group, size_t stride, int i)
+{
+    const matmul_input *low = group + (size_t)(i / 4) * stride;
+    return low->half_digits[i % 4] + 256 * low[4 * stride].half_digits[i % 4];
+}
+
+/* The same for a type of 256 values. */
+static void add_group_256(uint32_t type, float *acc, const uint8_t *panel, int32_t n_blocks,
+                          int32_t first, const matmul_input *in, size_t stride)
+{
+    int32_t sums[PACK_ROWS] = {0}, minimums[PACK_ROWS] = {0};
+    pack_scales s;
+    for (int32_t b = 0; b < MATMUL_GROUP; b++) {
+        unpacked u;
+        pack_block(type, panel, n_blocks, first + b, u.values, u.scales, u.minimums);
+        pack_block_scales(type, panel, first + b, &s);
+        for (int r = 0; r < PACK_ROWS; r++)
+            for (int h = 0; h < 2; h++) {
+                sums[r] += dot(&u, in + (size_t)b * stride, r, 16 * h, 16) * s.scale[h][r];
+                minimums[r] += half_sum(in, stride, 2 * b + h) * s.minimum[h][r];
+            }
+    }
     for (int r = 0; r < PACK_ROWS; r++) {
-        float y;
-        if (has_halves(type)) {
-            y = dot(u, in, r, 0, 16) * u->scales[0][r];
-            y = fmaf(dot(u, in, r, 16, 16), u->scales[1][r], y);
-        } else {
-            y = dot(u, in, r, 0, 32) * u->scales[0][r];
-        }
-        acc[r] = fmaf(y, in->d, acc[r]);
-        if (has_minimum(type) && has_halves(type)) {
-            acc[r] = fmaf(u->minimums[0][r], in->half_sum[0], acc[r]);
-            acc[r] = fmaf(u->minimums[1][r], in->half_sum[1], acc[r]);
-        } else if (has_minimum(type)) {
-            acc[r] = fmaf(u->minimums[0][r], in->sum, acc[r]);
-        }
+        float g = (float)sums[r] * s.d[r];
+        if (has_minimum(type))
+            g = fmaf(-s.dmin[r], (float)minimums[r], g);
+        acc[r] = fmaf(g, in->d, acc[r]);
     }
 }
 
@@ -55,11 +79,13 @@ static void tile(uint32_t type, int T, float (*sums)[PACK_ROWS], const uint8_t *
                  int32_t n_blocks, const matmul_input *in, size_t stride)
 {
     memset(sums, 0, (size_t)T * sizeof *sums);
-    for (int32_t b = 0; b < n_blocks; b++, in += stride) {
-        unpacked u;
-        pack_block(type, panel, n_blocks, b, u.values, u.scales, u.minimums);
+    for (int32_t b = 0; b < n_blocks; b += MATMUL_GROUP, in += MATMUL_GROUP * stride) {
+        int32_t count = n_blocks - b < MATMUL_GROUP ? n_blocks - b : MATMUL_GROUP;
         for (int t = 0; t < T; t++)
-            add_block(type, sums[t], &u, in + t);
+            if (dtype_block_elements(type) == 32)
+                add_group_32(type, sums[t], panel, n_blocks, b, count, in + t, stride);
+            else
+                add_group_256(type, sums[t], panel, n_blocks, b, in + t, stride);
     }
 }
 
@@ -92,46 +118,42 @@ static float energy(const float *x, int32_t n)
     return sums[0];
 }
 
-static void put_block(matmul_input *in, const int32_t *q, float d)
+static float magnitude_below(const float *x, int32_t n, float most)
 {
-    int32_t first = 0, second = 0;
-    for (int i = 0; i < 16; i++) {
-        in->q[i] = (int8_t)q[i];
-        in->q[i + 16] = (int8_t)q[i + 16];
-        first += q[i];
-        second += q[i + 16];
-    }
-    in->d = d;
-    in->sum = d * (float)(first + second);
-    in->bias = -128 * (first + second);
-    in->half_bias[0] = -128 * first;
-    in->half_bias[1] = -128 * second;
-    in->half_sum[0] = d * (float)first;
-    in->half_sum[1] = d * (float)second;
-    in->unused = 0;
+    float largest = 0;
+    for (int32_t i = 0; i < n; i++)
+        if (fabsf(x[i]) <= most && fabsf(x[i]) > largest)
+            largest = fabsf(x[i]);
+    return largest;
 }
 
-static float magnitude(const float *x)
+static float magnitude(const float *x, int32_t n)
 {
     uint32_t largest = 0;
-    for (int i = 0; i < 32; i++) {
+    for (int32_t i = 0; i < n; i++) {
         uint32_t bits = quants_float_bits(x[i]) & 0x7FFFFFFF;
         largest = bits > largest ? bits : largest;
     }
     return quants_bits_float(largest);
 }
 
-static void quantize_block(matmul_input *in, const float *x, float largest)
+static uint32_t put_block(matmul_input *in, int32_t sums[2], int8_t high[32], const float *x,
+                          float inverse)
 {
-    int32_t q[32] = {0};
-    if (!isfinite(largest) || largest < 0x1p-100f) {
-        put_block(in, q, isfinite(largest) ? 0 : NAN);
-        return;
+    uint32_t quads = 0;
+    sums[0] = sums[1] = 0;
+    for (int i = 0; i < 32; i++) {
+        int32_t n = (int32_t)lrintf(x[i] * inverse);
+        int32_t h = (int32_t)lrintf((float)n * (1.0f / MATMUL_HIGH));
+        in->q[i] = (int8_t)(n - h * MATMUL_HIGH);
+        high[i] = (int8_t)h;
+        quads |= (uint32_t)(h != 0) << i / 4;
+        sums[i / 16] += in->q[i];
     }
-    float inverse = 127 / largest;
-    for (int i = 0; i < 32; i++)
-        q[i] = (int32_t)lrintf(x[i] * inverse);
-    put_block(in, q, largest * (1.0f / 127));
+    in->bias = -128 * (sums[0] + sums[1]);
+    in->half_bias[0] = -128 * sums[0];
+    in->half_bias[1] = -128 * sums[1];
+    return quads;
 }
 
 #include "compute/cpu/matmul_prepare.inl"

@@ -2,8 +2,8 @@
  *
  * Included by isa_<name>.c. What a lane computes is the same wherever its element stands in a
  * vector, and the last, partial vector goes through the same instructions, so an element's result
- * does not depend on its neighbours. Sums over a row use LANE_SUMS vectors of lanes, element i
- * always in the same lane of the same vector. */
+ * does not depend on its neighbours. Sums over a row are 16 * ROW_SUMS sums, element i always in
+ * sum i % (16 * ROW_SUMS). */
 
 static void ops_scale(float *x, int64_t n, float factor)
 {
@@ -15,16 +15,17 @@ static void ops_scale(float *x, int64_t n, float factor)
         vf_store_part(x + i, vf_load_part(x + i, n - i) * f, n - i);
 }
 
-/* Sums of 4 * VF_LANES interleaved elements keep the rounding error of long rows small. */
-#define LANE_SUMS 4
+/* Four times sixteen sums keep the rounding error of long rows small. */
+#define ROW_SUMS    4
+#define ROW_VECTORS (ROW_SUMS * VF_PARTS)
 
 /* sum (x - shift), or of its square */
 static float ops_row_sum(const float *x, int32_t n, float shift, int squared)
 {
-    vf sums[LANE_SUMS] = {{0}}, s = vf_set(shift);
+    vf sums[ROW_VECTORS] = {{0}}, total[VF_PARTS], s = vf_set(shift);
     int32_t i = 0;
-    for (; i + LANE_SUMS * VF_LANES <= n; i += LANE_SUMS * VF_LANES) {
-        for (int j = 0; j < LANE_SUMS; j++) {
+    for (; i + ROW_VECTORS * VF_LANES <= n; i += ROW_VECTORS * VF_LANES) {
+        for (int j = 0; j < ROW_VECTORS; j++) {
             vf v = vf_load(x + i + j * VF_LANES) - s;
             sums[j] = squared ? vf_fma(v, v, sums[j]) : sums[j] + v;
         }
@@ -37,7 +38,10 @@ static float ops_row_sum(const float *x, int32_t n, float shift, int squared)
             v[lane] = 0;
         sums[j] = squared ? vf_fma(v, v, sums[j]) : sums[j] + v;
     }
-    return vf_sum((sums[0] + sums[2]) + (sums[1] + sums[3]));
+    for (int p = 0; p < VF_PARTS; p++)
+        total[p] = (sums[p] + sums[2 * VF_PARTS + p]) +
+                   (sums[VF_PARTS + p] + sums[3 * VF_PARTS + p]);
+    return vf_sum16(total);
 }
 
 static void ops_norm(float *out, const float *x, int32_t n, norm_kind kind, const float *gain,
@@ -138,6 +142,36 @@ static void ops_soft_cap(float *x, int64_t n, float cap)
         vf_store(x + i, c * vf_tanh(vf_load(x + i) / c));
     if (i < n)
         vf_store_part(x + i, c * vf_tanh(vf_load_part(x + i, n - i) / c), n - i);
+}
+
+/* A largest value does not depend on the order, and vf_max's way with NaN does not matter here: who finds
+ * one says so. */
+static void ops_copy_peaks(float *to, float *peaks, const float *from, int32_t n)
+{
+    const vf least = vf_set(-__builtin_inff());
+    int32_t i = 0;
+    for (; i + PEAK_COLS <= n; i += PEAK_COLS) {
+        vf most[4] = {least, least, least, least};
+        vi odd = {0};
+        for (int32_t j = i; j < i + PEAK_COLS; j += 4 * VF_LANES) {
+            for (int k = 0; k < 4; k++) {
+                vf x = vf_load(from + j + k * VF_LANES);
+                vf_store(to + j + k * VF_LANES, x);
+                most[k] = vf_max(most[k], x);
+                odd |= x != x;
+            }
+        }
+        vf largest = vf_max(vf_max(most[0], most[1]), vf_max(most[2], most[3]));
+        int is_odd = vf_largest(vf_select(odd, vf_set(1), vf_set(0))) > 0;
+        peaks[i / PEAK_COLS] = is_odd ? __builtin_nanf("") : vf_largest(largest);
+    }
+    if (i < n)
+        peaks[i / PEAK_COLS] = -__builtin_inff();
+    for (; i < n; i++) {
+        float *peak = &peaks[i / PEAK_COLS];
+        to[i] = from[i];
+        *peak = from[i] > *peak || from[i] != from[i] ? from[i] : *peak;
+    }
 }
 
 static void ops_rotate_neox(float *x, int32_t n_pairs, const float *cosines, const float *sines)

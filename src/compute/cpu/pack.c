@@ -247,6 +247,12 @@ INLINE int k4_minimum(const uint8_t *p, int j)
     return j < 4 ? p[j + 4] & 63 : p[j + 4] >> 4 | p[j] >> 6 << 4;
 }
 
+/* Where number j of some bytes of a row stands when four of them make a quad. */
+INLINE size_t in_quads(size_t j, size_t row)
+{
+    return 64 * (j / 4) + 4 * row + j % 4;
+}
+
 /* The scales of one row's block of the file, b, into s. */
 INLINE void put_scales(uint32_t type, uint8_t *s, int row, const uint8_t *b)
 {
@@ -265,7 +271,7 @@ INLINE void put_scales(uint32_t type, uint8_t *s, int row, const uint8_t *b)
         memcpy(s + 32 + 2 * r, b + 2, 2);
         for (size_t j = 0; j < 8; j++) {
             s[64 + 16 * j + r] = (uint8_t)k4_scale(b + 4, (int)j);
-            s[192 + 16 * j + r] = (uint8_t)k4_minimum(b + 4, (int)j);
+            s[192 + in_quads(j, r)] = (uint8_t)k4_minimum(b + 4, (int)j);
         }
         return;
     case DTYPE_Q6_K:
@@ -285,7 +291,7 @@ INLINE void put_scales(uint32_t type, uint8_t *s, int row, const uint8_t *b)
         memcpy(s + 2 * r, b + 80, 2);
         memcpy(s + 32 + 2 * r, b + 82, 2);
         for (size_t j = 0; j < 16; j++)
-            s[64 + 16 * j + r] = b[j];
+            s[64 + in_quads(j, r)] = b[j];
         return;
     case DTYPE_IQ4_XS:
         memcpy(s + 2 * r, b, 2);
@@ -388,13 +394,14 @@ INLINE void get_scale(uint32_t type, float *scale, float *minimum, const uint8_t
     case DTYPE_Q4_K:
     case DTYPE_Q5_K:
         *scale *= (float)s[64 + eighth];
-        *minimum = -half_at(s + 32 + 2 * r) * (float)s[192 + eighth];
+        *minimum = -half_at(s + 32 + 2 * r) * (float)s[192 + in_quads((size_t)i, r)];
         return;
     case DTYPE_Q6_K:
     case DTYPE_Q3_K: *scale *= (float)(int8_t)s[64 + sixteenth]; return;
     case DTYPE_Q2_K:
-        *scale *= (float)(s[64 + sixteenth] & 15);
-        *minimum = -half_at(s + 32 + 2 * r) * (float)(s[64 + sixteenth] >> 4);
+        *scale *= (float)(s[64 + in_quads((size_t)(2 * i + h), r)] & 15);
+        *minimum = -half_at(s + 32 + 2 * r) *
+                   (float)(s[64 + in_quads((size_t)(2 * i + h), r)] >> 4);
         return;
     case DTYPE_IQ4_XS: *scale *= (float)(int8_t)s[64 + eighth]; return;
     default: return;
@@ -435,6 +442,41 @@ void pack_block(uint32_t type, const void *panel, int32_t n_blocks, int32_t bloc
         for (int h = 0; h < 2; h++)
             get_scale(type, &scales[h][row], &minimums[h][row],
                       (const uint8_t *)panel + scales_offset(s, block), row, block % s.super, h);
+    }
+}
+
+void pack_block_scales(uint32_t type, const void *panel, int32_t block, pack_scales *out)
+{
+    shape shape_ = shapes[type];
+    const uint8_t *s = (const uint8_t *)panel + scales_offset(shape_, block);
+    size_t i = (size_t)(block % shape_.super);
+    memset(out, 0, sizeof *out);
+    for (size_t r = 0; r < PACK_ROWS; r++) {
+        const uint8_t *eighth = s + 64 + 16 * i + r, *sixteenth = s + 64 + 32 * i + r;
+        if (type == DTYPE_Q8_K)
+            memcpy(&out->d[r], s + 4 * r, 4);
+        else
+            out->d[r] = half_at(s + 2 * r);
+        if (type == DTYPE_Q4_K || type == DTYPE_Q5_K || type == DTYPE_Q2_K)
+            out->dmin[r] = half_at(s + 32 + 2 * r);
+        for (size_t h = 0; h < 2; h++) {
+            int16_t *scale = &out->scale[h][r], *minimum = &out->minimum[h][r];
+            switch (type) {
+            case DTYPE_Q4_K:
+            case DTYPE_Q5_K:
+                *scale = *eighth;
+                *minimum = s[192 + in_quads(i, r)];
+                break;
+            case DTYPE_Q6_K:
+            case DTYPE_Q3_K: *scale = (int8_t)sixteenth[16 * h]; break;
+            case DTYPE_Q2_K:
+                *scale = s[64 + in_quads(2 * i + h, r)] & 15;
+                *minimum = s[64 + in_quads(2 * i + h, r)] >> 4;
+                break;
+            case DTYPE_IQ4_XS: *scale = (int8_t)*eighth; break;
+            default: *scale = 1; /* Q8_K */
+            }
+        }
     }
 }
 

@@ -16,9 +16,9 @@
  *   Q4_0 Q5_0 Q8_0 Q8_1 IQ4_NL  d
  *   Q4_1 Q5_1                   d, m
  *   MXFP4                       exponent, u8
- *   Q4_K Q5_K                   d, dmin; u8 scale [8]; u8 minimum [8]
+ *   Q4_K Q5_K                   d, dmin; u8 scale [8]; u8 minimum [8], as two quads
  *   Q6_K Q3_K                   d, 32 bytes of zero; i8 scale [16]
- *   Q2_K                        d, dmin; u8 scale | minimum << 4 [16]
+ *   Q2_K                        d, dmin; u8 scale | minimum << 4 [16], as four quads
  *   IQ4_XS                      d, 32 bytes of zero; i8 scale [8]
  *   Q8_K                        d as f32
  * values, as the bits of one byte of the quads 0..7 of a block
@@ -31,7 +31,8 @@
  *   3 bits  3 vectors v: quad v in bits 7..5, quad v + 3 in bits 4..2; below them, two bits a
  *           vector, highest first, the six bits of quads 6 and 7
  *   2 bits  2 vectors v: quads 4v .. 4v+3, lowest bits first
- * Unsigned values stay as they are; with the top-aligned ones, a kernel that masks instead of
+ * Minimums stand in quads, as values do, since they are multiplied like them: with the sums of the
+ * activations' blocks. Unsigned values stay as they are; with the top-aligned ones, a kernel that masks instead of
  * shifting has them times a power of two, which it takes out of the scale.
  *
  * Sizes are those of the file but for Q3_K (+5 %), IQ4_XS (+3 %) and Q6_K (+1 %), whose scales are
@@ -45,9 +46,10 @@
 
 #include "base/dtype.h"
 
-#define PACK_VERSION 1
-#define PACK_ROWS    16 /* rows of a panel */
-#define PACK_BLOCK   32 /* columns of a block */
+#define PACK_VERSION 2
+#define PACK_LAYOUT  (0x504B0000u + PACK_VERSION) /* for weight_cache: "PK" and the version */
+#define PACK_ROWS    16                           /* rows of a panel */
+#define PACK_BLOCK   32                           /* columns of a block */
 
 /* Everything a packed type is made of. super is blocks a scale group: 1, or 8 for 256 values. */
 #define PACK_MAP(X)                                                                                \
@@ -86,6 +88,14 @@ void pack_panels(void *packed, uint32_t type, const void *data, int32_t n_rows, 
 void pack_block(uint32_t type, const void *panel, int32_t n_blocks, int32_t block,
                 int16_t values[PACK_BLOCK][PACK_ROWS], float scales[2][PACK_ROWS],
                 float minimums[2][PACK_ROWS]);
+
+/* The scales of a block of a type of 256 values, taken apart: pack_block's scales are d * scale,
+ * its minimums -dmin * minimum. */
+typedef struct pack_scales {
+    float d[PACK_ROWS], dmin[PACK_ROWS]; /* dmin is 0 for types without minimums */
+    int16_t scale[2][PACK_ROWS], minimum[2][PACK_ROWS];
+} pack_scales;
+void pack_block_scales(uint32_t type, const void *panel, int32_t block, pack_scales *out);
 
 /* out[0 .. n_cols) = one row as F32, with the bits that dequantizing the file's row gives. */
 void pack_row(float *out, const void *packed, uint32_t type, int32_t n_cols, int32_t row);

@@ -63,6 +63,16 @@ static void soft_cap(float *x, int64_t n, float cap)
         x[i] = (float)((double)cap * tanh((double)x[i] / (double)cap));
 }
 
+static void copy_peaks(float *to, float *peaks, const float *from, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++) {
+        float *peak = &peaks[i / PEAK_COLS];
+        if (i % PEAK_COLS == 0 || from[i] > *peak || isnan(from[i]))
+            *peak = from[i];
+        to[i] = from[i];
+    }
+}
+
 static void rotate(float *x, int32_t n_heads, int32_t head_dim, const rope *r, const float *cosines,
                    const float *sines)
 {
@@ -199,6 +209,7 @@ const cpu_kernels cpu_kernels_reference = {.name = "reference",
                                            .gated = gated,
                                            .add = add,
                                            .soft_cap = soft_cap,
+                                           .copy_peaks = copy_peaks,
                                            .rotate = rotate,
                                            .kv_put = kv_pages_put,
                                            .attention_scratch = attention_scratch,

@@ -2,11 +2,12 @@
  *
  * vf is a compiler vector, so + - * / and comparisons are the operators; what operators cannot say
  * is a function here. isa_<name>.c includes this after the compiler was told the instruction set
- * (CMakeLists.txt) and then the .inl files that are written with it. VF_LANES is fixed for a set:
- * what the lanes add up to is the same on every processor that has it, and nothing depends on how
- * far a loop was unrolled.
+ * (CMakeLists.txt) and then the .inl files that are written with it.
  *
- * Multiplications and additions are fused only by vf_fma; the build forbids the compiler to. */
+ * Sums over a row are sixteen sums, element i in sum i % 16, whatever VF_LANES is: VF_PARTS vectors
+ * make sixteen lanes. So every set with fused multiply-adds (AVX-512, AVX2, NEON) gives the same
+ * bits; only isa_generic.c, which rounds products, gives others. Multiplications and additions are
+ * fused only by vf_fma; the build forbids the compiler to. */
 #ifndef REALM_COMPUTE_CPU_VEC_H
 #define REALM_COMPUTE_CPU_VEC_H
 
@@ -28,6 +29,8 @@
 #else
 #define VF_LANES 4
 #endif
+
+#define VF_PARTS (16 / VF_LANES)
 
 typedef float vf __attribute__((vector_size(VF_LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(VF_LANES * 4)));
@@ -287,6 +290,18 @@ VF_INLINE float vf_sum(vf x)
         for (int i = 0; i < half; i++)
             f[i] += f[i + half];
     return f[0];
+}
+
+/* Of sixteen lanes: the upper half onto the lower until one is left. */
+VF_INLINE float vf_sum16(const vf x[VF_PARTS])
+{
+#if VF_PARTS == 1
+    return vf_sum(x[0]);
+#elif VF_PARTS == 2
+    return vf_sum(x[0] + x[1]);
+#else
+    return vf_sum((x[0] + x[2]) + (x[1] + x[3]));
+#endif
 }
 
 VF_INLINE float vf_largest(vf x)

@@ -23,7 +23,7 @@ static void things_come_out_as_they_went_in(void **state)
     queue q;
     item items[10];
     queue_init(&q);
-    assert_null(queue_try_take(&q));
+    assert_null(queue_take(&q, 0, 0));
     assert_null(queue_take_all(&q));
     for (int i = 0; i < 10; i++) {
         items[i].number = i;
@@ -31,7 +31,7 @@ static void things_come_out_as_they_went_in(void **state)
     }
     assert_int_equal(queue_count(&q), 10);
     for (int i = 0; i < 5; i++)
-        assert_int_equal(QUEUE_OWNER(queue_try_take(&q), item, node)->number, i);
+        assert_int_equal(QUEUE_OWNER(queue_take(&q, 0, 0), item, node)->number, i);
     queue_node *rest = queue_take_all(&q);
     for (int i = 5; i < 10; i++, rest = rest->next)
         assert_int_equal(QUEUE_OWNER(rest, item, node)->number, i);

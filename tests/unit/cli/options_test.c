@@ -191,9 +191,20 @@ static void lists_of_numbers_are_read(void **state)
     assert_status(options_int_list("1,8,2k", 1, 4096, numbers, 3, &count, &error), REALM_OK, error);
     assert_int_equal(count, 3);
     assert_true(numbers[0] == 1 && numbers[1] == 8 && numbers[2] == 2048);
-    static const char *const wrong[] = {
-        "",        ",", "1,",    "1,,2", "0",
-        "1,2,3,4", "a", "1, 2 ", "5000", "1111111111111111111111111111111111111111"};
+    assert_status(options_int_list("3m,2G", 1, INT64_MAX, numbers, 3, &count, &error), REALM_OK,
+                  error);
+    assert_true(count == 2 && numbers[0] == 3 << 20 && numbers[1] == (int64_t)2 << 30);
+    static const char *const wrong[] = {"",
+                                        ",",
+                                        "1,",
+                                        "1,,2",
+                                        "0",
+                                        "1,2,3,4",
+                                        "a",
+                                        "1t",
+                                        "1, 2 ",
+                                        "5000",
+                                        "1111111111111111111111111111111111111111"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
         assert_int_equal(options_int_list(wrong[i], 1, 4096, numbers, 3, &count, &error),
                          REALM_INVALID);
@@ -214,6 +225,106 @@ static void the_nearest_name_is_near(void **state)
         options_nearest("a-very-long-word-that-is-longer-than-any-name-there-is", names, 6));
 }
 
+/* ---- settings from a file and the environment ---- */
+
+enum { FILE_SOURCE = 1, ENVIRONMENT_SOURCE = 2 };
+
+typedef struct settings {
+    const char *host;
+    int64_t port;
+    double heat;
+    int quiet;
+    option_list models;
+} settings;
+
+static void fill(settings *s, option out[6])
+{
+    const option rows[] = {
+        {.name = "host", .kind = OPTION_TEXT, .out = &s->host, .value = "ADDRESS"},
+        {.name = "port", .kind = OPTION_INT, .out = &s->port, .value = "N", .min = 0, .max = 65535},
+        {.name = "heat", .kind = OPTION_REAL, .out = &s->heat, .value = "X", .min = 0, .max = 2},
+        {.name = "quiet", .kind = OPTION_FLAG, .out = &s->quiet},
+        {.name = "model", .kind = OPTION_LIST, .out = &s->models, .value = "FILE"},
+        {0}};
+    memcpy(out, rows, sizeof rows);
+}
+
+static void settings_are_set_by_name(void **state)
+{
+    (void)state;
+    settings s = {.port = 8080};
+    option rows[6];
+    fill(&s, rows);
+    const options_command command = {.name = "serve", .options = rows};
+    realm_error error;
+    static const char *const given[][2] = {{"host", "::1"},   {"port", "9k"}, {"heat", "0.5"},
+                                           {"quiet", "true"}, {"model", "a"}, {"model", "b"}};
+    for (size_t i = 0; i < sizeof given / sizeof *given; i++)
+        assert_status(options_set(&command, given[i][0], given[i][1], "it", FILE_SOURCE, &error),
+                      REALM_OK, error);
+    assert_string_equal(s.host, "::1");
+    assert_int_equal(s.port, 9 * 1024);
+    assert_true(s.heat == 0.5 && s.quiet == 1);
+    assert_int_equal(s.models.count, 2);
+    assert_string_equal(s.models.items[1], "b");
+    assert_status(options_set(&command, "quiet", "false", "it", FILE_SOURCE, &error), REALM_OK,
+                  error);
+    assert_int_equal(s.quiet, 0);
+}
+
+static void wrong_settings_are_told_as_their_source_calls_them(void **state)
+{
+    (void)state;
+    settings s = {.port = 8080};
+    option rows[6];
+    fill(&s, rows);
+    const options_command command = {.name = "serve", .options = rows};
+    realm_error error;
+    static const char *const wrong[][2] = {{"port", "many"}, {"port", "65536"}, {"port", "-1"},
+                                           {"port", ""},     {"heat", "3"},     {"heat", "nan"},
+                                           {"quiet", "yes"}, {"quiet", "1"}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        assert_status(
+            options_set(&command, wrong[i][0], wrong[i][1], "REALM_SHOWN", FILE_SOURCE, &error),
+            REALM_INVALID, error);
+        assert_holds(error.message, "REALM_SHOWN");
+    }
+    assert_int_equal(s.port, 8080);
+    assert_status(options_set(&command, "prot", "1", "x", FILE_SOURCE, &error), REALM_NOT_FOUND,
+                  error);
+    assert_holds(error.message, "'prot'");
+    for (int i = 0; i < OPTION_MAX_LIST; i++)
+        assert_status(options_set(&command, "model", "m", "x", FILE_SOURCE, &error), REALM_OK,
+                      error);
+    assert_status(options_set(&command, "model", "m", "x", FILE_SOURCE, &error), REALM_INVALID,
+                  error);
+}
+
+/* A list of a later source takes the place of an earlier one's; the command line's is the last. */
+static void later_sources_replace_lists(void **state)
+{
+    (void)state;
+    settings s = {.port = 8080};
+    option rows[6];
+    fill(&s, rows);
+    const options_command command = {.name = "serve", .options = rows};
+    realm_error error;
+    assert_status(options_set(&command, "model", "file-1", "x", FILE_SOURCE, &error), REALM_OK,
+                  error);
+    assert_status(options_set(&command, "model", "file-2", "x", FILE_SOURCE, &error), REALM_OK,
+                  error);
+    assert_status(options_set(&command, "model", "env", "x", ENVIRONMENT_SOURCE, &error), REALM_OK,
+                  error);
+    assert_int_equal(s.models.count, 1);
+    assert_string_equal(s.models.items[0], "env");
+    char *line[] = {"serve", "--model", "a", "--port=1", "--model", "b"};
+    assert_int_equal(options_parse(&command, 6, line), OPTIONS_GO_ON);
+    assert_int_equal(s.models.count, 2);
+    assert_string_equal(s.models.items[0], "a");
+    assert_string_equal(s.models.items[1], "b");
+    assert_int_equal(s.port, 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -224,6 +335,9 @@ int main(void)
         cmocka_unit_test(help_is_made_of_the_table),
         cmocka_unit_test(lists_of_numbers_are_read),
         cmocka_unit_test(the_nearest_name_is_near),
+        cmocka_unit_test(settings_are_set_by_name),
+        cmocka_unit_test(wrong_settings_are_told_as_their_source_calls_them),
+        cmocka_unit_test(later_sources_replace_lists),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

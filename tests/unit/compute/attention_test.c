@@ -230,6 +230,50 @@ static void neighbours_in_a_batch_change_no_bit(void **state)
     }
 }
 
+/* Pieces enough for all threads, but those of one sequence far longer than the others: they are cut. */
+static void a_few_rows_far_into_a_prompt_beside_young_streams_change_no_bit(void **state)
+{
+    (void)state;
+    enum { N = 8, LONG = 700, YOUNG = 20, ROWS = 4 };
+    const shape *s = &shapes[0];
+    const size_t cols = (size_t)s->n_heads * s->value_dim;
+    rng r;
+    rng_init(&r, 7);
+    const cpu_kernels *list[4];
+    int n = cpu_kernels_here(list);
+    sequence x[N];
+    const sequence *all[N];
+    for (int j = 0; j < N; j++) {
+        x[j] = random_sequence(&r, s, j ? YOUNG : LONG, j ? MAX_PAGES - j : 0, 1);
+        all[j] = &x[j];
+    }
+    for (int k = 0; k < n; k++) {
+        for (int32_t threads = 1; threads <= 4; threads++) {
+            backend *b = open_with(list[k], threads);
+            float *wanted[N], *out[N], *rest[N];
+            int32_t firsts[N] = {0}, counts[N], lasts[N];
+            for (int j = 0; j < N; j++) {
+                wanted[j] = attend(b, s, &x[j], x[j].n);
+                out[j] = malloc((size_t)x[j].n * cols * 4);
+                lasts[j] = j ? 1 : ROWS;
+                counts[j] = x[j].n - lasts[j];
+                rest[j] = out[j] + (size_t)counts[j] * cols;
+            }
+            kv_store *kv = open_pages(b, s);
+            step(b, kv, s, all, N, firsts, counts, out);
+            step(b, kv, s, all, N, counts, lasts, rest);
+            for (int j = 0; j < N; j++) {
+                assert_same_bits(out[j], wanted[j], (size_t)x[j].n * cols, list[k]->name);
+                free(out[j]), free(wanted[j]);
+            }
+            b->table->kv_close(b, kv);
+            b->table->close(b);
+        }
+    }
+    for (int j = 0; j < N; j++)
+        free_sequence(&x[j]);
+}
+
 static void keys_and_values_are_read_back_and_copied_with_their_page(void **state)
 {
     (void)state;
@@ -307,6 +351,7 @@ int main(void)
         cmocka_unit_test(chunks_and_threads_change_no_bit),
         cmocka_unit_test(a_token_at_a_time_is_the_prompt_at_once),
         cmocka_unit_test(neighbours_in_a_batch_change_no_bit),
+        cmocka_unit_test(a_few_rows_far_into_a_prompt_beside_young_streams_change_no_bit),
         cmocka_unit_test(keys_and_values_are_read_back_and_copied_with_their_page),
         cmocka_unit_test(pages_that_cannot_be_are_refused),
     };

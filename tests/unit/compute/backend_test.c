@@ -169,6 +169,40 @@ static void every_operation_is_that_of_the_reference(void **state)
     free_inputs(&in);
 }
 
+static void a_gated_product_is_two_products_and_a_gate(void **state)
+{
+    (void)state;
+    rng r;
+    rng_init(&r, 3);
+    inputs in = random_inputs(&r);
+    for (int32_t threads = 1; threads <= 3; threads++)
+        for (int32_t rows = 1; rows <= ROWS; rows += 11) {
+            realm_error error;
+            backend_cpu_options o = {.n_threads = threads};
+            backend *b;
+            assert_status(backend_cpu_open(&b, &o, &error), REALM_OK, error);
+            const backend_table *t = b->table;
+            tensor x = open_tensor(b, rows, COLS, in.x), outs[4];
+            for (int i = 0; i < 4; i++)
+                outs[i] = open_tensor(b, rows, OUTS, NULL);
+            weight *ws[2];
+            for (int i = 0; i < 2; i++)
+                ws[i] = open_weight(b, ws_types[i], OUTS, COLS, in.ws[i]);
+            t->matmul(b, outs, x, (const weight *const *)ws, NULL, 2);
+            t->gated(b, outs[0], outs[0], outs[1], ACTIVATION_GELU_TANH);
+            t->gated_matmul(b, outs[2], outs[3], x, (const weight *const *)ws,
+                            ACTIVATION_GELU_TANH);
+            assert_same_bits(outs[2].data, outs[0].data, (size_t)rows * OUTS, "gated product");
+            for (int i = 0; i < 2; i++)
+                t->weight_close(b, ws[i]);
+            for (int i = 0; i < 4; i++)
+                t->tensor_close(b, &outs[i]);
+            t->tensor_close(b, &x);
+            t->close(b);
+        }
+    free_inputs(&in);
+}
+
 /* Angles at far positions must be those of real numbers, not of floats. */
 static void rope_is_exact_at_far_positions(void **state)
 {
@@ -285,6 +319,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_row_alone_in_a_batch_and_over_threads_has_the_same_bits),
         cmocka_unit_test(every_operation_is_that_of_the_reference),
+        cmocka_unit_test(a_gated_product_is_two_products_and_a_gate),
         cmocka_unit_test(rope_is_exact_at_far_positions),
         cmocka_unit_test(weights_that_cannot_be_are_refused),
         cmocka_unit_test(a_gain_of_halves_is_as_good_as_one_of_floats),

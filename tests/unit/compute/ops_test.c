@@ -92,6 +92,39 @@ static void soft_caps_are_those_of_the_reference(void **state)
     free(x), free(out), free(wanted);
 }
 
+/* The plainest way of saying it: sorted out here, not with the reference. */
+static void copies_have_the_largest_of_every_stretch_beside_them(void **state)
+{
+    (void)state;
+    enum { MOST = 3 * PEAK_COLS + 17 };
+    float x[MOST], out[MOST], peaks[4], wanted[4];
+    rng r;
+    rng_init(&r, 9);
+    for (int32_t n = 1; n <= MOST; n += n < 40 ? 1 : 61) {
+        for (int32_t i = 0; i < n; i++)
+            x[i] = rng_next(&r) % 9 ? random_unit(&r) * 50 : -INFINITY;
+        if (rng_next(&r) % 3 == 0)
+            x[rng_next(&r) % (uint64_t)n] = rng_next(&r) % 2 ? NAN : INFINITY;
+        for (int32_t i = 0; i < peaks_count(n); i++) {
+            int is_odd = 0;
+            wanted[i] = -INFINITY;
+            for (int32_t j = i * PEAK_COLS; j < n && j < (i + 1) * PEAK_COLS; j++) {
+                is_odd |= isnan(x[j]);
+                wanted[i] = fmaxf(wanted[i], x[j]);
+            }
+            wanted[i] = is_odd ? NAN : wanted[i];
+        }
+        const cpu_kernels *list[5] = {&cpu_kernels_reference};
+        int count = 1 + cpu_kernels_here(list + 1);
+        for (int k = 0; k < count; k++) {
+            list[k]->copy_peaks(out, peaks, x, n);
+            assert_memory_equal(out, x, (size_t)n * sizeof *x);
+            for (int32_t i = 0; i < peaks_count(n); i++)
+                assert_true(isnan(wanted[i]) ? isnan(peaks[i]) : peaks[i] == wanted[i]);
+        }
+    }
+}
+
 static void sums_scales_and_rotations_are_those_of_the_reference(void **state)
 {
     (void)state;
@@ -182,6 +215,7 @@ int main(void)
         cmocka_unit_test(norms_are_those_of_the_reference),
         cmocka_unit_test(activations_are_those_of_the_reference),
         cmocka_unit_test(soft_caps_are_those_of_the_reference),
+        cmocka_unit_test(copies_have_the_largest_of_every_stretch_beside_them),
         cmocka_unit_test(sums_scales_and_rotations_are_those_of_the_reference),
         cmocka_unit_test(elements_do_not_depend_on_their_neighbours),
         cmocka_unit_test(what_is_no_number_stays_none_and_infinity_has_its_limit),

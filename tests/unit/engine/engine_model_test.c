@@ -9,6 +9,7 @@
 
 #include "engine/compute_list.h"
 #include "engine/engine.h"
+#include "support/test_device.h"
 #include "support/tiny_model.h"
 
 #define N_SESSIONS 8
@@ -30,7 +31,7 @@ static int open_fixture(void **state)
     snprintf(f.path, sizeof f.path, "/tmp/realm_engine_test_XXXXXX");
     close(mkstemp(f.path));
     tiny_model_save(&tiny, f.path);
-    assert_status(backend_cpu_open(&f.b, &cpu, &error), REALM_OK, error);
+    assert_status(test_device_open(&f.b, &cpu, &error), REALM_OK, error);
     assert_status(model_open(&f.m, f.b, f.path, &(model_options){0}, &error), REALM_OK, error);
     *state = &f;
     return 0;
@@ -111,6 +112,10 @@ static void take_answer(request *r, answer *out)
     assert_int_equal(session_length(r->session), N_PROMPT + N_ANSWER);
     memcpy(out->tokens, session_tokens(r->session), sizeof out->tokens);
     memcpy(out->logits, session_logits(r->session), sizeof out->logits);
+    const float *peaks = session_peaks(r->session);
+    assert_int_equal(peaks != NULL, model_gives_peaks(engine_model(session_engine(r->session))));
+    for (int32_t i = 0; peaks && i < TINY_VOCAB; i++)
+        assert_true(out->logits[i] <= peaks[i / PEAK_COLS]);
     session_close(r->session);
 }
 
@@ -288,5 +293,7 @@ int main(void)
         cmocka_unit_test(steps_give_what_generate_gives),
         cmocka_unit_test(guests_walk_the_layers_in_order_and_read_only_what_they_wrote),
     };
+    if (test_device_missing())
+        return TEST_SKIPPED;
     return cmocka_run_group_tests(tests, open_fixture, close_fixture);
 }

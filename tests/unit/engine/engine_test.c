@@ -206,6 +206,43 @@ static void generation_ends_at_eos_and_on_request(void **state)
     engine_close(e);
 }
 
+static int afford(work *w)
+{
+    return ((collected *)(void *)w->embedding)->count < 12;
+}
+
+/* A token that may not be appended is not handed out either, and the model's own end needs no leave. */
+static void generation_ends_where_no_token_may_be_appended(void **state)
+{
+    (void)state;
+    fake f = {0};
+    engine *e = fake_engine(&f, NULL);
+    session *s = open_session(e, 1);
+    token_id prompt[1] = {9}, eos = FAKE_EOS;
+    float bias = 100;
+    collected c;
+    realm_error error;
+    feed(s, prompt, 1);
+    work w = generation(s, 50, &c);
+    w.may_append = afford;
+    assert_status(engine_run(e, &w), REALM_OK, w.error);
+    assert_int_equal(w.finish, FINISH_LENGTH);
+    assert_int_equal(w.n_generated, 12);
+    assert_int_equal(c.count, 12);
+    assert_int_equal(session_length(s), 13);
+    assert_greedy(s, 1);
+    assert_status(sampler_bias(session_sampler(s), &eos, &bias, 1, &error), REALM_OK, error);
+    w = generation(s, 50, &c);
+    c.count = 12;
+    w.may_append = afford;
+    w.generate.ignore_eos = 0;
+    assert_status(engine_run(e, &w), REALM_OK, w.error);
+    assert_int_equal(w.finish, FINISH_STOP);
+    assert_int_equal(w.n_generated, 0);
+    session_close(s);
+    engine_close(e);
+}
+
 /* The text that generation emits is checked for every stop string cut out of what it would be. */
 static void no_part_of_a_stop_string_is_ever_emitted(void **state)
 {
@@ -490,7 +527,7 @@ static void wait_for(pending *p)
 static void cancelling_ends_a_work_within_an_iteration(void **state)
 {
     (void)state;
-    fake f = {.step_ns = 200000};
+    fake f = {.step_ns = 10000000}; /* forty seconds would be needed until the context is full */
     engine *e = fake_engine(&f, NULL);
     session *s = open_session(e, 1);
     static token_id tokens[4000];
@@ -510,10 +547,12 @@ static void cancelling_ends_a_work_within_an_iteration(void **state)
     session_cancel(s); /* nothing in flight: means nothing */
     assert_int_equal(feed(s, tokens, 3), REALM_OK);
     int32_t length = session_length(s);
+    f.row_ns = 2000000; /* and six for this */
     pending q = {.work = {.kind = WORK_FEED, .session = s, .tokens = tokens, .n_tokens = 3000}};
     submit(e, &q);
     session_cancel(s);
     wait_for(&q);
+    f.row_ns = 0;
     assert_int_equal(q.work.status, REALM_CANCELLED);
     assert_int_equal(session_length(s), length); /* a feed is whole or not at all */
     assert_logits(s);
@@ -536,7 +575,7 @@ static void deadlines_end_works(void **state)
     w.on_token = NULL;
     w.deadline_ns = clock_ns() + 60000000;
     assert_int_equal(engine_run(e, &w), REALM_DEADLINE);
-    assert_true(w.done_ns >= w.deadline_ns && w.done_ns < w.deadline_ns + 2000000000);
+    assert_true(w.done_ns >= w.deadline_ns && w.done_ns < w.deadline_ns + A_MINUTE_NS);
     assert_true(w.started_ns >= w.submitted_ns && w.first_token_ns >= w.submitted_ns);
     w = (work){.kind = WORK_FEED, .session = s, .tokens = tokens, .n_tokens = 3, .deadline_ns = 1};
     assert_int_equal(engine_run(e, &w), REALM_DEADLINE);
@@ -544,10 +583,34 @@ static void deadlines_end_works(void **state)
     engine_close(e);
 }
 
+static void the_first_token_s_time_begins_with_the_prompt(void **state)
+{
+    (void)state;
+    fake f = {.step_ns = 2000000};
+    engine *e = fake_engine(&f, NULL);
+    session *s = open_session(e, 1);
+    token_id tokens[3] = {1, 2, 3};
+    static collected c;
+    work feed = {.kind = WORK_FEED, .session = s, .tokens = tokens, .n_tokens = 3};
+    work more = feed;
+    assert_int_equal(engine_run(e, &feed), REALM_OK);
+    assert_int_equal(engine_run(e, &more), REALM_OK);
+    work w = generation(s, 2, &c);
+    assert_int_equal(engine_run(e, &w), REALM_OK);
+    assert_int_equal(w.prompt_submitted_ns, feed.submitted_ns);
+    assert_int_equal(w.prompt_started_ns, feed.started_ns);
+    assert_true(w.first_token_ns - w.prompt_submitted_ns >= 2 * f.step_ns);
+    w = generation(s, 2, &c); /* no prompt of its own */
+    assert_int_equal(engine_run(e, &w), REALM_OK);
+    assert_int_equal(w.prompt_submitted_ns, w.submitted_ns);
+    session_close(s);
+    engine_close(e);
+}
+
 static void closing_a_session_or_the_engine_ends_what_is_in_flight(void **state)
 {
     (void)state;
-    fake f = {.step_ns = 100000};
+    fake f = {.step_ns = 10000000}; /* none comes to its end within half a minute */
     engine *e = fake_engine(&f, NULL);
     token_id tokens[3] = {1, 2, 3};
     static collected c;
@@ -698,6 +761,39 @@ typedef struct client {
     int rounds;
 } client;
 
+static int32_t pages_of(const device *d, const engine_options *options)
+{
+    realm_error error;
+    engine *e;
+    engine_stats stats;
+    assert_status(engine_open_device(&e, d, options, &error), REALM_OK, error);
+    engine_stats_get(e, &stats);
+    engine_close(e);
+    return stats.pages_total;
+}
+
+static void pages_take_a_third_of_what_is_free_or_what_was_asked_for(void **state)
+{
+    (void)state;
+    fake f = {0};
+    device d = fake_device(&f);
+    d.n_context = 64 * KV_PAGE_TOKENS;
+    d.free_bytes = 300 * d.page_bytes[0];
+    d.usual_bytes = 100 * d.page_bytes[0];
+    assert_int_equal(pages_of(&d, NULL), 100);
+    assert_int_equal(pages_of(&d, &(engine_options){.kv_bytes = 7 * d.page_bytes[0]}), 7);
+    /* one full session can use no more */
+    assert_int_equal(pages_of(&d, &(engine_options){.max_sessions = 1}), 64);
+    /* nothing free: a sentence that says what binds */
+    realm_error error;
+    engine *e;
+    d.free_bytes = 2;
+    d.usual_bytes = 0;
+    strcpy(d.free_bound, "cgroup /box memory.max");
+    assert_int_equal(engine_open_device(&e, &d, NULL, &error), REALM_NO_MEMORY);
+    assert_holds(error.message, "cgroup /box memory.max");
+}
+
 static void random_work(client *c, rng *r, session **s, const token_id *tokens)
 {
     realm_error error;
@@ -768,12 +864,10 @@ static void many_threads_at_once_disturb_nobody_s_tokens(void **state)
     for (int i = 0; i < 6; i++)
         pthread_join(threads[i], NULL);
     engine_stats stats;
-    for (int i = 0; i < 1000; i++) {
-        engine_stats_get(e, &stats);
-        if (stats.pages_used == 0)
-            break;
+    uint64_t until = clock_ns() + A_MINUTE_NS;
+    for (engine_stats_get(e, &stats); stats.pages_used && clock_ns() < until;
+         engine_stats_get(e, &stats))
         usleep(1000);
-    }
     assert_int_equal(stats.pages_used, 0);
     assert_int_equal(stats.sessions, 0);
     engine_close(e);
@@ -786,6 +880,7 @@ int main(void)
         cmocka_unit_test(steps_append_given_or_sampled_tokens),
         cmocka_unit_test(generation_gives_the_model_s_tokens_and_goes_on_after_waking),
         cmocka_unit_test(generation_ends_at_eos_and_on_request),
+        cmocka_unit_test(generation_ends_where_no_token_may_be_appended),
         cmocka_unit_test(no_part_of_a_stop_string_is_ever_emitted),
         cmocka_unit_test(held_text_comes_out_when_the_length_ends_generation),
         cmocka_unit_test(logprobs_are_those_of_the_untempered_model),
@@ -796,10 +891,12 @@ int main(void)
         cmocka_unit_test(tenants_cannot_pass_their_sessions_and_pages),
         cmocka_unit_test(cancelling_ends_a_work_within_an_iteration),
         cmocka_unit_test(deadlines_end_works),
+        cmocka_unit_test(the_first_token_s_time_begins_with_the_prompt),
         cmocka_unit_test(closing_a_session_or_the_engine_ends_what_is_in_flight),
         cmocka_unit_test(preempted_sessions_give_the_same_tokens),
         cmocka_unit_test(a_prompt_s_second_use_is_spared_for_its_tenant_alone),
         cmocka_unit_test(embeddings_are_pooled_and_never_taken_from_the_cache),
+        cmocka_unit_test(pages_take_a_third_of_what_is_free_or_what_was_asked_for),
         cmocka_unit_test(many_threads_at_once_disturb_nobody_s_tokens),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

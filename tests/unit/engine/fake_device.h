@@ -19,7 +19,11 @@
 typedef struct fake {
     uint64_t (*pages)[KV_PAGE_TOKENS]; /* what stands in each slot */
     int32_t n_pages;
-    uint64_t step_ns, row_ns; /* how long a forward takes, and each of its rows */
+    uint64_t step_ns, row_ns;          /* how long a forward takes, and each of its rows */
+    double position_ns;                /* and each position of each row */
+    void (*pass)(uint64_t ns);         /* lets so much time pass; NULL: the processor's spins */
+    void (*on_forward)(struct fake *); /* on the engine's thread, before the rows; may be NULL */
+    void *context;                     /* on_forward's */
     int32_t max_rows_seen;
     uint64_t n_forwards, n_rows;
     const char *pieces[FAKE_VOCAB]; /* text of tokens; NULL: the byte, or "<id>" from 256 on */
@@ -86,12 +90,23 @@ static void fake_output(const forward_input *input, uint64_t state, float *out)
         out[v] = fake_logit(state, v);
 }
 
+static void fake_pass(const fake *f, uint64_t ns)
+{
+    uint64_t end = clock_ns() + ns;
+    if (f->pass)
+        f->pass(ns);
+    while (!f->pass && clock_ns() < end)
+        ;
+}
+
 static void fake_forward(device *d, forward_input *input, float *const *results)
 {
     fake *f = fake_of(d);
     const step_rows *rows = &input->rows;
-    uint64_t end = clock_ns() + f->step_ns + f->row_ns * (uint64_t)rows->n_tokens;
+    double time = (double)f->step_ns + (double)f->row_ns * rows->n_tokens;
     int32_t output = 0;
+    if (f->on_forward)
+        f->on_forward(f);
     f->n_forwards++;
     f->n_rows += (uint64_t)rows->n_tokens;
     if (rows->n_tokens > f->max_rows_seen)
@@ -102,6 +117,7 @@ static void fake_forward(device *d, forward_input *input, float *const *results)
         const adapter *a = input->adapters ? input->adapters[rows->sequences[i]] : NULL;
         if (i > 0 && rows->sequences[i] == rows->sequences[i - 1])
             assert_int_equal(position, rows->positions[i - 1] + 1);
+        time += f->position_ns * position;
         uint64_t before = position ? *fake_slot(f, table, position - 1) : 7;
         uint64_t state = fake_next(before, input->tokens[i], a);
         *fake_slot(f, table, position) = state;
@@ -109,8 +125,7 @@ static void fake_forward(device *d, forward_input *input, float *const *results)
             fake_output(input, state, results[output++]);
     }
     assert_int_equal(output, input->n_outputs);
-    while (clock_ns() < end)
-        ;
+    fake_pass(f, (uint64_t)time);
 }
 
 static void fake_decoder_init(device *d, token_decoder *decoder)
@@ -163,6 +178,7 @@ static inline device fake_device(fake *f)
         .max_rows = 128,
         .max_outputs = 16,
         .free_bytes = 3000,
+        .usual_bytes = 1000,
         .page_bytes = {1, 1},
         .kv = (kv_store *)(void *)f,
     };

@@ -128,7 +128,7 @@ static token_id choose(sampler *s)
 {
     token_id id = -1;
     realm_error error;
-    assert_status(sampler_choose(s, row, &id, &error), REALM_OK, error);
+    assert_status(sampler_choose(s, row, NULL, &id, &error), REALM_OK, error);
     return id;
 }
 
@@ -431,7 +431,7 @@ static void biases_add_and_forbid(void **state)
     row[9] = 1;
     for (o.temperature = 0; o.temperature < 2; o.temperature++) {
         assert_status(sampler_set(s, &o, &error), REALM_OK, error);
-        assert_int_equal(sampler_choose(s, row, &id, &error), REALM_INVALID);
+        assert_int_equal(sampler_choose(s, row, NULL, &id, &error), REALM_INVALID);
         assert_holds(error.message, "no token is left");
     }
     sampler_close(s);
@@ -451,7 +451,7 @@ static void logits_that_are_no_numbers_are_refused_by_every_stage(void **state)
         fill_row(600, 2, 1);
         row[round * 25] = odd[round % 2];
         sampler *s = open_sampler(600, &o);
-        assert_int_equal(sampler_choose(s, row, &id, &error), REALM_INVALID);
+        assert_int_equal(sampler_choose(s, row, NULL, &id, &error), REALM_INVALID);
         sampler_close(s);
     }
     for (int32_t i = 0; i < 600; i++)
@@ -460,6 +460,41 @@ static void logits_that_are_no_numbers_are_refused_by_every_stage(void **state)
     assert_int_equal(logits_top(row, 600, 300, top), 300);
     assert_in_range(logits_argmax(row, 600), 0, 599);
     assert_true(isnan(logits_log_sum_exp(row, 600)));
+}
+
+/* What reading the row says, peaks must say, ties and refusals included. */
+static void peaks_of_the_row_choose_the_same(void **state)
+{
+    (void)state;
+    float peaks[MAX_VOCAB / PEAK_COLS + 1];
+    realm_error error;
+    for (int round = 0; round < 200; round++) {
+        int32_t n = 1 + round * 13;
+        sampler_options o = settings(round % 2 ? 0.8f : 0);
+        o.seed = (uint64_t)round;
+        o.top_k = round % 6 == 1 ? 40 : 0;
+        o.repetition_penalty = round % 5 == 2 ? 1.5f : 1; /* then the row's peaks do not count */
+        fill_row(n, 3, (uint64_t)round);
+        for (int32_t i = 0; i < n; i++)
+            row[i] = round % 4 ? row[i] : roundf(row[i]);
+        if (round % 10 == 9)
+            row[n / 2] = round % 20 == 9 ? NAN : round % 40 == 19 ? INFINITY : -INFINITY;
+        for (int32_t i = 0; i < n; i++) {
+            float *peak = &peaks[i / PEAK_COLS];
+            *peak = i % PEAK_COLS == 0 || row[i] > *peak || isnan(row[i]) ? row[i] : *peak;
+        }
+        token_id ids[2] = {-1, -1};
+        realm_status statuses[2];
+        for (int with = 0; with < 2; with++) {
+            sampler *s = open_sampler(n, &o);
+            const token_id seen[] = {logits_argmax(row, n)};
+            sampler_see(s, seen, 1);
+            statuses[with] = sampler_choose(s, row, with ? peaks : NULL, &ids[with], &error);
+            sampler_close(s);
+        }
+        assert_int_equal(statuses[0], statuses[1]);
+        assert_int_equal(ids[0], ids[1]);
+    }
 }
 
 static void settings_out_of_range_are_named(void **state)
@@ -507,6 +542,7 @@ int main(void)
         cmocka_unit_test(history_survives_new_settings),
         cmocka_unit_test(biases_add_and_forbid),
         cmocka_unit_test(logits_that_are_no_numbers_are_refused_by_every_stage),
+        cmocka_unit_test(peaks_of_the_row_choose_the_same),
         cmocka_unit_test(settings_out_of_range_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -3,7 +3,7 @@
  * Any type of value, any dims, version and alignment, and places in the finished bytes to change:
  * what no good writer makes. Written from the specification and apart from the reader, so that one
  * does not repeat the other's mistakes. Tests of what stands on the reader make their models with
- * tests/support/gguf_writer.h. Aborts where memory ends. */
+ * formats/gguf_writer.h. Aborts where memory ends. */
 #ifndef REALM_TESTS_GGUF_FORGE_H
 #define REALM_TESTS_GGUF_FORGE_H
 

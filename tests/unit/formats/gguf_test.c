@@ -284,13 +284,14 @@ static void a_vocabulary_of_262144_opens_at_once(void **state)
     }
     gguf_forge_init(&w);
     gguf_forge_strings(&w, "tokenizer.ggml.tokens", COUNT, words);
-    uint64_t start = clock_ns();
+    uint64_t start = clock_thread_cpu_ns();
     gguf *g = open_written(&w, &file);
     const gguf_value *a = gguf_find(g, "tokenizer.ggml.tokens");
     for (uint64_t i = 0; i < COUNT; i++)
         assert_memory_equal(gguf_array_string(g, a, i).data, words[i], 7);
-    print_message("opened and read in %.1f ms\n", (double)(clock_ns() - start) / 1e6);
-    assert_true(clock_ns() - start < 2000000000u);
+    uint64_t took = clock_thread_cpu_ns() - start;
+    print_message("opened and read in %.1f ms\n", (double)took / 1e6);
+    assert_true(took < 20000000000u); /* each found from the first on would be minutes */
     gguf_close(g);
     buffer_release(&file);
     gguf_forge_release(&w);

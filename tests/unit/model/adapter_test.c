@@ -7,6 +7,7 @@
 
 #include "model/adapter.h"
 #include "support/model_run.h"
+#include "support/test_device.h"
 #include "support/tiny_model.h"
 
 #define N_TOKENS 40
@@ -61,7 +62,7 @@ static void open_fixture(fixture *f, const tiny_model *t, const char *const *mat
     const size_t bytes = (size_t)4 * N_TOKENS * TINY_VOCAB * sizeof(float);
     const model_options options = {.max_batch_tokens = 160, .max_batch_outputs = 160};
     tiny_model_save(t, model_path);
-    assert_status(backend_cpu_open(&f->b, NULL, &error), REALM_OK, error);
+    assert_status(test_device_open(&f->b, NULL, &error), REALM_OK, error);
     assert_status(model_open(&f->m, f->b, model_path, &options, &error), REALM_OK, error);
     model_run_open(&f->run, f->m, N_TOKENS);
     f->first = open_adapter(f->m, &(tiny_adapter){t, matrices, 4, 8, 1, NULL, NULL, NULL});
@@ -176,7 +177,7 @@ static void refuse(const tiny_adapter *t, realm_status wanted, const char *part)
     realm_error error = {0};
     tiny_model_save(&llama, model_path);
     tiny_adapter_save(t, adapter_path);
-    assert_status(backend_cpu_open(&b, NULL, &error), REALM_OK, error);
+    assert_status(test_device_open(&b, NULL, &error), REALM_OK, error);
     assert_status(model_open(&m, b, model_path, NULL, &error), REALM_OK, error);
     assert_status(adapter_open(&a, m, adapter_path, &error), wanted, error);
     assert_null(a);
@@ -247,5 +248,7 @@ int main(void)
         cmocka_unit_test(files_that_are_no_adapter_of_this_model_are_refused),
         cmocka_unit_test(halves_that_do_not_fit_are_named),
     };
+    if (test_device_missing())
+        return TEST_SKIPPED;
     return cmocka_run_group_tests(tests, make_paths, drop_paths);
 }

@@ -15,7 +15,7 @@ static realm_status read_metadata(const tiny_model *t, hyperparameters *h, realm
     gguf_writer_init(&w);
     buffer_init(&bytes, 1 << 20);
     tiny_model_metadata(t, &w);
-    gguf_writer_bytes(&w, &bytes);
+    assert_status(gguf_writer_bytes(&w, &bytes, error), REALM_OK, *error);
     assert_status(gguf_open_memory(&g, bytes.data, bytes.size, error), REALM_OK, *error);
     realm_status status = hyperparameters_read(h, g, error);
     gguf_close(g);
@@ -175,7 +175,7 @@ static void the_27b_size_of_gemma2_scales_queries_by_144(void **state)
     gguf_writer_init(&w);
     buffer_init(&bytes, 1 << 20);
     more_27b(&w);
-    gguf_writer_bytes(&w, &bytes);
+    assert_status(gguf_writer_bytes(&w, &bytes, &error), REALM_OK, error);
     assert_status(gguf_open_memory(&g, bytes.data, bytes.size, &error), REALM_OK, error);
     assert_status(hyperparameters_read(&h, g, &error), REALM_OK, error);
     assert_true(h.attention_scale == (float)(1 / sqrt(144)));

@@ -3,8 +3,8 @@
 
 #include <math.h>
 
+#include "formats/gguf_writer.h"
 #include "model/rope.h"
-#include "support/gguf_writer.h"
 
 typedef struct fixture {
     gguf_writer w;
@@ -31,7 +31,7 @@ static void fixture_init(fixture *f)
 static realm_status build(fixture *f, rope *out, rope_layers layers, int32_t context,
                           realm_error *error)
 {
-    gguf_writer_bytes(&f->w, &f->bytes);
+    assert_status(gguf_writer_bytes(&f->w, &f->bytes, error), REALM_OK, *error);
     assert_status(gguf_open_memory(&f->g, f->bytes.data, f->bytes.size, error), REALM_OK, *error);
     return rope_build(out, &f->a, &f->h, f->g, layers, context, error);
 }

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,7 +35,7 @@ struct engine {
     fake_options options;
     pthread_t thread;
     queue works;
-    atomic_int sessions, tensors, submitted;
+    atomic_int sessions, tensors, submitted, lent;
 };
 
 static char the_model, the_tokenizer, the_gguf; /* only their addresses matter */
@@ -221,9 +222,10 @@ void sampler_constrain(sampler *s, grammar *g)
 {
     s->constraint = g;
 }
-realm_status sampler_choose(sampler *s, const float *logits, token_id *out, realm_error *error)
+realm_status sampler_choose(sampler *s, const float *logits, const float *peaks, token_id *out,
+                            realm_error *error)
 {
-    (void)error;
+    (void)error, (void)peaks;
     token_id best = 1;
     for (token_id i = 1; i < N_VOCAB; i++)
         if (logits[i] > logits[best])
@@ -316,6 +318,21 @@ const float *session_logits(const session *s)
 {
     return s->has_logits ? s->logits : NULL;
 }
+const float *session_peaks(const session *s)
+{
+    (void)s;
+    return NULL;
+}
+
+void session_prefetch(const session *s)
+{
+    (void)s;
+}
+
+void session_prefetch_logits(const session *s)
+{
+    (void)s;
+}
 sampler *session_sampler(session *s)
 {
     return &s->sampler;
@@ -336,14 +353,15 @@ void session_cancel(session *s)
 static realm_status pass_time(work *w)
 {
     uint64_t end = clock_ns() + w->session->engine->options.token_ns;
+    const atomic_int *held = w->session->engine->options.held;
     do {
         if (atomic_load(&w->session->cancelled))
             return REALM_CANCELLED;
         if (w->deadline_ns && clock_ns() >= w->deadline_ns)
             return REALM_DEADLINE;
-        if (w->session->engine->options.token_ns > 100000)
+        if (w->session->engine->options.token_ns > 100000 || held)
             nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
-    } while (clock_ns() < end);
+    } while (clock_ns() < end || (held && atomic_load(held)));
     return REALM_OK;
 }
 
@@ -377,7 +395,7 @@ static realm_status step(work *w)
     if (w->token < 0 && !s->has_logits)
         return REALM_INVALID;
     if (w->token < 0)
-        sampler_choose(&s->sampler, s->logits, &w->token, NULL);
+        sampler_choose(&s->sampler, s->logits, NULL, &w->token, NULL);
     realm_status status = pass_time(w);
     if (status == REALM_OK)
         status = append(w, w->token);
@@ -402,7 +420,11 @@ static realm_status generate(work *w)
             return REALM_OK;
         }
         token_id token;
-        sampler_choose(&s->sampler, s->logits, &token, NULL);
+        sampler_choose(&s->sampler, s->logits, NULL, &token, NULL);
+        if (w->may_append && !w->may_append(w)) {
+            w->finish = FINISH_LENGTH;
+            return REALM_OK;
+        }
         realm_status status = pass_time(w);
         if (status == REALM_OK)
             status = append(w, token);
@@ -492,6 +514,26 @@ void engine_submit(engine *e, work *w)
         do_work(e, w);
     else
         queue_put(&e->works, &w->node);
+}
+
+/* Computes nothing, but leaves when it is wanted or after a moment without work, as the real one. */
+int engine_lend(engine *e, int (*wanted)(void *context), void *context)
+{
+    if (e->options.inline_works)
+        return 0;
+    uint64_t end = clock_ns() + 1000000;
+    int is_wanted = 0;
+    while (!is_wanted && clock_ns() < end) {
+        is_wanted = wanted(context);
+        sched_yield();
+    }
+    atomic_fetch_add(&e->lent, 1);
+    return 1;
+}
+
+int fake_engine_lent(engine *e)
+{
+    return atomic_load(&e->lent);
 }
 
 realm_status engine_tenant_set(engine *e, uint32_t tenant, const engine_tenant *settings,

@@ -12,7 +12,8 @@
 typedef struct fake_options {
     int inline_works; /* engine_submit does the work at once, on the caller's thread; and as little of
                            it as possible */
-    uint64_t token_ns; /* each token of a work takes so long */
+    uint64_t token_ns;      /* each token of a work takes so long */
+    const atomic_int *held; /* and until this is 0; may be NULL */
 } fake_options;
 
 engine *fake_engine_open(const fake_options *options);
@@ -23,6 +24,8 @@ int fake_engine_sessions(engine *e);
 int fake_engine_tensors(engine *e);
 /* Works submitted so far. */
 int fake_engine_works(engine *e);
+/* How often a thread has lent itself and left again. */
+int fake_engine_lent(engine *e);
 
 /* The token that follows a sequence. */
 token_id fake_next_token(const token_id *tokens, int32_t length);

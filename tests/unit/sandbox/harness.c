@@ -60,7 +60,7 @@ void harness_open(harness *h, const fake_options *fake, int max_requests)
                                 .state = h->state,
                                 .resolve = resolve,
                                 .resolve_context = h};
-    h->grants.limits.wall_ns = 20000000000ull;
+    h->grants.limits.wall_ns = 2 * A_MINUTE_NS;
     h->grants.limits.memory64_bytes = 16ull << 30;
     harness_tenant(h);
 }
@@ -119,6 +119,8 @@ outcome harness_run_program(harness *h, program *p, const char *input)
                         .body_size = strlen(input),
                         .seed = 42,
                         .priority = PRIORITY_NORMAL,
+                        .allowance = h->allowance,
+                        .prompt_is_paid = h->prompt_is_paid,
                         .context = &o,
                         .on_text = on_text,
                         .on_log = on_log};

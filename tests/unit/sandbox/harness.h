@@ -18,7 +18,9 @@ typedef struct harness {
     tenant_grants grants; /* change it, then call harness_tenant */
     sandbox_model model;
     sandbox_tenant *tenant;
-    program *programs[8]; /* by name "0" to "7", for call */
+    program *programs[8];               /* by name "0" to "7", for call */
+    const sandbox_allowance *allowance; /* of those that harness_run runs */
+    int prompt_is_paid;
 } harness;
 
 /* max_requests 0: 8. The tenant may do everything. */

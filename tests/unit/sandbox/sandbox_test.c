@@ -161,12 +161,20 @@ static void steps_of_several_sessions_are_waited_for_together(void **state)
     assert_int_equal(fake_engine_works(h.engine) - before, 10);
 }
 
+static void release(void *context, const char *text, size_t size)
+{
+    (void)text, (void)size;
+    atomic_store((atomic_int *)context, 0);
+}
+
+/* The step ends when the guest says that its waiting has. */
 static void waiting_ends_at_its_timeout(void **state)
 {
     (void)state;
     harness slow;
-    harness_open(&slow, &(fake_options){.token_ns = 300000000}, 0);
-    outcome o = harness_run(
+    atomic_int held = 1;
+    harness_open(&slow, &(fake_options){.held = &held}, 0);
+    program *p = harness_program(
         &slow,
         WAT("(func $handle (result i32)"
             "  (i32.store (i32.const 300) (call $session_open (call $model_open (i32.const 0) (i32.const 0)) (i32.const 0) (i32.const 0)))"
@@ -174,9 +182,17 @@ static void waiting_ends_at_its_timeout(void **state)
             "  (if (i32.ne (call $session_length (i32.load (i32.const 300))) (i32.const -13)) (then unreachable))" /* BUSY */
             "  (if (i32.ne (call $wait_any (i32.const 300) (i32.const 1) (i32.const 0)) (i32.const -10)) (then unreachable))"
             "  (if (i32.ne (call $wait_any (i32.const 300) (i32.const 1) (i32.const 20)) (i32.const -10)) (then unreachable))"
-            "  (call $wait_any (i32.const 300) (i32.const 1) (i32.const -1)))"),
-        "");
-    assert_string_equal(o.message, "");
+            "  (call $say (i32.const 97))"
+            "  (call $wait_any (i32.const 300) (i32.const 1) (i32.const -1)))"));
+    sandbox_result result;
+    buffer kept;
+    sandbox_input in = {.program = p, .tenant = slow.tenant, .context = &held, .on_text = release};
+    harness_signals();
+    sandbox_run(slow.host, &in, &result, &kept);
+    assert_string_equal(result.message, "");
+    assert_false(atomic_load(&held));
+    buffer_release(&kept);
+    program_release(p);
     harness_assert_clean(&slow);
     harness_close(&slow);
 }
@@ -376,6 +392,51 @@ static void an_answer_may_be_json_or_an_error(void **state)
     assert_holds(o.log, "1 no");
 }
 
+#define STEPS(N)                                                                                   \
+    "  (local.set $s (call $open))"                                                                \
+    "  (loop $l (drop (call $step (local.get $s) (i32.const -1)))"                                 \
+    "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1))) (i32.const " N  \
+    "))))"                                                                                         \
+    "  (i32.const 0))"
+
+/* A thread that lost its core sleeps for a while, and one whose guest's turn was interrupted keeps away for 64
+ * turns; so requests with more turns than that come until one was lucky. */
+static void a_thread_whose_guest_waits_computes_for_the_engine(void **state)
+{
+    (void)state;
+    harness slow;
+    harness_open(&slow, &(fake_options){.token_ns = 500000}, 0);
+    program *p = harness_program(
+        &slow, WAT("(func $handle (result i32) (local $s i32) (local $i i32)" STEPS("80")));
+    uint64_t end = clock_ns() + A_MINUTE_NS;
+    do
+        assert_string_equal(harness_run_program(&slow, p, "").message, "");
+    while (fake_engine_lent(slow.engine) == 0 && clock_ns() < end);
+    program_release(p);
+    assert_true(fake_engine_lent(slow.engine) >= 1);
+    harness_assert_clean(&slow);
+    harness_close(&slow);
+}
+
+/* It would lose its seat at every turn, and the engine's other guests a thread that is awake. The guest counts
+ * so far that no core does it in the millisecond that a quick turn may take. */
+static void a_thread_with_a_slow_guest_does_not(void **state)
+{
+    (void)state;
+    harness slow;
+    harness_open(&slow, &(fake_options){.token_ns = 2000000}, 0);
+    outcome o = harness_run(
+        &slow,
+        WAT("(func $handle (result i32) (local $s i32) (local $i i32) (local $n i64)"
+            "  (loop $spin (br_if $spin (i64.lt_u (local.tee $n (i64.add (local.get $n) (i64.const 1)))"
+            "    (i64.const 30000000))))" STEPS("10")),
+        "");
+    assert_string_equal(o.message, "");
+    assert_int_equal(fake_engine_lent(slow.engine), 0);
+    harness_assert_clean(&slow);
+    harness_close(&slow);
+}
+
 static void many_requests_take_turns(void **state)
 {
     (void)state;
@@ -421,6 +482,8 @@ int main(void)
         cmocka_unit_test(long_texts_are_tokenized_beside),
         cmocka_unit_test(the_same_seed_gives_the_same_bytes),
         cmocka_unit_test(an_answer_may_be_json_or_an_error),
+        cmocka_unit_test(a_thread_whose_guest_waits_computes_for_the_engine),
+        cmocka_unit_test(a_thread_with_a_slow_guest_does_not),
         cmocka_unit_test(many_requests_take_turns),
     };
     return cmocka_run_group_tests_name("sandbox", tests, setup, teardown);

@@ -1,0 +1,128 @@
+/* cli/bench_sandbox.c: generation with each session in a tenant and sandbox of its own, driven token
+ * by token by a guest (guest/programs/driver.c). Guests' texts and ends come on sandbox threads. */
+#include <stdio.h>
+
+#include "cli/bench.h"
+
+extern const unsigned char bench_driver[];
+extern const size_t bench_driver_size;
+
+static realm_status open_tenants(bench *b, int64_t count, realm_error *error)
+{
+    sandbox_model granted = {model_name(b->model), b->engine};
+    for (int64_t i = 0; i < count; i++) {
+        tenant_grants grants = {.number = (uint32_t)i + 1,
+                                .name = "bench",
+                                .weight = 1,
+                                .limits = SANDBOX_LIMITS_DEFAULT,
+                                .models = &granted,
+                                .n_models = 1};
+        grants.limits.cpu_ns = UINT64_MAX / 4;
+        realm_status status = sandbox_tenant_open(&b->tenants[i], &grants, error);
+        if (status)
+            return status;
+    }
+    return REALM_OK;
+}
+
+realm_status bench_sandbox_open(bench *b, int64_t count, realm_error *error)
+{
+    char programs[BENCH_PATH_SIZE];
+    sandbox_host_options host = {0};
+    if (b->options.cache_folder) {
+        snprintf(programs, sizeof programs, "%s/programs", b->options.cache_folder);
+        host.cache_folder = programs;
+    }
+    realm_status status = sandbox_host_open(&b->host, &host, error);
+    if (!status)
+        status = program_open(&b->driver, b->host, "driver", bench_driver, bench_driver_size,
+                              error);
+    return status ? status : open_tenants(b, count, error);
+}
+
+void bench_sandbox_close(bench *b)
+{
+    for (int i = 0; i < BENCH_MAX_BATCH; i++)
+        sandbox_tenant_release(b->tenants[i]);
+    program_release(b->driver);
+    if (b->host)
+        sandbox_host_close(b->host);
+}
+
+typedef struct guest_run {
+    bench_gate *gate;
+    engine *engine;
+    bench_moment fed, ended; /* when the driver said "<" and ">"; on its sandbox thread */
+    realm_status status;
+    char message[REALM_ERROR_MESSAGE_SIZE];
+} guest_run;
+
+static void guest_text(void *context, const char *text, size_t size)
+{
+    guest_run *g = context;
+    for (size_t i = 0; i < size; i++)
+        *(text[i] == '<' ? &g->fed : &g->ended) = bench_moment_now(g->engine);
+}
+
+static void guest_done(void *context, const sandbox_result *result)
+{
+    guest_run *g = context;
+    g->status = result->status;
+    snprintf(g->message, sizeof g->message, "%s", result->message);
+    bench_gate_pass(g->gate);
+}
+
+static realm_status start_guest(bench *b, int index, int64_t context, token_id first,
+                                guest_run *run, realm_error *error)
+{
+    char body[160];
+    int size = snprintf(body, sizeof body,
+                        "{\"tokens\":%lld,\"prompt\":%d,\"context\":%lld,\"vocabulary\":%d}",
+                        (long long)b->options.n_generate, (int)first, (long long)context,
+                        (int)model_hyperparameters(b->model)->n_vocab);
+    sandbox_input input = {.program = b->driver,
+                           .tenant = b->tenants[index],
+                           .body = body,
+                           .body_size = (size_t)size,
+                           .priority = PRIORITY_NORMAL,
+                           .context = run,
+                           .on_text = guest_text,
+                           .on_done = guest_done};
+    return sandbox_start(NULL, b->host, &input, error);
+}
+
+/* From the first guest that had fed its tokens to the last that ended. */
+realm_status bench_sandbox_generation(bench *b, int batch, int64_t context, int repetition,
+                                      bench_timings *t, realm_error *error)
+{
+    guest_run runs[BENCH_MAX_BATCH];
+    token_id firsts[BENCH_MAX_BATCH];
+    bench_gate g;
+    realm_status status = REALM_OK;
+    bench_gate_init(&g, batch);
+    /* A context is the same each time: from the second on it is in its tenant's prefix cache, and no
+     * guest of a batch still reads its prompt while others write. */
+    bench_fill_tokens(b, firsts, batch, context > 0 ? (uint64_t)batch : (uint64_t)repetition);
+    for (int i = 0; i < batch; i++) {
+        realm_error why = {0};
+        runs[i] = (guest_run){.gate = &g, .engine = b->engine};
+        realm_status started = start_guest(b, i, context, firsts[i], &runs[i], &why);
+        if (started) {
+            status = realm_fail(error, started, "%s", why.message);
+            bench_gate_pass(&g);
+        }
+    }
+    bench_gate_wait(&g);
+    bench_moment start = {.ns = UINT64_MAX}, end = {0};
+    for (int i = 0; i < batch && !status; i++) {
+        if (runs[i].status)
+            status = realm_fail(error, runs[i].status, "%s", runs[i].message);
+        if (runs[i].fed.ns < start.ns)
+            start = runs[i].fed;
+        if (runs[i].ended.ns > end.ns)
+            end = runs[i].ended;
+    }
+    if (t && !status)
+        bench_timings_add(t, start, end);
+    return status;
+}

@@ -1,0 +1,226 @@
+/* compute/cuda/cuda_backend.h: the insides of the backend that runs on one CUDA device.
+ *
+ * Operations are recorded, not run: step.c keeps a list of launches, and what they need of the host
+ * (token ids, positions, page tables) is copied beside it into one block. At the end of a step, or of
+ * an operation outside of one, the block goes to the device in one copy and the launches follow on one
+ * stream; a list seen before is one recorded graph. Between, operations that follow each other may
+ * become one launch (operations.c).
+ *
+ *     backend_cuda.c  the table, memory, tensors, pages
+ *     weights.c       from a file's bytes to packed tiles
+ *     step.c          the block, the list, graphs
+ *     operations.c    each operation as launches
+ *     *.cu            the kernels; kernels.h says what each takes
+ *
+ * One thread, the engine's. A failure of the device after opening (it is lost, or a kernel of ours is
+ * wrong) is logged once; from then on nothing runs and every number read is NaN, which the engine
+ * reports as the model's failure. */
+#ifndef REALM_COMPUTE_CUDA_CUDA_BACKEND_H
+#define REALM_COMPUTE_CUDA_CUDA_BACKEND_H
+
+#include <cuda_runtime_api.h>
+
+#include "compute/backend.h"
+#include "compute/cuda/kernels.h"
+
+typedef struct cuda_weight {
+    weight head;
+    packed p;
+    uint8_t *memory; /* what p points into */
+    uint64_t bytes;
+} cuda_weight;
+
+struct kv_store {
+    dtype type;
+    int32_t n_layers, n_pages;
+    int64_t page_bytes;
+    uint8_t *pages;
+    cuda_kv_layer layers[];
+};
+
+/* ---- the recorded step -------------------------------------------------------------------------- */
+
+typedef struct launch {
+    const void *function;
+    uint32_t grid[3], threads, shared_bytes;
+    uint32_t arguments, size; /* in step.arguments */
+    uint32_t cluster;         /* blocks of a cluster along x; 1: none */
+} launch;
+
+typedef struct step_graph {
+    uint64_t hash;
+    uint64_t used; /* tick of the last use */
+    launch *launches;
+    uint8_t *arguments;
+    uint32_t n_launches, n_arguments;
+    cudaGraphExec_t graph; /* NULL: seen once, not recorded yet */
+} step_graph;
+
+#define STEP_GRAPHS_MAX 48
+
+typedef struct step {
+    launch *launches;
+    uint8_t *arguments;
+    uint32_t n_launches, launches_room, n_arguments, arguments_room;
+    /* The block: the same bytes in pinned host memory and on the device. */
+    uint8_t *host, *device;
+    size_t used, room;
+    cudaEvent_t sent; /* the block's last copy has left the host's memory */
+    int sending;
+    uint64_t tick;
+    step_graph graphs[STEP_GRAPHS_MAX];
+    step_graph *recent; /* the one of graphs that was asked for last; NULL: none yet */
+} step;
+
+/* ---- what a step's rows need on the device, made when first asked for --------------------------- */
+
+#define ROPES_MAX 4
+#define PLANS_MAX 8
+
+typedef struct staged_rope {
+    const rope *of;
+    const int32_t *positions;
+    int32_t n_tokens;
+    float *cosines, *sines;
+} staged_rope;
+
+/* Tiles of attention for layers of one shape. */
+typedef struct attention_plan {
+    int32_t group, n_kv_heads, value_stride;
+    const attention_tile *split, *walk;           /* on the device */
+    int32_t n_split, n_walk, units, most_queries; /* most_queries: of a split tile */
+} attention_plan;
+
+typedef struct staged_rows {
+    const int32_t *positions, *slots, *page_ids; /* on the device; NULL: not yet */
+    int32_t pages_stride;                        /* page ids a sequence */
+    staged_rope ropes[ROPES_MAX];
+    attention_plan plans[PLANS_MAX];
+    int32_t n_ropes, n_plans;
+} staged_rows;
+
+/* ---- the backend -------------------------------------------------------------------------------- */
+
+typedef struct cuda_backend {
+    backend head;
+    int32_t device, major, minor, n_multiprocessors, shared_most;
+    int32_t resident[PACKED_KINDS][2]
+                    [MATMUL_KERNELS]; /* blocks that run at once on the whole device */
+    char name[256];
+    cudaStream_t stream;
+    int failed;
+    int in_step;
+    step_rows rows; /* of the current step; n_tokens 0 outside */
+    step step;
+    staged_rows staged;
+    uint64_t weight_bytes;
+
+    /* The input of products, and whose it is: rows of prepared_of, or nobody's if data is NULL. */
+    uint8_t *prepared;
+    size_t prepared_bytes;
+    tensor prepared_of;
+    int64_t prepared_stride;
+
+    float *angles; /* cosines and sines of a step's ropes */
+    size_t angles_bytes, angles_used;
+    float *partials; /* attention_split's */
+    size_t partials_bytes;
+
+    /* Recorded later, because what follows may take them along (operations.c). */
+    struct {
+        int waiting;
+        tensor out, x, y;
+        float scale;
+    } addition;
+    struct {
+        int32_t n;
+        const rope *rope;
+        const int32_t *positions;
+        tensor x[2];
+        int32_t head_dim[2];
+    } turns;
+
+    /* The last operation's result, copied to the host at a step's end: what is read after it. */
+    tensor last, landed;
+    uint8_t *landing;
+    size_t landing_bytes;
+    cudaEvent_t landing_done;
+    int landing_flying;
+
+    /* Uploads: two pieces in flight. */
+    uint8_t *upload_host[2], *upload_device[2];
+    size_t upload_bytes;
+    cudaEvent_t upload_done[2];
+} cuda_backend;
+
+static inline cuda_backend *cuda_self(backend *b)
+{
+    return (cuda_backend *)b;
+}
+
+/* Every call of the library is about the thread's current device; loading and the engine are different
+ * threads. */
+static inline void cuda_use(const cuda_backend *b)
+{
+    cudaSetDevice(b->device);
+}
+
+/* 1 if all is well; else logs the first time and fails the backend. */
+int cuda_ok(cuda_backend *b, cudaError_t code, const char *what);
+/* The same as a refusal. */
+realm_status cuda_refuse(realm_error *error, cudaError_t code, size_t bytes, const char *what);
+
+/* Grows a piece of device memory whose content may be lost. The device must be idle. */
+realm_status cuda_reserve(void **memory, size_t *size, size_t bytes, const char *what,
+                          realm_error *error);
+
+/* ---- step.c ------------------------------------------------------------------------------------- */
+
+realm_status step_init(cuda_backend *b, realm_error *error);
+void step_release(cuda_backend *b);
+
+/* Sees to it that bytes can be staged without running what was recorded: an operation that stages several
+ * things asks for them together first. */
+void step_need(cuda_backend *b, size_t bytes);
+/* A copy of n bytes of the host's for the launches to come: its device address. Never fails: if
+ * there is no memory left the backend has. */
+void *step_stage(cuda_backend *b, const void *bytes, size_t n);
+/* The same, to be filled by the caller before it records anything else. */
+void *step_stage_room(cuda_backend *b, size_t n, void **host);
+void step_record(cuda_backend *b, const void *function, uint32_t grid_x, uint32_t grid_y,
+                 uint32_t grid_z, uint32_t threads, uint32_t shared_bytes, const void *arguments,
+                 size_t size);
+/* The same with clusters of all blocks along x, which is at most 8. */
+void step_record_cluster(cuda_backend *b, const void *function, uint32_t grid_x, uint32_t grid_y,
+                         uint32_t threads, const void *arguments, size_t size);
+/* Runs what was recorded; forgets what was staged. */
+void step_flush(cuda_backend *b);
+
+/* ---- weights.c ---------------------------------------------------------------------------------- */
+
+realm_status cuda_weight_open(backend *b, weight **out, const weight_source *source,
+                              realm_error *error);
+void cuda_weight_close(backend *b, weight *w);
+void cuda_weights_release(cuda_backend *b);
+
+/* ---- operations.c -------------------------------------------------------------------------------- */
+
+/* Records what waits; every reading of results comes after it. */
+void operations_settle(cuda_backend *b);
+matmul_kernel cuda_matmul_kernel(int32_t kind, int32_t k_scales, int which);
+/* Fills the operations' rows of the table. */
+void operations_fill(backend_table *table);
+
+/* A prepared input of n_rows tokens: their scales, then halves of whole groups of 8 tokens. */
+static inline size_t prepared_scale_bytes(int64_t n_rows)
+{
+    return (size_t)(((n_rows + 7) / 8 * 8 * 4 + 127) / 128 * 128);
+}
+
+static inline size_t prepared_size(int64_t n_rows, int64_t n_cols)
+{
+    int64_t padded = (n_cols + PACKED_COLS - 1) / PACKED_COLS * PACKED_COLS;
+    return prepared_scale_bytes(n_rows) + (size_t)((n_rows + 7) / 8 * 8 * padded * 2);
+}
+
+#endif

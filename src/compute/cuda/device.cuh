@@ -1,0 +1,173 @@
+/* compute/cuda/device.cuh: what all kernels share: waiting for the step's previous kernel, sums over a
+ * block in a fixed order, and the input of products.
+ *
+ * Bits: no kernel uses atomics on floats, and the threads of a block are a function of the row's length
+ * alone, so a row's result does not depend on the grid. Where two kernels must agree to the bit, the
+ * arithmetic is written with the intrinsics that the compiler does not fuse. */
+#ifndef REALM_COMPUTE_CUDA_DEVICE_CUH
+#define REALM_COMPUTE_CUDA_DEVICE_CUH
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "compute/cuda/kernels.h"
+
+/* The next kernel may be brought onto the multiprocessors once every block of this one has begun. */
+__device__ __forceinline__ void allow_next(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/* With programmatic launches a kernel is on the multiprocessors, where there is room, before the one
+ * before it has ended, and so may several be: each lets the next one come as the first thing that it does.
+ * Nothing that a kernel of this step wrote may be read, and nothing written, before this, which every
+ * thread calls: the kernel before has then ended, and waited likewise for the one before it. What is
+ * constant over a step (weights, what the host staged) may be loaded earlier. */
+__device__ __forceinline__ void await_inputs(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* The largest of a cluster's blocks; the same in all. With one block a cluster it is v. */
+__device__ __forceinline__ float cluster_max(float v, float *shared)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t n, at = (uint32_t)__cvta_generic_to_shared(shared);
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
+    if (n == 1)
+        return v;
+    if (threadIdx.x == 0)
+        *shared = v;
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t there;
+        float other;
+        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(i));
+        asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(other) : "r"(there) : "memory");
+        v = fmaxf(v, other);
+    }
+    /* Nobody's shared memory goes before all have read it. */
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
+#endif
+    return v;
+}
+
+__device__ __forceinline__ float warp_sum(float v)
+{
+    for (int i = 16; i > 0; i >>= 1)
+        v += __shfl_xor_sync(0xFFFFFFFF, v, i);
+    return v;
+}
+
+__device__ __forceinline__ float warp_max(float v)
+{
+    for (int i = 16; i > 0; i >>= 1)
+        v = fmaxf(v, __shfl_xor_sync(0xFFFFFFFF, v, i));
+    return v;
+}
+
+/* Of the whole block; every thread gets it. (block_max is for what is not negative.) scratch [33] is shared memory of this call alone. */
+__device__ __forceinline__ float block_sum(float v, float *scratch)
+{
+    v = warp_sum(v);
+    if (threadIdx.x % 32 == 0)
+        scratch[threadIdx.x / 32] = v;
+    __syncthreads();
+    return warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? scratch[threadIdx.x % 32] : 0.0f);
+}
+
+__device__ __forceinline__ float block_max(float v, float *scratch)
+{
+    v = warp_max(v);
+    if (threadIdx.x % 32 == 0)
+        scratch[threadIdx.x / 32] = v;
+    __syncthreads();
+    return warp_max(threadIdx.x % 32 < blockDim.x / 32 ? scratch[threadIdx.x % 32] : 0.0f);
+}
+
+/* The power of two that brings largest to 2^13 .. 2^14, and its inverse. Zero, infinity and NaN, which
+ * have none, are left alone. */
+__device__ __forceinline__ float scale_for(float largest, float *inverse)
+{
+    int exponent = (int)(__float_as_uint(largest) >> 23 & 255) - 127;
+    if (!(largest > 0) || exponent == 128) {
+        *inverse = 1;
+        return 1;
+    }
+    int shift = 13 - exponent; /* 13-127 .. 13+127 */
+    shift = shift < -120 ? -120 : shift > 120 ? 120 : shift;
+    *inverse = __uint_as_float((uint32_t)(127 - shift) << 23);
+    return __uint_as_float((uint32_t)(127 + shift) << 23);
+}
+
+/* Four elements of a row from k on, zeros beyond its end; at once where rows are whole vectors. */
+__device__ __forceinline__ float4 load_four(const float *row, int32_t k, int32_t n_cols)
+{
+    if (n_cols % 4 == 0)
+        return k < n_cols ? *(const float4 *)(row + k) : make_float4(0, 0, 0, 0);
+    return make_float4(k < n_cols ? row[k] : 0, k + 1 < n_cols ? row[k + 1] : 0,
+                       k + 2 < n_cols ? row[k + 2] : 0, k + 3 < n_cols ? row[k + 3] : 0);
+}
+
+__device__ __forceinline__ void store_four(float *row, int32_t k, int32_t n_cols, float4 v)
+{
+    if (n_cols % 4 == 0) {
+        if (k < n_cols)
+            *(float4 *)(row + k) = v;
+        return;
+    }
+    const float *from = &v.x;
+    for (int i = 0; i < 4 && k + i < n_cols; i++)
+        row[k + i] = from[i];
+}
+
+__device__ __forceinline__ float largest_of(float4 v)
+{
+    return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+}
+
+/* Columns k .. k+3 of a token's prepared input. */
+__device__ __forceinline__ void store_prepared(const prepared &p, int64_t token, int32_t k,
+                                               float4 v, float factor)
+{
+    __half2 lo = __floats2half2_rn(v.x * factor, v.y * factor),
+            hi = __floats2half2_rn(v.z * factor, v.w * factor);
+    uint16_t *to = p.halves + ((int64_t)(k / 32) * p.n_stride + token) * 32 + k % 32;
+    *(uint2 *)to = make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
+}
+
+__device__ __forceinline__ int32_t padded_cols(int32_t n_cols)
+{
+    return (n_cols + PACKED_COLS - 1) / PACKED_COLS * PACKED_COLS;
+}
+
+/* Vectors of a row that a thread keeps in registers; what is beyond is read again. */
+#define KEPT 2
+
+/* Puts a row of n_cols floats as a product's input; by the threads of a block, of which each has made
+ * elements 4i .. 4i+3 with i = thread, thread + threads, ...: the first KEPT vectors are given, zeros
+ * beyond the row's end, the others stand in row. largest is the thread's own. */
+__device__ __forceinline__ void prepare_row(const prepared &p, const float4 kept[KEPT],
+                                            const float *row, int32_t n_cols, int64_t token,
+                                            float largest, float *scratch)
+{
+    float inverse, factor = scale_for(block_max(largest, scratch), &inverse);
+    const int32_t padded = padded_cols(n_cols), first = (int32_t)threadIdx.x * 4,
+                  step = (int32_t)blockDim.x * 4;
+#pragma unroll
+    for (int i = 0; i < KEPT; i++)
+        if (first + i * step < padded)
+            store_prepared(p, token, first + i * step, kept[i], factor);
+    for (int32_t k = first + KEPT * step; k < padded; k += step)
+        store_prepared(p, token, k, load_four(row, k, n_cols), factor);
+    if (threadIdx.x == 0)
+        p.scales[token] = inverse;
+}
+
+#endif

@@ -1,0 +1,204 @@
+/* compute/cuda/kernels.h: what host code launches, and with what. Shared by host and device code.
+ *
+ * Each kernel takes one struct of arguments by value, kept free of padding so that two recorded steps
+ * can be compared byte for byte. cuda_kernel_* return the address that a launch needs. Pointers are
+ * device addresses. */
+#ifndef REALM_COMPUTE_CUDA_KERNELS_H
+#define REALM_COMPUTE_CUDA_KERNELS_H
+
+#include "compute/backend.h"
+#include "compute/cuda/packed.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- activations as halves ------------------------------------------------------------------ */
+
+/* The input of products: x as halves, [ceil(n_cols / 32), n_stride tokens, 32], and beside it what
+ * each row was divided by, a power of two that puts its largest element between 2^13 and 2^14. */
+typedef struct prepared {
+    uint16_t *halves; /* NULL: do not prepare */
+    float *scales;    /* [n_tokens] */
+    int64_t n_stride; /* tokens */
+} prepared;
+
+/* ---- rows ----------------------------------------------------------------------------------- */
+
+typedef struct rows_args { /* prepare, gated, add, soft_cap, gather */
+    float *out;
+    const float *x, *y;
+    const int32_t *rows; /* gather */
+    prepared p;
+    int64_t n_elements;
+    int32_t n_cols, kind; /* gated: activation_kind */
+    float factor;         /* add: scale; soft_cap: cap */
+    int32_t zero;
+} rows_args;
+
+typedef struct norm_args {
+    float *out;
+    const float *x;
+    float *sum;               /* with add: x + factor * y goes here and is what is normed */
+    const float *y;           /* or NULL */
+    const float *gain, *bias; /* or NULL */
+    prepared p;
+    int32_t n_cols, kind; /* norm_kind */
+    float epsilon, factor;
+} norm_args;
+
+typedef struct embed_args {
+    packed w;
+    float *out;
+    const int32_t *ids;
+    float scale;
+    int32_t zero;
+} embed_args;
+
+typedef struct angles_args {
+    float *cosines, *sines; /* [n_tokens, n_pairs] */
+    const int32_t *positions;
+    const float *frequencies; /* [n_pairs] */
+    int32_t n_tokens, n_pairs;
+    float magnitude;
+    int32_t zero;
+} angles_args;
+
+typedef struct rope_args {
+    float *x[2];
+    const float *cosines, *sines;
+    int32_t n_heads[2], head_dim[2];
+    int32_t n_pairs, kind; /* rope_kind */
+} rope_args;
+
+/* ---- pages ---------------------------------------------------------------------------------- */
+
+/* One layer in a page: heads of key_bytes + value_bytes.
+ *     F16   keys [32 tokens][key_stride] half, values [value_stride][32 tokens] half
+ *     Q8_0  keys [key_stride/32][32 tokens] half scales, [32 tokens][key_stride] int8;
+ *           values [value_stride/32][32 tokens] half scales, [value_stride][32 tokens] int8
+ * Keys lie as the matrix units read queries times keys, values turned as they read weights times
+ * values. Numbers are stored saturated; a NaN stays one as F16 and becomes zero as Q8_0. */
+typedef struct cuda_kv_layer {
+    int64_t offset, head_bytes; /* of the layer in a page; of a head */
+    int64_t key_data, values, value_data;
+    int32_t n_kv_heads, key_dim, value_dim, key_stride, value_stride, q8;
+} cuda_kv_layer;
+
+typedef struct kv_write_args {
+    cuda_kv_layer layer;
+    uint8_t *pages;
+    int64_t page_bytes;
+    const float *k, *v;
+    const int32_t *slots; /* [n_tokens] page * 32 + place in the page */
+    rope_args rope;       /* n_pairs > 0: of k, and of q, done on the way */
+} kv_write_args;
+
+typedef struct kv_read_args {
+    cuda_kv_layer layer;
+    const uint8_t *pages;
+    int64_t page_bytes;
+    const int32_t *page_table;
+    float *to;
+    int32_t first, values;
+} kv_read_args;
+
+/* ---- attention ------------------------------------------------------------------------------ */
+
+#define ATTENTION_ROWS        16 /* queries of a tile: (token, head) pairs that share a kv head */
+#define ATTENTION_UNIT_TOKENS 64 /* softmax sums begin anew each; units are combined in order */
+
+typedef struct attention_tile {
+    int32_t first_row;   /* the sequence's first row in the step */
+    int32_t first_query; /* of the tile, counted token by token, group by group */
+    int32_t n_queries;   /* 1 .. ATTENTION_ROWS */
+    int32_t position;    /* of the sequence's first row */
+    int32_t pages;       /* where its page ids begin */
+    int32_t partial;     /* split tiles: its first query among the queries that are split */
+} attention_tile;
+
+typedef struct attention_args {
+    cuda_kv_layer layer;
+    const uint8_t *pages;
+    int64_t page_bytes;
+    const attention_tile *tiles;
+    const int32_t *page_ids, *positions; /* positions: combine_row, of the step's rows */
+    const float *q;
+    float *out;
+    float *partials; /* [split queries][kv heads][units] of value_stride + 4 floats */
+    int32_t n_tiles, n_heads, group, window; /* group: n_heads / n_kv_heads */
+    float scale, soft_cap;
+    int32_t units, warp_bytes; /* grid's units; shared memory of one warp */
+    prepared p;                /* combine_row */
+} attention_args;
+
+/* ---- products ------------------------------------------------------------------------------- */
+
+#define MATMUL_WEIGHTS 3 /* of one kind that share the input, in one launch */
+
+typedef struct matmul_args {
+    packed w[MATMUL_WEIGHTS];
+    float *out[MATMUL_WEIGHTS];
+    const float *bias[MATMUL_WEIGHTS];
+    prepared x;
+    const float *x_floats; /* F32 weights */
+    int32_t first_block[MATMUL_WEIGHTS + 1];
+    int32_t count, n_tokens, zero[2];
+} matmul_args;
+
+/* Kernels by the most tokens they take at once: 8 (LONG: of so many rows that blocks may be twice as tall),
+ * 16, 32, 64, and tiles of 128. */
+enum { MATMUL_8, MATMUL_8_LONG, MATMUL_16, MATMUL_32, MATMUL_64, MATMUL_TILES, MATMUL_KERNELS };
+
+typedef struct matmul_kernel {
+    const void *function;
+    int32_t tile_rows, tile_tokens; /* of a block; tokens beyond are more blocks in y */
+    int32_t threads, shared_bytes;
+    int32_t
+        persistent; /* 1: blocks go from rows to rows; no more than can run at once are wanted */
+} matmul_kernel;
+
+matmul_kernel cuda_kernel_matmul_f16(int which);
+matmul_kernel cuda_kernel_matmul_q8(int which);
+matmul_kernel cuda_kernel_matmul_q4(int which);
+matmul_kernel cuda_kernel_matmul_q4k(int which);
+matmul_kernel cuda_kernel_matmul_q5(int which);
+matmul_kernel cuda_kernel_matmul_q5k(int which);
+matmul_kernel cuda_kernel_matmul_q6(int which);
+matmul_kernel cuda_kernel_matmul_q3(int which);
+matmul_kernel cuda_kernel_matmul_q2(int which);
+matmul_kernel cuda_kernel_matmul_t4(int which);
+
+/* ---- making weights ------------------------------------------------------------------------- */
+
+typedef struct pack_args {
+    packed w;            /* pointers to the matrix's begin; written despite their const */
+    const uint8_t *rows; /* raw rows of the file, row_bytes apart, from first_row on */
+    int64_t row_bytes;
+    int32_t first_row, n_rows; /* first_row is a multiple of PACKED_ROWS */
+} pack_args;
+
+const void *cuda_kernel_pack(void);       /* grid: row tiles, block: 256 */
+const void *cuda_kernel_row_scales(void); /* grid: rows, block: 32 */
+
+const void *cuda_kernel_prepare(void); /* grid: rows */
+const void *cuda_kernel_gated(void);   /* grid: parts of a row, a cluster; rows */
+const void *cuda_kernel_add(void);     /* grid: elements / 1024, block: 256 */
+const void *cuda_kernel_soft_cap(void);
+const void *cuda_kernel_gather(void); /* grid: rows */
+const void *cuda_kernel_norm(void);   /* grid: rows */
+const void *cuda_kernel_embed(void);  /* grid: rows */
+const void *cuda_kernel_angles(void);
+const void *cuda_kernel_rope(void);     /* grid: rows, tensors */
+const void *cuda_kernel_kv_write(void); /* grid: rows, kv heads */
+const void *cuda_kernel_kv_read(void);  /* grid: tokens */
+const void *cuda_kernel_matmul_f32(void);
+const void *cuda_kernel_attention_split(void);       /* grid: units / 4, kv heads, tiles */
+const void *cuda_kernel_attention_combine(void);     /* grid: queries of a tile, kv heads, tiles */
+const void *cuda_kernel_attention_combine_row(void); /* grid: rows */
+const void *cuda_kernel_attention_walk(void);        /* grid: tiles, kv heads */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,459 @@
+/* compute/cuda/matmul.cu: products of packed weights with activations as halves, on the matrix units.
+ *
+ * Compiled once for each packed kind (MATMUL_KIND, MATMUL_K_SCALES, MATMUL_NAME). Weights are the instruction's 16 rows,
+ * tokens its 8 columns, so that a weight is unpacked once in registers and used for all tokens of a
+ * warp; accumulation is F32. Two kernels:
+ *
+ *   few     a block's 8 warps share 16 or 32 rows, each takes one of the sum's segments. Each weight is
+ *           read once, straight into registers, several tiles ahead; a block goes from rows to rows, so
+ *           that loads never stop.
+ *   tiles   128 rows by 32, 64 or 128 tokens a block; weights and activations go through shared memory,
+ *           stages ahead; segments follow each other.
+ *
+ * A sum is, in both: for each of PACKED_SEGMENTS segments the instructions of its tiles in order, then
+ * the segments in order, added to zero. So a row's bits are the same in either and for any number of
+ * tokens. (An instruction's column depends on that column of its input alone.) */
+#include "compute/cuda/fragments.cuh"
+
+#define KIND     MATMUL_KIND
+#define K_SCALES MATMUL_K_SCALES /* 0 or 1: packed.k_scales */
+
+/* Of segment s: tiles first .. end-1. */
+__device__ __forceinline__ int32_t segment_first(int32_t k_tiles, int32_t s)
+{
+    int32_t step = (k_tiles + PACKED_SEGMENTS - 1) / PACKED_SEGMENTS;
+    return min(s * step, k_tiles);
+}
+
+__device__ __forceinline__ int find_weight(const matmul_args &a, int32_t block)
+{
+    return (a.count > 1 && block >= a.first_block[1]) + (a.count > 2 && block >= a.first_block[2]);
+}
+
+__device__ __forceinline__ void store(const matmul_args &a, int which, int32_t row, int32_t token,
+                                      float sum)
+{
+    const packed &w = a.w[which];
+    if (row >= w.n_rows || token >= a.n_tokens)
+        return;
+    float v = __fmul_rn(sum, a.x.scales[token]);
+    if (w.row_scales)
+        v = __fmul_rn(v, w.row_scales[row]);
+    if (a.bias[which])
+        v = __fadd_rn(v, a.bias[which][row]);
+    a.out[which][(int64_t)token * w.n_rows + row] = v;
+}
+
+/* 16 bytes to a place in shared memory; zeros if they are not valid. */
+__device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool valid)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(valid ? 16 : 0));
+}
+
+__device__ __forceinline__ void copy_commit(void)
+{
+    asm volatile("cp.async.commit_group;");
+}
+
+/* All but the last n groups of copies are there. */
+template <int n> __device__ __forceinline__ void copy_wait(void)
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+}
+
+/* What a warp of `few` keeps in shared memory: a ring of tiles of weights. With at most 8 tokens their part
+ * of a tile's columns comes beside it, as what is left to wait for then is latency. */
+template <int NT, int RT> struct few_memory {
+    using t = tile_bytes<KIND>;
+    static constexpr int tile = (int)(t::planes + t::scales + t::supers);
+    static constexpr bool has_x = NT == 1 && (KIND != PACKED_F16 || RT == 1);
+    static constexpr int x = RT * tile; /* where it stands in a stage: [2 halves][8 tokens][32] */
+    static constexpr int stage = x + (has_x ? 1024 : 0);
+    static constexpr int fitting = 6144 / (RT * tile), most = has_x ? 6 : 8;
+    static constexpr int stages = fitting < 3 ? 3 : fitting > most ? most : fitting;
+    static constexpr int ring = stages * stage;  /* of one warp */
+    static constexpr int sets = NT <= 4 ? 2 : 1; /* of sums: one is filled while one is added up */
+    static constexpr int row = PACKED_ROWS + 4;  /* no two lanes of a store meet in a bank */
+    static constexpr int set = NT * 8 * row;
+    static constexpr int bytes = PACKED_SEGMENTS * (ring + sets * set * (int)sizeof(float));
+};
+
+/* Where a warp reads weights: tile load_k of the rows of block load_block, the lane's pieces of it. */
+template <int RT> struct few_cursor {
+    const uint8_t *planes, *small[RT]; /* small: the lane's piece of scales or supers */
+    int64_t row_stride;                /* planes: from a tile of rows to the next */
+    int32_t block, k, rows;            /* rows: tiles of rows that there are */
+    int small_shift; /* column tiles a step of small, as a power of two; -1: no piece */
+    int small_bytes;
+};
+
+/* NT: groups of 8 tokens; RT: tiles of 16 rows. */
+template <int NT, int RT, int BLOCKS>
+static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmul_args a)
+{
+    using memory = few_memory<NT, RT>;
+    using bytes = tile_bytes<KIND>;
+    extern __shared__ uint4 shared[];
+    allow_next();
+    const int lane = (int)threadIdx.x % 32, segment = (int)threadIdx.x / 32, g = lane / 4,
+              t = lane % 4;
+    float *sums = (float *)shared;
+    const uint32_t ring = (uint32_t)__cvta_generic_to_shared(sums + memory::sets * PACKED_SEGMENTS *
+                                                                        memory::set) +
+                          segment * memory::ring;
+    const int32_t k_tiles = a.w[0].k_tiles, n_blocks = a.first_block[a.count];
+    const int32_t first = segment_first(k_tiles, segment),
+                  end = segment_first(k_tiles, segment + 1);
+    constexpr int scale_bytes = (int)packed_scale_bytes(KIND, K_SCALES);
+    constexpr int super_bytes = (int)packed_super_bytes(KIND, K_SCALES);
+
+    few_cursor<RT> at;
+    auto find_rows = [&](int32_t block) {
+        const int which = find_weight(a, block);
+        const packed &w = a.w[which];
+        const int32_t row_tile = (block - a.first_block[which]) * RT, supers = (k_tiles + 3) / 4;
+        at.block = block;
+        at.k = first;
+        at.rows = w.row_tiles - row_tile;
+        at.row_stride = (int64_t)k_tiles * bytes::planes;
+        at.planes = w.planes + ((int64_t)row_tile * k_tiles + first) * bytes::planes + lane * 16;
+        bool is_scale = lane * 16 < scale_bytes,
+             is_super = !is_scale && lane * 16 < scale_bytes + super_bytes;
+        at.small_shift = is_scale ? 0 : is_super ? 2 : -1;
+        at.small_bytes = is_scale ? scale_bytes : super_bytes;
+#pragma unroll
+        for (int rt = 0; rt < RT; rt++)
+            at.small[rt] = is_scale ? w.scales + (int64_t)(row_tile + rt) * k_tiles * scale_bytes +
+                                          lane * 16
+                                    : w.supers + (int64_t)(row_tile + rt) * supers * super_bytes +
+                                          (lane * 16 - scale_bytes);
+    };
+    /* The next tile's copies into a stage of the ring. */
+    auto fetch_weights = [&](uint32_t stage) {
+        if (at.block < n_blocks && first < end) {
+#pragma unroll
+            for (int rt = 0; rt < RT; rt++) {
+                uint32_t to = stage + rt * memory::tile;
+                bool there = RT == 1 || rt < at.rows;
+#pragma unroll
+                for (int i = 0; i < ((int)bytes::planes + 511) / 512; i++)
+                    if (bytes::planes % 512 == 0 || i * 512 + lane * 16 < (int)bytes::planes)
+                        copy_async(to + i * 512 + lane * 16,
+                                   at.planes + rt * at.row_stride + i * 512, there);
+                if (KIND != PACKED_F16 && at.small_shift >= 0) {
+                    int place = (int)bytes::planes + lane * 16;
+                    if (at.small_shift == 2)
+                        place += (int)bytes::scales - scale_bytes;
+                    copy_async(to + place, at.small[rt] + (at.k >> at.small_shift) * at.small_bytes,
+                               there);
+                }
+            }
+            at.planes += bytes::planes;
+            if (++at.k == end)
+                find_rows(at.block + (int32_t)gridDim.x);
+        }
+    };
+    const int32_t n_tokens = a.n_tokens;
+    const int64_t step = a.x.n_stride * 32;
+    const uint16_t *const first_x = a.x.halves + g * 32 + t * 8 + first * 2 * step;
+    int32_t next_x = first; /* the tile whose columns are copied next */
+    auto fetch_x = [&](uint32_t stage) {
+        if (memory::has_x && first < end) {
+            const uint16_t *from = first_x + (next_x - first) * 2 * step;
+#pragma unroll
+            for (int c = 0; c < 2; c++)
+                copy_async(stage + memory::x + c * 512 + lane * 16, from + c * step, g < n_tokens);
+            next_x = next_x + 1 == end ? first : next_x + 1;
+        }
+        copy_commit();
+    };
+    find_rows((int32_t)blockIdx.x);
+    for (int i = 0; i < memory::stages - 1; i++)
+        fetch_weights(ring + i * memory::stage);
+    auto load_x = [&](uint4 b[NT], const uint16_t *from) {
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++)
+            b[nt] = nt * 8 + g < n_tokens ? *(const uint4 *)(from + nt * 256)
+                                          : make_uint4(0, 0, 0, 0);
+    };
+    float acc[RT][NT][4] = {};
+    uint32_t table[4];
+    load_table(table, a.w[0].table);
+    int set = 0;
+    /* The segments of a block's rows, in order from zero. */
+    auto finish = [&](int32_t block) {
+        const int which = find_weight(a, block);
+        const int32_t row_tile = (block - a.first_block[which]) * RT;
+#pragma unroll
+        for (int rt = 0; rt < RT; rt++) {
+            float *here = sums + set * PACKED_SEGMENTS * memory::set;
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    here[segment * memory::set + (nt * 8 + t * 2 + i % 2) * memory::row + g +
+                         i / 2 * 8] = acc[rt][nt][i];
+                    acc[rt][nt][i] = 0;
+                }
+            __syncthreads();
+            for (int i = (int)threadIdx.x; i < NT * 8 * PACKED_ROWS; i += PACKED_SEGMENTS * 32) {
+                float sum = 0;
+                int token = i / PACKED_ROWS, row = i % PACKED_ROWS;
+                if (token >= a.n_tokens)
+                    break;
+#pragma unroll
+                for (int s = 0; s < PACKED_SEGMENTS; s++)
+                    sum = __fadd_rn(sum, here[s * memory::set + token * memory::row + row]);
+                store(a, which, (row_tile + rt) * PACKED_ROWS + row, token, sum);
+            }
+            if (memory::sets == 1)
+                __syncthreads();
+            else
+                set ^= 1;
+        }
+    };
+    await_inputs(); /* weights are nobody's output */
+    for (int i = 0; i < memory::stages - 1; i++)
+        fetch_x(ring + i * memory::stage);
+    int32_t block = (int32_t)blockIdx.x, k = first;
+    if (first == end) {
+        for (; block < n_blocks; block += (int32_t)gridDim.x)
+            finish(block);
+        return;
+    }
+    uint4 b[2][NT];
+    if (!memory::has_x)
+        load_x(b[0], first_x);
+    const uint16_t *x = first_x;
+    const uint32_t ring_end = ring + memory::ring;
+    uint32_t now = ring, next = ring_end - memory::stage;
+    while (block < n_blocks) {
+        copy_wait<memory::stages - 2>();
+        __syncwarp();
+        fetch_weights(next);
+        fetch_x(next);
+        raw<KIND> in[RT];
+#pragma unroll
+        for (int rt = 0; rt < RT; rt++) {
+            const uint32_t tile = now + rt * memory::tile;
+            load_parts<KIND>(in[rt], tile, tile + (uint32_t)bytes::planes,
+                             tile + (uint32_t)(bytes::planes + bytes::scales), K_SCALES, lane);
+        }
+        if (memory::has_x) {
+            b[0][0] = load_16(now + memory::x + lane * 16);
+            b[1][0] = load_16(now + memory::x + 512 + lane * 16);
+        }
+        next = now;
+        now += memory::stage;
+        now = now == ring_end ? ring : now;
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            if (!memory::has_x) {
+                x = c == 1 && k + 1 == end ? first_x : x + step;
+                load_x(b[1 - c], x); /* half a tile ahead */
+            }
+#pragma unroll
+            for (int rt = 0; rt < RT; rt++) {
+                uint32_t f[2][4];
+                fragment<KIND>(f, in[rt], c, t / 2, K_SCALES, table);
+#pragma unroll
+                for (int m = 0; m < 2; m++)
+#pragma unroll
+                    for (int nt = 0; nt < NT; nt++)
+                        multiply(acc[rt][nt], f[m], m == 0 ? b[c][nt].x : b[c][nt].z,
+                                 m == 0 ? b[c][nt].y : b[c][nt].w);
+            }
+        }
+        if (++k == end) {
+            finish(block);
+            k = first;
+            block += (int32_t)gridDim.x;
+        }
+    }
+}
+
+/* ---- many tokens ------------------------------------------------------------------------------- */
+
+#define TILE_ROWS 128
+#define STAGES    (KIND == PACKED_F16 ? 3 : 4)
+#define ROW_TILES (TILE_ROWS / PACKED_ROWS)
+
+/* A stage of shared memory: column tile k of the block's rows and tokens. */
+template <int TOKENS> struct stage {
+    static constexpr int planes = TOKENS * PACKED_COLS * 2; /* after [2 halves][tokens][32] */
+    static constexpr int scales = planes + ROW_TILES * (int)tile_bytes<KIND>::planes;
+    static constexpr int supers = scales + ROW_TILES * (int)tile_bytes<KIND>::scales;
+    static constexpr int bytes = supers + ROW_TILES * (int)tile_bytes<KIND>::supers;
+};
+
+/* PART bytes of each of the block's row tiles, which are `bytes` long and `stride` apart in memory. */
+template <int PART>
+__device__ __forceinline__ void copy_part(uint32_t to, const uint8_t *from, int64_t stride,
+                                          int bytes, int32_t n_tiles)
+{
+    constexpr int pieces = ROW_TILES * PART / 16;
+#pragma unroll
+    for (int i = 0; i < (pieces + 255) / 256; i++) {
+        int piece = i * 256 + (int)threadIdx.x, tile = piece / (PART / 16),
+            at = piece % (PART / 16) * 16;
+        if (pieces % 256 != 0 && piece >= pieces)
+            break;
+        bool valid = tile < n_tiles && at < bytes;
+        copy_async(to + tile * PART + at, valid ? from + tile * stride + at : from, valid);
+    }
+}
+
+template <int TOKENS>
+__device__ __forceinline__ void copy_weights(uint32_t to, const packed &w, int32_t row_tile,
+                                             int32_t k)
+{
+    using s = stage<TOKENS>;
+    using t = tile_bytes<KIND>;
+    int32_t n = w.row_tiles - row_tile;
+    int64_t index = (int64_t)row_tile * w.k_tiles + k, supers = (w.k_tiles + 3) / 4;
+    constexpr int scale_bytes = (int)packed_scale_bytes(KIND, K_SCALES);
+    constexpr int super_bytes = (int)packed_super_bytes(KIND, K_SCALES);
+    copy_part<t::planes>(to + s::planes, w.planes + index * t::planes,
+                         (int64_t)w.k_tiles * t::planes, t::planes, n);
+    if constexpr (t::scales > 0)
+        copy_part<t::scales>(to + s::scales, w.scales + index * scale_bytes,
+                             (int64_t)w.k_tiles * scale_bytes, scale_bytes, n);
+    if constexpr (t::supers > 0) {
+        if (super_bytes > 0)
+            copy_part<t::supers>(to + s::supers,
+                                 w.supers + (row_tile * supers + k / 4) * super_bytes,
+                                 supers * super_bytes, super_bytes, n);
+    }
+}
+
+template <int TOKENS>
+__device__ __forceinline__ void copy_tokens(uint32_t to, const prepared &x, int32_t k,
+                                            int32_t first_token)
+{
+#pragma unroll
+    for (int i = 0; i < TOKENS * 8 / 256; i++) {
+        int piece = i * 256 + (int)threadIdx.x, c = piece / (TOKENS * 4),
+            token = piece / 4 % TOKENS;
+        bool valid = first_token + token < x.n_stride;
+        const uint16_t *from = x.halves +
+                               ((int64_t)(k * 2 + c) * x.n_stride + first_token + token) * 32 +
+                               piece % 4 * 8;
+        copy_async(to + piece * 16, valid ? from : x.halves, valid);
+    }
+}
+
+/* WR by WT warps of RT tiles of rows by NT groups of 8 tokens; BLOCKS on a multiprocessor. */
+template <int WR, int WT, int RT, int NT, int BLOCKS>
+static __global__ void __launch_bounds__(256, BLOCKS) tiles(matmul_args a)
+{
+    constexpr int TOKENS = WT * NT * 8;
+    using s = stage<TOKENS>;
+    static_assert(WR * RT * PACKED_ROWS == TILE_ROWS && WR * WT == 8,
+                  "a block is 128 rows and 8 warps");
+    extern __shared__ uint4 shared[];
+    allow_next();
+    const uint32_t stages = (uint32_t)__cvta_generic_to_shared(shared);
+    const int which = find_weight(a, (int32_t)blockIdx.x);
+    const packed w = a.w[which];
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, g = lane / 4,
+              t = lane % 4;
+    const int row_warp = warp / WT, token_warp = warp % WT;
+    const int32_t block_tile = ((int32_t)blockIdx.x - a.first_block[which]) * ROW_TILES;
+    const int32_t first_token = (int32_t)blockIdx.y * TOKENS;
+    const int32_t n = w.k_tiles, segment_tiles = (n + PACKED_SEGMENTS - 1) / PACKED_SEGMENTS;
+    uint32_t table[4];
+    load_table(table, w.table);
+    for (int i = 0; i < STAGES - 1; i++)
+        if (i < n)
+            copy_weights<TOKENS>(stages + i * s::bytes, w, block_tile, i);
+    await_inputs(); /* weights are nobody's output */
+    for (int i = 0; i < STAGES - 1; i++) {
+        if (i < n)
+            copy_tokens<TOKENS>(stages + i * s::bytes, a.x, i, first_token);
+        copy_commit();
+    }
+    float acc[RT][NT][4] = {}, total[RT][NT][4] = {};
+    int32_t left = segment_tiles;
+    for (int32_t k = 0; k < n; k++) {
+        copy_wait<STAGES - 2>();
+        __syncthreads();
+        if (k + STAGES - 1 < n) {
+            const uint32_t to = stages + (k + STAGES - 1) % STAGES * s::bytes;
+            copy_weights<TOKENS>(to, w, block_tile, k + STAGES - 1);
+            copy_tokens<TOKENS>(to, a.x, k + STAGES - 1, first_token);
+        }
+        copy_commit();
+        const uint32_t now = stages + k % STAGES * s::bytes;
+        raw<KIND> in[RT];
+#pragma unroll
+        for (int rt = 0; rt < RT; rt++) {
+            int tile = row_warp * RT + rt;
+            load_parts<KIND>(in[rt], now + s::planes + tile * tile_bytes<KIND>::planes,
+                             now + s::scales + tile * tile_bytes<KIND>::scales,
+                             now + s::supers + tile * tile_bytes<KIND>::supers, K_SCALES, lane);
+        }
+        const uint32_t x = now + ((token_warp * NT * 8 + g) * 4 + t) * 16;
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            uint4 b[NT];
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++)
+                b[nt] = load_16(x + c * (TOKENS * 64) + nt * 512);
+            uint32_t f[RT][2][4];
+#pragma unroll
+            for (int rt = 0; rt < RT; rt++)
+                fragment<KIND>(f[rt], in[rt], c, t / 2, K_SCALES, table);
+                /* Instructions on one sum stand far apart: each waits for the one before it. */
+#pragma unroll
+            for (int m = 0; m < 2; m++)
+#pragma unroll
+                for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+                    for (int rt = 0; rt < RT; rt++)
+                        multiply(acc[rt][nt], f[rt][m], m == 0 ? b[nt].x : b[nt].z,
+                                 m == 0 ? b[nt].y : b[nt].w);
+        }
+        if (--left == 0 || k + 1 == n) {
+            left = segment_tiles;
+#pragma unroll
+            for (int rt = 0; rt < RT; rt++)
+#pragma unroll
+                for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        total[rt][nt][i] = __fadd_rn(total[rt][nt][i], acc[rt][nt][i]);
+                        acc[rt][nt][i] = 0;
+                    }
+        }
+    }
+#pragma unroll
+    for (int rt = 0; rt < RT; rt++)
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                store(a, which, (block_tile + row_warp * RT + rt) * PACKED_ROWS + g + i / 2 * 8,
+                      first_token + (token_warp * NT + nt) * 8 + t * 2 + i % 2, total[rt][nt][i]);
+}
+
+/* ---- the list ---------------------------------------------------------------------------------- */
+
+extern "C" matmul_kernel MATMUL_NAME(int which)
+{
+    constexpr int threads = PACKED_SEGMENTS * 32;
+    switch (which) {
+    case MATMUL_8: return {(const void *)few<1, 1, 2>, 16, 8, threads, few_memory<1, 1>::bytes, 1};
+    case MATMUL_8_LONG:
+        return {(const void *)few<1, 2, 2>, 32, 8, threads, few_memory<1, 2>::bytes, 1};
+    case MATMUL_16:
+        return {(const void *)few<2, 1, 3>, 16, 16, threads, few_memory<2, 1>::bytes, 1};
+    case MATMUL_32:
+        return {(const void *)few<4, 2, 1>, 32, 32, threads, few_memory<4, 2>::bytes, 1};
+    case MATMUL_64:
+        return {(const void *)few<8, 2, 1>, 32, 64, threads, few_memory<8, 2>::bytes, 1};
+    default:
+        return {(const void *)tiles<4, 2, 2, 8, 1>, TILE_ROWS, 128, 256,
+                STAGES * stage<128>::bytes,         0};
+    }
+}

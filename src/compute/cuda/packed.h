@@ -1,0 +1,110 @@
+/* compute/cuda/packed.h: how weights lie in the device's memory. Shared by host and device code.
+ *
+ * A matrix is cut into tiles of 16 rows by 64 columns, the shape that a warp multiplies by four
+ * instructions of the matrix units (m16n8k16). A tile's bytes are planes of 32 lanes: each lane finds
+ * what it needs, in the registers' order, in one or two loads of up to 16 bytes next to its
+ * neighbours'. Rows are padded to 16 and columns to 64 with weights of zero. Lane 4g+t holds rows g
+ * and g+8 and, of each half tile of 32 columns, columns 8t .. 8t+7; instruction m of a half takes
+ * columns 8t+4m .. 8t+4m+3. Activations are read by the same rule, so the order of columns inside an
+ * instruction is nobody's business.
+ *
+ * Quantized weights stay quantized, at the file's bits: nibbles, bits and bytes are only moved. The
+ * scales of a tile stand apart from it:
+ *
+ *     kind  planes a tile                        scales a tile, by g (rows g and g+8)
+ *     F16   64 B a lane: halves                  none
+ *     Q8    32 B: bytes, 128 added               2 x 2 halves, one a 32
+ *     Q4    16 B: nibbles                        2 x 2 pairs of halves (scale, minimum), one a 32;
+ *                                                or, of K-quants, 2 x 2 pairs of bytes
+ *     Q5    16 B nibbles, 4 B fifth bits         as Q4
+ *     Q6    16 B nibbles, 8 B upper two bits     2 x 4 bytes, 128 added, one a 16
+ *     Q3    8 B two bits, 4 B third bits         as Q6
+ *     Q2    8 B two bits                         2 x 4 pairs of bytes (scale, minimum), one a 16
+ *     T4    16 B: nibbles, places in a table     as Q8
+ *
+ * Where scales are bytes, "supers" hold the halves that multiply them, once a 256 columns. Types whose
+ * scales may not fit a half (BF16, Q8_K, MXFP4) have a power of two a row taken out of them. F32
+ * matrices are rows as in the file and are multiplied in F32. */
+#ifndef REALM_COMPUTE_CUDA_PACKED_H
+#define REALM_COMPUTE_CUDA_PACKED_H
+
+#include <stdint.h>
+
+typedef enum packed_kind {
+    PACKED_F32,
+    PACKED_F16,
+    PACKED_Q8,
+    PACKED_Q4,
+    PACKED_Q5,
+    PACKED_Q6,
+    PACKED_Q3,
+    PACKED_Q2,
+    PACKED_T4,
+    PACKED_KINDS
+} packed_kind;
+
+#define PACKED_ROWS 16 /* of a tile */
+#define PACKED_COLS 64
+
+/* Every product's sum over columns is this many sums over neighbouring tiles, added in order from
+ * zero, whatever the kernel and the number of tokens: so that all give the same bits. */
+#define PACKED_SEGMENTS 8
+
+typedef struct packed {
+    const uint8_t *planes;   /* [row_tiles, k_tiles] of packed_plane_bytes; F32: [n_rows, n_cols] */
+    const uint8_t *scales;   /* [row_tiles, k_tiles] of packed_scale_bytes */
+    const uint8_t *supers;   /* [row_tiles, ceil(k_tiles / 4)] of packed_super_bytes */
+    const float *row_scales; /* [row_tiles * 16], or NULL: 1 */
+    int32_t n_rows, n_cols, row_tiles, k_tiles;
+    int32_t kind;     /* packed_kind */
+    int32_t k_scales; /* Q4, Q5: scales are bytes with supers */
+    int32_t table;    /* T4: 0 IQ4, 1 FP4 */
+    int32_t type;     /* dtype in the file */
+} packed;
+
+#ifdef __CUDACC__
+#define PACKED_FUNCTION static constexpr __host__ __device__ __forceinline__
+#else
+#define PACKED_FUNCTION static inline
+#endif
+
+PACKED_FUNCTION uint32_t packed_plane_bytes(int32_t kind)
+{
+    switch (kind) {
+    case PACKED_F16: return 2048;
+    case PACKED_Q8: return 1024;
+    case PACKED_Q5: return 640;
+    case PACKED_Q6: return 768;
+    case PACKED_Q3: return 384;
+    case PACKED_Q2: return 256;
+    case PACKED_Q4:
+    case PACKED_T4: return 512;
+    default: return 0;
+    }
+}
+
+PACKED_FUNCTION uint32_t packed_scale_bytes(int32_t kind, int32_t k_scales)
+{
+    switch (kind) {
+    case PACKED_Q4:
+    case PACKED_Q5: return k_scales ? 64 : 128;
+    case PACKED_Q2: return 128;
+    case PACKED_Q8:
+    case PACKED_T4:
+    case PACKED_Q6:
+    case PACKED_Q3: return 64;
+    default: return 0;
+    }
+}
+
+PACKED_FUNCTION uint32_t packed_super_bytes(int32_t kind, int32_t k_scales)
+{
+    switch (kind) {
+    case PACKED_Q6:
+    case PACKED_Q3: return 32;
+    case PACKED_Q2: return 64;
+    default: return k_scales ? 64 : 0;
+    }
+}
+
+#endif

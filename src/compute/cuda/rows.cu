@@ -1,0 +1,393 @@
+/* compute/cuda/rows.cu: operations on rows and elements, one block a row where a row is summed up. */
+#include "compute/cuda/device.cuh"
+#include "compute/cuda/element.cuh"
+
+/* ---- input of products ------------------------------------------------------------------------ */
+
+static __global__ void prepare_kernel(rows_args a)
+{
+    __shared__ float scratch[33];
+    allow_next();
+    await_inputs();
+    const float *x = a.x + (int64_t)blockIdx.x * a.n_cols;
+    const int32_t first = (int32_t)threadIdx.x * 4, step = (int32_t)blockDim.x * 4;
+    float4 kept[KEPT];
+    float largest = 0;
+#pragma unroll
+    for (int i = 0; i < KEPT; i++) {
+        kept[i] = first + i * step < a.n_cols ? load_four(x, first + i * step, a.n_cols)
+                                              : make_float4(0, 0, 0, 0);
+        largest = fmaxf(largest, largest_of(kept[i]));
+    }
+    for (int32_t k = first + KEPT * step; k < a.n_cols; k += step)
+        largest = fmaxf(largest, largest_of(load_four(x, k, a.n_cols)));
+    prepare_row(a.p, kept, x, a.n_cols, blockIdx.x, largest, scratch);
+}
+
+/* ---- norms ------------------------------------------------------------------------------------ */
+
+__device__ __forceinline__ float4 norm_gain(const norm_args &a, int32_t k)
+{
+    return a.gain ? load_four(a.gain, k, a.n_cols) : make_float4(1, 1, 1, 1);
+}
+
+__device__ __forceinline__ float4 norm_four(const norm_args &a, float4 v, float4 gain, float mean,
+                                            float inverse, int32_t k)
+{
+    float4 bias = a.bias ? load_four(a.bias, k, a.n_cols) : make_float4(0, 0, 0, 0);
+    float *x = &v.x, *g = &gain.x, *b = &bias.x;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        x[i] = __fmul_rn(__fmul_rn(x[i] - mean, inverse), g[i]);
+        if (a.bias)
+            x[i] = __fadd_rn(x[i], b[i]);
+    }
+    return v;
+}
+
+/* The row's numbers, summed up where an addition comes first. */
+__device__ __forceinline__ float4 norm_input(const norm_args &a, int64_t at, int32_t k)
+{
+    float4 x = load_four(a.x + at, k, a.n_cols);
+    if (!a.y)
+        return x;
+    float4 y = load_four(a.y + at, k, a.n_cols);
+    x = make_float4(fmaf(a.factor, y.x, x.x), fmaf(a.factor, y.y, x.y), fmaf(a.factor, y.z, x.z),
+                    fmaf(a.factor, y.w, x.w));
+    store_four(a.sum + at, k, a.n_cols, x);
+    return x;
+}
+
+/* Of the columns there are: (x - mean)^2, or x itself. */
+__device__ __forceinline__ float norm_sum(float4 v, int32_t k, int32_t n_cols, float mean,
+                                          int squared, float total)
+{
+    const float *x = &v.x;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        if (k + i < n_cols)
+            total = squared ? fmaf(x[i] - mean, x[i] - mean, total) : total + x[i];
+    return total;
+}
+
+/* An optional addition comes first: the stream grows by a sublayer's result and is normed for the next
+ * in one go. */
+static __global__ void norm_kernel(norm_args a)
+{
+    __shared__ float scratch[3][33];
+    const int64_t at = (int64_t)blockIdx.x * a.n_cols;
+    const float *again = a.y ? a.sum + at
+                             : a.x + at; /* where a thread finds what it did not keep */
+    const int32_t first = (int32_t)threadIdx.x * 4, step = (int32_t)blockDim.x * 4, n = a.n_cols;
+    float4 kept[KEPT], gain[KEPT];
+    float mean = 0, total = 0;
+    allow_next();
+#pragma unroll
+    for (int i = 0; i < KEPT; i++)
+        gain[i] = norm_gain(a, first + i * step);
+    await_inputs();
+#pragma unroll
+    for (int i = 0; i < KEPT; i++)
+        kept[i] = first + i * step < n ? norm_input(a, at, first + i * step)
+                                       : make_float4(0, 0, 0, 0);
+    for (int32_t k = first + KEPT * step; a.y && k < n; k += step)
+        norm_input(a, at, k);
+    if (a.kind == NORM_LAYER) {
+#pragma unroll
+        for (int i = 0; i < KEPT; i++)
+            total = norm_sum(kept[i], first + i * step, n, 0, 0, total);
+        for (int32_t k = first + KEPT * step; k < n; k += step)
+            total = norm_sum(load_four(again, k, n), k, n, 0, 0, total);
+        mean = block_sum(total, scratch[0]) / (float)n;
+        total = 0;
+    }
+#pragma unroll
+    for (int i = 0; i < KEPT; i++)
+        total = norm_sum(kept[i], first + i * step, n, mean, 1, total);
+    for (int32_t k = first + KEPT * step; k < n; k += step)
+        total = norm_sum(load_four(again, k, n), k, n, mean, 1, total);
+    float inverse = 1.0f / sqrtf(block_sum(total, scratch[1]) / (float)n + a.epsilon), largest = 0;
+#pragma unroll
+    for (int i = 0; i < KEPT; i++) {
+        int32_t k = first + i * step;
+        if (k < n) {
+            kept[i] = norm_four(a, kept[i], gain[i], mean, inverse, k);
+            largest = fmaxf(largest, largest_of(kept[i]));
+            store_four(a.out + at, k, n, kept[i]);
+        }
+    }
+    for (int32_t k = first + KEPT * step; k < n; k += step) {
+        float4 v = norm_four(a, load_four(again, k, n), norm_gain(a, k), mean, inverse, k);
+        largest = fmaxf(largest, largest_of(v));
+        store_four(a.out + at, k, n, v);
+    }
+    if (a.p.halves)
+        prepare_row(a.p, kept, a.out + at, n, blockIdx.x, largest, scratch[2]);
+}
+
+/* ---- elements --------------------------------------------------------------------------------- */
+
+__device__ __forceinline__ float activate(float x, int32_t kind)
+{
+    if (x == -INFINITY)
+        return -0.0f; /* not -inf / inf */
+    if (kind == ACTIVATION_SILU)
+        return x / (1.0f + expf(-x));
+    if (kind == ACTIVATION_GELU_TANH) {
+        float u = 0.79788456080286536f * fmaf(0.044715f, x * x * x, x);
+        return x / (1.0f + expf(-2.0f * u));
+    }
+    return 0.5f * x * erfcf(-x * 0.70710678118654752f);
+}
+
+/* A cluster of blocks a row, which agree on its largest element; blocks y of gridDim.x parts. */
+static __global__ void gated_kernel(rows_args a)
+{
+    __shared__ float scratch[33], cluster[1];
+    const int32_t n = a.n_cols, part = (padded_cols(n) / PACKED_COLS + (int32_t)gridDim.x - 1) /
+                                       (int32_t)gridDim.x * PACKED_COLS;
+    const int32_t from = part * (int32_t)blockIdx.x, end = min(from + part, padded_cols(n));
+    const int64_t at = (int64_t)blockIdx.y * n;
+    float4 kept = make_float4(0, 0, 0, 0);
+    float largest = 0;
+    allow_next();
+    await_inputs();
+    for (int32_t k = from + (int32_t)threadIdx.x * 4; k < end; k += (int32_t)blockDim.x * 4) {
+        float4 x = load_four(a.x + at, k, n), y = load_four(a.y + at, k, n);
+        kept = make_float4(activate(x.x, a.kind) * y.x, activate(x.y, a.kind) * y.y,
+                           activate(x.z, a.kind) * y.z, activate(x.w, a.kind) * y.w);
+        store_four(a.out + at, k, n, kept);
+        largest = fmaxf(largest, largest_of(kept));
+    }
+    if (!a.p.halves)
+        return;
+    float inverse, factor = scale_for(cluster_max(block_max(largest, scratch), cluster), &inverse);
+    for (int32_t k = from + (int32_t)threadIdx.x * 4; k < end; k += (int32_t)blockDim.x * 4)
+        store_prepared(a.p, blockIdx.y, k,
+                       part <= (int32_t)blockDim.x * 4 ? kept : load_four(a.out + at, k, n),
+                       factor);
+    if (blockIdx.x == 0 && threadIdx.x == 0)
+        a.p.scales[blockIdx.y] = inverse;
+}
+
+static __global__ void add_kernel(rows_args a)
+{
+    allow_next();
+    await_inputs();
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    for (; i < a.n_elements; i += (int64_t)gridDim.x * blockDim.x)
+        a.out[i] = fmaf(a.factor, a.y[i], a.x[i]);
+}
+
+static __global__ void soft_cap_kernel(rows_args a)
+{
+    allow_next();
+    await_inputs();
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    for (; i < a.n_elements; i += (int64_t)gridDim.x * blockDim.x)
+        a.out[i] = a.factor * tanhf(a.x[i] / a.factor);
+}
+
+static __global__ void gather_kernel(rows_args a)
+{
+    allow_next();
+    await_inputs();
+    const float *x = a.x + (int64_t)a.rows[blockIdx.x] * a.n_cols;
+    float *out = a.out + (int64_t)blockIdx.x * a.n_cols;
+    for (int32_t k = (int32_t)threadIdx.x; k < a.n_cols; k += (int32_t)blockDim.x)
+        out[k] = x[k];
+}
+
+static __global__ void embed_kernel(embed_args a)
+{
+    allow_next();
+    await_inputs();
+    int32_t row = a.ids[blockIdx.x];
+    float *out = a.out + (int64_t)blockIdx.x * a.w.n_cols;
+    for (int32_t k = (int32_t)threadIdx.x; k < a.w.n_cols; k += (int32_t)blockDim.x)
+        out[k] = __fmul_rn(packed_element(a.w, row, k), a.scale);
+}
+
+/* ---- rope ------------------------------------------------------------------------------------- */
+
+/* The angle is taken in double and brought near zero there: as a float it is wrong by a hundredth of a
+ * radian at position 100,000. What is left is small, and a float's sine is good enough for it. */
+static __global__ void angles_kernel(angles_args a)
+{
+    allow_next();
+    await_inputs();
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= (int64_t)a.n_tokens * a.n_pairs)
+        return;
+    double angle = (double)a.positions[i / a.n_pairs] * (double)a.frequencies[i % a.n_pairs];
+    angle -= 6.283185307179586476925 * rint(angle * 0.15915494309189533577);
+    float sine, cosine;
+    sincosf((float)angle, &sine, &cosine);
+    a.cosines[i] = cosine * a.magnitude;
+    a.sines[i] = sine * a.magnitude;
+}
+
+/* Turns heads first .. first+count-1 of x[which] of one token; by all threads of the block. */
+__device__ __forceinline__ void rotate_heads(const rope_args &a, int which, int64_t token,
+                                             int32_t first, int32_t count)
+{
+    int32_t dim = a.head_dim[which];
+    float *x = a.x[which] + (token * a.n_heads[which] + first) * dim;
+    const float *cosines = a.cosines + token * a.n_pairs, *sines = a.sines + token * a.n_pairs;
+    for (int32_t i = (int32_t)threadIdx.x; i < count * a.n_pairs; i += (int32_t)blockDim.x) {
+        int32_t pair = i % a.n_pairs;
+        float *p = x + i / a.n_pairs * dim + (a.kind == ROPE_NORMAL ? 2 * pair : pair);
+        float *q = a.kind == ROPE_NORMAL ? p + 1 : p + a.n_pairs;
+        float u = *p, v = *q, c = cosines[pair], s = sines[pair];
+        *p = fmaf(u, c, -__fmul_rn(v, s));
+        *q = fmaf(u, s, __fmul_rn(v, c));
+    }
+}
+
+static __global__ void rope_kernel(rope_args a)
+{
+    allow_next();
+    await_inputs();
+    rotate_heads(a, blockIdx.y, blockIdx.x, 0, a.n_heads[blockIdx.y]);
+}
+
+/* ---- pages ------------------------------------------------------------------------------------ */
+
+__device__ __forceinline__ float saturated(float x, float limit)
+{
+    return x > limit ? limit : x < -limit ? -limit : x;
+}
+
+/* One head of one token. */
+__device__ __forceinline__ void store_halves(const cuda_kv_layer &l, uint8_t *head, int32_t slot,
+                                             const float *k, const float *v)
+{
+    for (int32_t d = (int32_t)threadIdx.x; d < l.key_stride; d += (int32_t)blockDim.x) {
+        float x = d < l.key_dim ? saturated(k[d], 65504.0f) : 0.0f;
+        ((__half *)head)[slot * l.key_stride + d] = __float2half_rn(x);
+    }
+    for (int32_t d = (int32_t)threadIdx.x; d < l.value_stride; d += (int32_t)blockDim.x) {
+        float x = d < l.value_dim ? saturated(v[d], 65504.0f) : 0.0f;
+        ((__half *)(head + l.values))[d * KV_PAGE_TOKENS + slot] = __float2half_rn(x);
+    }
+}
+
+/* A warp a block of 32; dims are multiples of 32 here. */
+__device__ __forceinline__ void store_bytes(const cuda_kv_layer &l, uint8_t *head, int32_t slot,
+                                            const float *from, int32_t dim, int values)
+{
+    int32_t lane = (int32_t)threadIdx.x % 32;
+    for (int32_t block = (int32_t)threadIdx.x / 32; block < dim / 32;
+         block += (int32_t)blockDim.x / 32) {
+        int32_t d = block * 32 + lane;
+        float x = from[d];
+        x = x == x ? saturated(x, 65504.0f * 127.0f) : 0.0f;
+        float scale = warp_max(fabsf(x)) / 127.0f;
+        float inverse = scale > 1e-30f ? 1.0f / scale : 0.0f;
+        int8_t q = (int8_t)__float2int_rn(x * inverse);
+        int8_t *bytes = (int8_t *)(head + (values ? l.value_data : l.key_data));
+        bytes[values ? d * KV_PAGE_TOKENS + slot : slot * dim + d] = q;
+        if (lane == 0)
+            ((__half *)(head + (values ? l.values : 0)))[block * KV_PAGE_TOKENS + slot] =
+                __float2half_rn(scale);
+    }
+}
+
+/* A block a token and kv head, which also turns the head and the queries of its group. */
+static __global__ void kv_write_kernel(kv_write_args a)
+{
+    const cuda_kv_layer &l = a.layer;
+    const int64_t token = blockIdx.x;
+    const int32_t head = (int32_t)blockIdx.y, slot = a.slots[token];
+    const int keys = a.rope.x[1] ? 1 : 0; /* which of the two are the keys */
+    allow_next();
+    await_inputs();
+    if (a.rope.n_pairs > 0) {
+        int32_t group = a.rope.n_heads[0] / l.n_kv_heads;
+        if (keys == 1)
+            rotate_heads(a.rope, 0, token, head * group, group);
+        rotate_heads(a.rope, keys, token, head, 1);
+        __syncthreads();
+    }
+    uint8_t *to = a.pages + (int64_t)(slot / KV_PAGE_TOKENS) * a.page_bytes + l.offset +
+                  head * l.head_bytes;
+    const float *k = a.k + (token * l.n_kv_heads + head) * l.key_dim;
+    const float *v = a.v + (token * l.n_kv_heads + head) * l.value_dim;
+    if (l.q8) {
+        store_bytes(l, to, slot % KV_PAGE_TOKENS, k, l.key_dim, 0);
+        store_bytes(l, to, slot % KV_PAGE_TOKENS, v, l.value_dim, 1);
+    } else {
+        store_halves(l, to, slot % KV_PAGE_TOKENS, k, v);
+    }
+}
+
+static __global__ void kv_read_kernel(kv_read_args a)
+{
+    const cuda_kv_layer &l = a.layer;
+    int32_t position = a.first + (int32_t)blockIdx.x, slot = position % KV_PAGE_TOKENS;
+    int32_t dim = a.values ? l.value_dim : l.key_dim,
+            stride = a.values ? l.value_stride : l.key_stride;
+    const uint8_t *page = a.pages +
+                          (int64_t)a.page_table[position / KV_PAGE_TOKENS] * a.page_bytes +
+                          l.offset;
+    for (int32_t i = (int32_t)threadIdx.x; i < l.n_kv_heads * dim; i += (int32_t)blockDim.x) {
+        int32_t head = i / dim, d = i % dim;
+        const uint8_t *at = page + head * l.head_bytes;
+        int32_t place = a.values ? d * KV_PAGE_TOKENS + slot : slot * stride + d;
+        float x;
+        if (l.q8) {
+            const __half *scales = (const __half *)(at + (a.values ? l.values : 0));
+            const int8_t *bytes = (const int8_t *)(at + (a.values ? l.value_data : l.key_data));
+            x = __half2float(scales[d / 32 * KV_PAGE_TOKENS + slot]) * (float)bytes[place];
+        } else {
+            x = __half2float(((const __half *)(at + (a.values ? l.values : 0)))[place]);
+        }
+        a.to[(int64_t)blockIdx.x * l.n_kv_heads * dim + i] = x;
+    }
+}
+
+/* ---- F32 products ----------------------------------------------------------------------------- */
+
+/* A warp a row of weights and up to four tokens; exact in F32. For adapters and small matrices. */
+static __global__ void matmul_f32_kernel(matmul_args a)
+{
+    allow_next();
+    await_inputs();
+    const packed &w = a.w[0];
+    int32_t row = (int32_t)(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32);
+    int32_t lane = (int32_t)threadIdx.x % 32, token = (int32_t)blockIdx.y * 4;
+    if (row >= w.n_rows)
+        return;
+    const float *weights = (const float *)w.planes + (int64_t)row * w.n_cols;
+    float sums[4] = {0, 0, 0, 0};
+    for (int32_t k = lane; k < w.n_cols; k += 32) {
+        float v = weights[k];
+        for (int i = 0; i < 4; i++)
+            if (token + i < a.n_tokens)
+                sums[i] = fmaf(v, a.x_floats[(int64_t)(token + i) * w.n_cols + k], sums[i]);
+    }
+    for (int i = 0; i < 4; i++) {
+        float sum = warp_sum(sums[i]);
+        if (lane == 0 && token + i < a.n_tokens)
+            a.out[0][(int64_t)(token + i) * w.n_rows + row] = a.bias[0] ? sum + a.bias[0][row]
+                                                                        : sum;
+    }
+}
+
+#define KERNEL(name)                                                                               \
+    extern "C" const void *cuda_kernel_##name(void)                                                \
+    {                                                                                              \
+        return (const void *)name##_kernel;                                                        \
+    }
+KERNEL(prepare)
+KERNEL(gated)
+KERNEL(add)
+KERNEL(soft_cap)
+KERNEL(gather)
+KERNEL(norm)
+KERNEL(embed)
+KERNEL(angles)
+KERNEL(rope)
+KERNEL(kv_write)
+KERNEL(kv_read)
+KERNEL(matmul_f32)
