@@ -20,6 +20,10 @@ case ${1:-} in
 esac
 
 passed=0 failed=0 skipped=0
+# What fails beside other tests is run once more, alone: on two cores that others share, a process may stand still
+# for longer than any test's patience. What fails twice has failed; what passes then is counted as passed and
+# named at the end, because it may also be a race.
+unsteady=() broken=()
 started=$SECONDS phase_started=$SECONDS phase_name=
 cores=$(getconf _NPROCESSORS_ONLN)
 logs=build/test-logs
@@ -41,6 +45,14 @@ finish() {
     fi
     phase ''
     echo "---- all: $((SECONDS - started)) s"
+    if [ ${#unsteady[@]} -gt 0 ]; then
+        echo "${#unsteady[@]} passed only when run once more, alone:"
+        printf '    %s\n' "${unsteady[@]}"
+    fi
+    if [ ${#broken[@]} -gt 0 ]; then
+        echo "failed:"
+        printf '    %s\n' "${broken[@]}"
+    fi
     if [ "$skipped" -gt 0 ]; then echo "$skipped tests were skipped"; fi
     echo "$passed passed, $failed failed"
     [ "$failed" = 0 ] || exit 1
@@ -55,16 +67,32 @@ run_ctest() {
     ctest --test-dir "build/$preset" --output-on-failure --no-tests=ignore -j "$cores" \
         ${arguments[@]+"${arguments[@]}"} 2>&1 | tee "$log" | grep -v '^ *Start ' || true
     local line total wrong missing
-    line=$(grep -E 'tests? passed, [0-9]+ tests? failed out of' "$log" || true)
+    line=$(ctest_summary "$log")
     if [ -z "$line" ]; then # it did not come to its end, or found no test where there are some
         failed=$((failed + 1))
         return 0
     fi
     total=$(sed -E 's/.* out of ([0-9]+).*/\1/' <<<"$line")
-    wrong=$(sed -E 's/.* passed, ([0-9]+) tests? failed.*/\1/' <<<"$line")
+    wrong=$(wrong_of "$line")
     missing=$(grep -cE '\(Skipped\)$' "$log" || true)
+    if [ "$wrong" != 0 ]; then
+        echo "---- once more, alone: the $wrong that failed"
+        local before=$wrong
+        ctest --test-dir "build/$preset" --output-on-failure --rerun-failed 2>&1 | tee "$log.again" | grep -v '^ *Start ' || true
+        line=$(ctest_summary "$log.again")
+        # Only a run of just those tests says something about them.
+        if [ -n "$line" ] && [[ $line == *" out of $before" ]]; then
+            wrong=$(wrong_of "$line")
+            while read -r name; do unsteady+=("$preset: $name"); done \
+                < <(sed -nE 's/^ *[0-9]+\/[0-9]+ Test +#[0-9]+: ([^ ]+) \.+ +Passed .*/\1/p' "$log.again")
+        fi
+        [ "$wrong" = 0 ] || while read -r name; do broken+=("$preset: $name"); done \
+            < <(sed -nE 's/^[[:blank:]]+[0-9]+ - ([^ ]+) \((Failed|Timeout|SEGFAULT|Subprocess|ILLEGAL|OTHER|Not Run).*/\1/p' "$log.again")
+    fi
     passed=$((passed + total - wrong - missing)) failed=$((failed + wrong)) skipped=$((skipped + missing))
 }
+ctest_summary() { grep -E 'tests? passed, [0-9]+ tests? failed out of' "$1" || true; }
+wrong_of() { sed -E 's/.* passed, ([0-9]+) tests? failed.*/\1/' <<<"$1"; }
 
 # build PRESET [TARGETS...]
 build() {
@@ -113,14 +141,33 @@ else
     echo pytest >"$logs/requirements.txt"
     python=$(python_tools "$logs/requirements.txt")
 fi
-"$python" -m pytest -q -ra tests 2>&1 | tee "$logs/pytest.log" || true
-line=$(grep -E '(passed|failed|errors?|skipped)( in |,)|no tests ran' "$logs/pytest.log" | tail -1 || true)
-count() { sed -nE "s/.*[^0-9]([0-9]+) $1.*/\1/p" <<<" $line"; }
-if [ -z "$line" ]; then
-    failed=$((failed + 1)) # it did not come to its end
-else
-    ok=$(count passed) wrong=$(count failed) broken=$(count error) left=$(count skipped)
-    passed=$((passed + ${ok:-0})) failed=$((failed + ${wrong:-0} + ${broken:-0})) skipped=$((skipped + ${left:-0}))
+# run_pytest LOG ARGUMENTS...: sets ok, wrong and left; wrong is 1 if it did not come to its end.
+run_pytest() {
+    local log=$1 line
+    shift
+    "$python" -m pytest -q -ra "$@" tests 2>&1 | tee "$log" || true
+    line=$(grep -E '(passed|failed|errors?|skipped)( in |,)|no tests ran' "$log" | tail -1 || true)
+    ok=$(count passed) wrong=$(($(count failed) + $(count errors?))) left=$(count skipped)
+    [ -n "$line" ] || wrong=1
+}
+count() {
+    local number
+    number=$(sed -nE "s/.*[^0-9]([0-9]+) $1.*/\1/p" <<<" $line")
+    echo "${number:-0}"
+}
+run_pytest "$logs/pytest.log"
+passed=$((passed + ok)) skipped=$((skipped + left))
+if [ "$wrong" != 0 ]; then
+    first=$wrong
+    echo "---- once more, alone: the $wrong that failed"
+    run_pytest "$logs/pytest-again.log" -vv --last-failed --last-failed-no-failures none
+    while read -r name; do broken+=("$name"); done < <(sed -nE 's/^(FAILED|ERROR) (tests.*)/\2/p' "$logs/pytest-again.log")
+    if [ $((ok + wrong)) = "$first" ]; then
+        passed=$((passed + ok)) failed=$((failed + wrong))
+        while read -r name; do unsteady+=("$name"); done < <(sed -nE 's/^(tests.*) PASSED.*/\1/p' "$logs/pytest-again.log")
+    else
+        failed=$((failed + first))
+    fi
 fi
 
 if [ -z "$quick" ]; then
