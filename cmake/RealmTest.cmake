@@ -15,6 +15,9 @@
 # realm_test_on_cuda(<name>)
 #   Runs the unit test <name> a second time, on a CUDA device if there is one.
 #
+# realm_test_on_split(<name>)
+#   Runs it again with the layers of the model divided between two backends (tests/support/test_device.h).
+#
 # Building the target realm_tests_unit, realm_tests_fuzz or realm_tests_tsan builds the tests of that
 # label and no more.
 
@@ -77,6 +80,16 @@ function(realm_test_on_cuda name)
     set_tests_properties(unit/${name}_cuda PROPERTIES
         LABELS unit TIMEOUT 600 ENVIRONMENT "${REALM_TEST_ENVIRONMENT};REALM_TEST_DEVICE=cuda"
         SKIP_RETURN_CODE 77)
+endfunction()
+
+# The unit test <name> once more on a model divided between two backends, as unit/<name>_split.
+function(realm_test_on_split name)
+    if(NOT BUILD_TESTING)
+        return()
+    endif()
+    add_test(NAME unit/${name}_split COMMAND test_${name})
+    set_tests_properties(unit/${name}_split PROPERTIES
+        LABELS unit TIMEOUT 600 ENVIRONMENT "${REALM_TEST_ENVIRONMENT};REALM_TEST_DEVICE=split")
 endfunction()
 
 function(realm_fuzz)

@@ -29,7 +29,7 @@ REALM_API const char *realm_version(void);
 
 typedef struct realm_runtime_options {
     const char *device; /* "auto" (NULL: this one), "cpu", "cuda" or "cuda:N"; copied. auto is
-                                  a CUDA device if one works and the model fits it */
+                                  a CUDA device if one works and has room for a layer */
     int32_t n_threads;  /* of each model's engine; 0: the cores this process may use */
     int32_t n_sandbox_threads; /* 0: 2 */
     uint64_t kv_bytes;         /* keys and values of each model; 0: a third of what the machine, or
@@ -40,6 +40,8 @@ typedef struct realm_runtime_options {
     int no_weight_cache;       /* 1: pack weights at every start, keep none */
     int map_weights;           /* 1: map kept weights instead of reading them: at times slower,
                                   and all processes with a model share one copy */
+    int32_t gpu_layers;        /* layers of each model that the device computes, from the first; the
+                                  processor computes the rest. 0: as many as there is room for */
 } realm_runtime_options;
 
 /* options may be NULL. */

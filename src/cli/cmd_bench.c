@@ -19,7 +19,7 @@
 #include "cli/model_options.h"
 #include "cli/options.h"
 #include "cli/progress.h"
-#include "compute/backend_open.h"
+#include "model/placement.h"
 
 #define MAX_LIST    16
 #define MAX_CONTEXT (1 << 20)
@@ -154,7 +154,10 @@ static realm_status open_model(bench *b, int64_t largest_batch, realm_error *err
                                  .map_weights = b->options.map_weights};
         if (largest_batch > 64)
             options.max_batch_outputs = (int32_t)largest_batch;
-        status = model_open(&b->model, b->device, path, &options, error);
+        placement where = {.device = b->options.device, .n_threads = (int32_t)b->options.n_threads};
+        status = placement_parse_layers(b->options.gpu_layers, &where.gpu_layers, error);
+        if (!status)
+            status = placement_open(&b->model, &b->device, path, &where, &options, error);
         progress_end(&bar);
     }
     if (descriptor >= 0)
@@ -164,11 +167,7 @@ static realm_status open_model(bench *b, int64_t largest_batch, realm_error *err
 
 static realm_status set_up(bench *b, int64_t largest_batch, realm_error *error)
 {
-    backend_options device = {.device = b->options.device,
-                              .n_threads = (int32_t)b->options.n_threads};
-    realm_status status = backend_open(&b->device, &device, error);
-    if (!status)
-        status = open_model(b, largest_batch, error);
+    realm_status status = open_model(b, largest_batch, error);
     engine_options settings = {.kv_bytes = (uint64_t)b->options.kv_bytes,
                                .gather_us = -1,
                                .max_sessions = 2 * (int32_t)largest_batch + 8};

@@ -23,6 +23,7 @@
 #include "cli/progress.h"
 #include "cli/terminal.h"
 #include "formats/json.h"
+#include "model/placement.h"
 #include "realm/realm.h"
 
 #define MAX_PROGRAM_BYTES ((size_t)64 << 20)
@@ -31,7 +32,8 @@
 
 /* What the command line said. Numbers outside their range mean that they were not given. */
 typedef struct run_options {
-    const char *model, *device, *program, *prompt, *system, *stop, *response_format, *cache_folder;
+    const char *model, *device, *program, *prompt, *system, *stop, *response_format, *cache_folder,
+        *gpu_layers;
     int chat, json, ignore_eos, no_weight_cache, map_weights;
     int64_t max_tokens, top_k, seed, logprobs, n_threads, penalty_tokens, timeout_s, memory_mb,
         kv_bytes;
@@ -347,7 +349,9 @@ static realm_status set_up(run *r, realm_error *error)
         .memory_bytes = (uint64_t)r->options.memory_mb << 20,
         .wall_ms = (uint64_t)r->options.timeout_s * 1000,
     };
-    realm_status status = realm_runtime_open(&r->runtime, &runtime, error);
+    realm_status status = placement_parse_layers(r->options.gpu_layers, &runtime.gpu_layers, error);
+    if (!status)
+        status = realm_runtime_open(&r->runtime, &runtime, error);
     if (!status) /* first, so that a broken program is told before the model is read */
         status = open_program(r, error);
     if (status)

@@ -17,6 +17,7 @@
 #include "cli/trace_settings.h"
 #include "formats/yaml.h"
 #include "library/runtime.h"
+#include "model/placement.h"
 #include "server/server.h"
 
 #define MAX_PROGRAM_BYTES ((size_t)64 << 20)
@@ -25,7 +26,7 @@ enum { FROM_COMMAND_LINE, FROM_FILE, FROM_OTEL, FROM_ENVIRONMENT };
 
 typedef struct serve serve;
 struct serve {
-    const char *config, *host, *device, *certificate, *key, *log_format, *data;
+    const char *config, *host, *device, *gpu_layers, *certificate, *key, *log_format, *data;
     const char *jwt_keys, *jwt_secret, *jwt_algorithms, *jwt_issuer, *jwt_audience,
         *jwt_tenant_claim, *jwt_scope_claim;
     option_list models, programs, aliases;
@@ -286,11 +287,13 @@ static realm_status set_up(serve *s, realm_error *error)
 {
     tracer_options traces;
     int is_traced;
-    const realm_runtime_options runtime = {.device = s->device,
-                                           .n_threads = (int32_t)s->n_threads,
-                                           .kv_bytes = (uint64_t)s->kv_bytes,
-                                           .kv_q8_0 = s->kv_q8_0};
-    realm_status status = trace_settings_read(&s->traces, &s->memory, &traces, &is_traced, error);
+    realm_runtime_options runtime = {.device = s->device,
+                                     .n_threads = (int32_t)s->n_threads,
+                                     .kv_bytes = (uint64_t)s->kv_bytes,
+                                     .kv_q8_0 = s->kv_q8_0};
+    realm_status status = placement_parse_layers(s->gpu_layers, &runtime.gpu_layers, error);
+    if (!status)
+        status = trace_settings_read(&s->traces, &s->memory, &traces, &is_traced, error);
     if (status)
         return status;
     const server_options options = {.host = s->host,
@@ -499,6 +502,12 @@ static void fill_options(serve *s, option out[MAX_OPTIONS])
          .out = &s->device,
          .value = "NAME",
          .help = "auto, cpu, cuda or cuda:N (default: auto, a CUDA device if one works)"},
+        {.name = "gpu-layers",
+         .kind = OPTION_TEXT,
+         .out = &s->gpu_layers,
+         .value = "N",
+         .help = "layers that the CUDA device computes, from the first; the processor computes the "
+                 "rest (default: auto, as many as it has room for)"},
         {.name = "threads",
          .letter = 't',
          .kind = OPTION_INT,

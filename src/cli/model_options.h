@@ -5,7 +5,7 @@
 
 #include "cli/options.h"
 
-/* Rows of an option table. o_ points to a struct with device and cache_folder (texts), n_threads
+/* Rows of an option table. o_ points to a struct with device, gpu_layers and cache_folder (texts), n_threads
  * and kv_bytes (int64_t, 0 unless given), no_weight_cache and map_weights (flags). */
 #define MODEL_OPTIONS(o_)                                                                          \
     {.name = "device",                                                                             \
@@ -13,6 +13,12 @@
      .out = &(o_)->device,                                                                         \
      .value = "WHICH",                                                                             \
      .help = "auto, cpu, cuda or cuda:N (default: auto, a CUDA device if one works)"},             \
+        {.name = "gpu-layers",                                                                     \
+         .kind = OPTION_TEXT,                                                                      \
+         .out = &(o_)->gpu_layers,                                                                 \
+         .value = "N",                                                                             \
+         .help = "layers that the CUDA device computes, from the first; the processor computes "   \
+                 "the rest (default: auto, as many as it has room for)"},                          \
         {.name = "threads",                                                                        \
          .letter = 't',                                                                            \
          .kind = OPTION_INT,                                                                       \

@@ -186,6 +186,11 @@ typedef struct backend_table {
     void (*begin)(backend *b, const step_rows *rows);
     void (*end)(backend *b);
 
+    /* What follows belongs to this layer, or after the last to the head (layer = n_layers), and reads
+     * of earlier results x [rows in flight, n_embd] alone. NULL where it makes no difference; for
+     * devices that divide the layers between them (backend_split.h). */
+    void (*enter_layer)(backend *b, int32_t layer, tensor x);
+
     /* out[i, :] = scale * w[ids[i], :].  ids is host memory, [out.n_rows], each < w.n_rows. */
     void (*embed)(backend *b, tensor out, const weight *w, const int32_t *ids, float scale);
 

@@ -19,6 +19,7 @@
 #include "engine/engine.h"
 #include "library/builtin.h"
 #include "library/runtime.h"
+#include "model/placement.h"
 #include "sandbox/sandbox.h"
 
 #define MAX_MODELS          64
@@ -81,6 +82,8 @@ static realm_status copy_device(realm_runtime *r, realm_error *error)
 {
     if (!backend_device_parse(r->options.device, error))
         return REALM_INVALID;
+    if (r->options.gpu_layers < 0)
+        return realm_fail(error, REALM_INVALID, "gpu_layers is %" PRId32, r->options.gpu_layers);
     if (r->options.device && !(r->device = strdup(r->options.device)))
         return realm_fail_memory(error, strlen(r->options.device), "the device's name");
     r->options.device = r->device;
@@ -171,33 +174,13 @@ static loaded_model *find_model(realm_runtime *r, const char *name)
     return NULL;
 }
 
-/* A model that a chosen device has no room for runs on the processor if the choice was Realm's. */
-static realm_status open_on_device(realm_runtime *r, loaded_model *m, const char *path,
-                                   const model_options *options, realm_error *error)
-{
-    realm_error why = {0};
-    backend_options device = {.device = r->options.device, .n_threads = r->options.n_threads};
-    realm_status status = backend_open(&m->device, &device, error);
-    if (!status)
-        status = model_open(&m->model, m->device, path, options, &why);
-    if (status != REALM_NO_MEMORY || !m->device || strcmp(m->device->table->kind, "cpu") == 0 ||
-        !backend_is_auto(r->options.device)) {
-        if (m->device && status && error)
-            *error = why;
-        return status;
-    }
-    LOG_W("library", "on the processor instead: %s", why.message);
-    m->device->table->close(m->device);
-    m->device = NULL;
-    device.device = "cpu";
-    status = backend_open(&m->device, &device, error);
-    return status ? status : model_open(&m->model, m->device, path, options, error);
-}
-
 static realm_status load(realm_runtime *r, loaded_model *m, const char *path,
                          const model_options *options, realm_error *error)
 {
-    realm_status status = open_on_device(r, m, path, options, error);
+    const placement where = {.device = r->options.device,
+                             .n_threads = r->options.n_threads,
+                             .gpu_layers = r->options.gpu_layers};
+    realm_status status = placement_open(&m->model, &m->device, path, &where, options, error);
     if (status)
         return status;
     m->name = strdup(model_name(m->model));

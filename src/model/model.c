@@ -1,6 +1,7 @@
 /* model/model.c: opens and closes a model: file, numbers, tokenizer, weights, scratch.
  *
  * Everything that can fail fails here, on the loading thread, so that model_forward cannot. */
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,12 +28,20 @@ static const char *name_of(model *m, const char *path, const char *wanted)
                       dot == NULL || dot == base ? strlen(base) : (size_t)(dot - base));
 }
 
+static int32_t batch_tokens(const model_options *o)
+{
+    return o->max_batch_tokens == 0 ? DEFAULT_BATCH_TOKENS : o->max_batch_tokens;
+}
+
+static int32_t batch_outputs(const model_options *o)
+{
+    return o->max_batch_outputs == 0 ? DEFAULT_BATCH_OUTPUTS : o->max_batch_outputs;
+}
+
 static realm_status read_options(model *m, const model_options *options, realm_error *error)
 {
-    m->max_tokens = options->max_batch_tokens == 0 ? DEFAULT_BATCH_TOKENS
-                                                   : options->max_batch_tokens;
-    m->max_outputs = options->max_batch_outputs == 0 ? DEFAULT_BATCH_OUTPUTS
-                                                     : options->max_batch_outputs;
+    m->max_tokens = batch_tokens(options);
+    m->max_outputs = batch_outputs(options);
     if (m->max_tokens < 1 || m->max_tokens > MAX_BATCH_TOKENS)
         return realm_fail(error, REALM_INVALID, "max_batch_tokens is %" PRId32 ", not in 1 to %d",
                           m->max_tokens, MAX_BATCH_TOKENS);
@@ -77,32 +86,54 @@ static int32_t largest(const int32_t *values, int32_t count)
     return most;
 }
 
-static realm_status open_scratch(model *m, realm_error *error)
+typedef struct scratch_shape {
+    size_t offset; /* of the tensor in struct scratch */
+    int32_t n_rows, n_cols;
+} scratch_shape;
+
+enum { N_SCRATCH = 11 };
+
+static void scratch_shapes(scratch_shape out[N_SCRATCH], const hyperparameters *h, int32_t rows,
+                           int32_t outputs)
 {
-    const hyperparameters *h = &m->h;
-    scratch *s = &m->scratch;
-    int32_t rows = m->max_tokens;
     int32_t head_dim = h->key_dim > h->value_dim ? h->key_dim : h->value_dim;
     int32_t n_kv = largest(h->n_kv_heads, h->n_layers), n_ff = largest(h->n_ff, h->n_layers);
-    const struct {
-        tensor *t;
-        int32_t n_rows, n_cols;
-    } wanted[] = {
-        {&s->x, rows, h->n_embd},
-        {&s->kept, rows, h->n_embd},
-        {&s->normed, rows, h->n_embd},
-        {&s->projected, rows, h->n_embd},
-        {&s->q, rows, h->n_heads * head_dim},
-        {&s->k, rows, n_kv * h->key_dim},
-        {&s->v, rows, n_kv * h->value_dim},
-        {&s->attention, rows, h->n_heads * h->value_dim},
-        {&s->gate, rows, n_ff},
-        {&s->up, rows, n_ff},
-        {&s->logits, m->max_outputs, h->n_vocab},
+    const scratch_shape shapes[N_SCRATCH] = {
+        {offsetof(scratch, x), rows, h->n_embd},
+        {offsetof(scratch, kept), rows, h->n_embd},
+        {offsetof(scratch, normed), rows, h->n_embd},
+        {offsetof(scratch, projected), rows, h->n_embd},
+        {offsetof(scratch, q), rows, h->n_heads * head_dim},
+        {offsetof(scratch, k), rows, n_kv * h->key_dim},
+        {offsetof(scratch, v), rows, n_kv * h->value_dim},
+        {offsetof(scratch, attention), rows, h->n_heads * h->value_dim},
+        {offsetof(scratch, gate), rows, n_ff},
+        {offsetof(scratch, up), rows, n_ff},
+        {offsetof(scratch, logits), outputs, h->n_vocab},
     };
-    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
-        realm_status status = m->backend->table->tensor_open(
-            m->backend, wanted[i].t, wanted[i].n_rows, wanted[i].n_cols, error);
+    memcpy(out, shapes, sizeof shapes);
+}
+
+uint64_t model_scratch_bytes(const hyperparameters *h, const model_options *options)
+{
+    scratch_shape shapes[N_SCRATCH];
+    uint64_t bytes = 0;
+    scratch_shapes(shapes, h, batch_tokens(options), batch_outputs(options));
+    for (size_t i = 0; i < N_SCRATCH; i++)
+        bytes += (uint64_t)shapes[i].n_rows * (uint64_t)shapes[i].n_cols * sizeof(float);
+    return bytes;
+}
+
+static realm_status open_scratch(model *m, realm_error *error)
+{
+    scratch *s = &m->scratch;
+    int32_t rows = m->max_tokens;
+    scratch_shape shapes[N_SCRATCH];
+    scratch_shapes(shapes, &m->h, rows, m->max_outputs);
+    for (size_t i = 0; i < N_SCRATCH; i++) {
+        tensor *t = (tensor *)((char *)s + shapes[i].offset);
+        realm_status status = m->backend->table->tensor_open(m->backend, t, shapes[i].n_rows,
+                                                             shapes[i].n_cols, error);
         if (status != REALM_OK)
             return status;
     }

@@ -42,6 +42,9 @@ struct model {
     scratch scratch;
 };
 
+/* Bytes of the tensors of struct scratch that model_open makes. */
+uint64_t model_scratch_bytes(const hyperparameters *h, const model_options *options);
+
 /* The first n_rows rows of n_cols of a scratch tensor that has at least as many elements. */
 static inline tensor scratch_front(tensor t, int32_t n_rows, int32_t n_cols)
 {

@@ -157,10 +157,17 @@ static void embed(walk *w)
         adapter_apply_embedding(w->groups, w->n_groups, w->x, w->in->tokens, m->h.embedding_scale);
 }
 
+static void enter_layer(const walk *w, int32_t layer)
+{
+    if (w->t->enter_layer)
+        w->t->enter_layer(w->b, layer, w->x);
+}
+
 static void layers(walk *w)
 {
     int32_t last = w->m->h.n_layers - 1;
     for (w->layer = 0; w->layer <= last; w->layer++) {
+        enter_layer(w, w->layer);
         if (w->layer == last && w->in->n_outputs == 0) {
             fill_pages(w, (tensor){0}, 0);
             return;
@@ -179,6 +186,7 @@ static tensor head(const walk *w)
     const model *m = w->m;
     const weights *ws = &m->weights;
     tensor hidden = scratch_front(m->scratch.normed, w->x.n_rows, m->h.n_embd);
+    enter_layer(w, m->h.n_layers);
     w->t->norm(w->b, hidden, w->x, m->h.architecture->norm, ws->output_norm, ws->output_norm_bias,
                m->h.norm_epsilon);
     if (w->in->hidden)
