@@ -35,6 +35,8 @@ static const shape shapes[] = {
 
 #define HEAD_DIM(s) ((s)->n_embd / (s)->n_heads)
 #define MAX_BATCH   256
+/* A row of logits with its peaks behind it, as the engine keeps them. */
+#define RESULT_FLOATS(s) ((size_t)(s)->n_vocab + (size_t)peaks_count((s)->n_vocab))
 
 static void die(const char *what, const char *why)
 {
@@ -193,7 +195,10 @@ static void open_network(network *n, backend *b, const shape *s, const char *qua
     open_tensor(n, &n->gate, rows, s->n_ff);
     open_tensor(n, &n->up, rows, s->n_ff);
     open_tensor(n, &n->logits, outputs, s->n_vocab);
-    n->results = malloc((size_t)outputs * (size_t)s->n_vocab * sizeof *n->results);
+    size_t bytes = (size_t)outputs * RESULT_FLOATS(s) * sizeof *n->results;
+    n->results = b->table->host_open ? b->table->host_open(b, bytes) : malloc(bytes);
+    if (!n->results)
+        die("results", "no memory");
     n->rope = (rope){ROPE_NORMAL, HEAD_DIM(s), n->frequencies, 1};
     for (int32_t i = 0; i < HEAD_DIM(s) / 2; i++)
         n->frequencies[i] = powf(10000.0f, -2.0f * (float)i / (float)HEAD_DIM(s));
@@ -231,7 +236,10 @@ static void close_network(network *n)
     for (int i = 0; i < MAX_BATCH; i++)
         free(n->tables[i]);
     free(n->layers);
-    free(n->results);
+    if (t->host_close)
+        t->host_close(n->b, n->results);
+    else
+        free(n->results);
 }
 
 static tensor front(tensor t, int32_t rows)
@@ -287,8 +295,15 @@ static void walk(network *n, const step_rows *rows, const int32_t *tokens, const
     t->norm(n->b, hidden, x, NORM_RMS, n->gain, NULL, 1e-5f);
     multiply(n, logits, hidden, n->output);
     t->end(n->b);
-    for (int32_t i = 0; i < n_outputs; i++)
-        t->read(n->b, n->results + (size_t)i * (size_t)s->n_vocab, tensor_rows(logits, i, 1));
+    float *to[MAX_BATCH], *peaks[MAX_BATCH];
+    for (int32_t i = 0; i < n_outputs; i++) {
+        to[i] = n->results + (size_t)i * RESULT_FLOATS(s);
+        peaks[i] = to[i] + s->n_vocab;
+    }
+    if (t->read_peaks)
+        t->read_peaks(n->b, to, peaks, logits);
+    for (int32_t i = 0; i < n_outputs && !t->read_peaks; i++)
+        t->read(n->b, to[i], tensor_rows(logits, i, 1));
 }
 
 /* Milliseconds of a prompt of n tokens of sequence 0, at most max_rows a step. */
@@ -331,7 +346,7 @@ static double time_generation(network *n, int32_t batch, int32_t from, int32_t s
 
 static void check_finite(const network *n, int32_t rows)
 {
-    for (size_t i = 0; i < (size_t)rows * (size_t)n->s->n_vocab; i++)
+    for (size_t i = 0; i < (size_t)rows * RESULT_FLOATS(n->s); i++)
         if (!isfinite(n->results[i]))
             die("logits", "not finite");
 }

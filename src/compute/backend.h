@@ -167,6 +167,11 @@ typedef struct backend_table {
      * columns, NaN where one of them is NaN; what host threads there are share the work. Waits. NULL:
      * read is all there is. */
     void (*read_peaks)(backend *b, float *const *to, float *const *peaks, tensor from);
+    /* Host memory that read_peaks fills fastest, for to and peaks alike; other memory is right as
+     * well, and slower. Uninitialized, aligned to 64 bytes. NULL: there is none left. Any thread. Both
+     * NULL where memory is all the same. */
+    void *(*host_open)(backend *b, size_t bytes);
+    void (*host_close)(backend *b, void *memory); /* NULL allowed */
 
     /* Pages. Contents of a new page are undefined. */
     realm_status (*kv_open)(backend *b, kv_store **out, const kv_shape *shape, realm_error *error);

@@ -179,6 +179,18 @@ static void read_peaks(backend *b, float *const *to, float *const *peaks, tensor
     table_of(s, BACK)->read_peaks(s->parts[BACK], to, peaks, from);
 }
 
+static void *host_open(backend *b, size_t bytes)
+{
+    split *s = self(b);
+    return table_of(s, BACK)->host_open(s->parts[BACK], bytes);
+}
+
+static void host_close(backend *b, void *memory)
+{
+    split *s = self(b);
+    table_of(s, BACK)->host_close(s->parts[BACK], memory);
+}
+
 /* ---- weights ------------------------------------------------------------------------------------- */
 
 /* The N of "blk.N.", or -1. */
@@ -533,6 +545,10 @@ realm_status backend_split_open(backend **out, backend *front, backend *back, in
         s->table.lend = lend;
     if (back->table->read_peaks)
         s->table.read_peaks = read_peaks;
+    if (back->table->host_open) {
+        s->table.host_open = host_open;
+        s->table.host_close = host_close;
+    }
     s->head.table = &s->table;
     *out = &s->head;
     return REALM_OK;

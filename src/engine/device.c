@@ -2,6 +2,7 @@
 #include "engine/device.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 static realm_status model_kv_open(device *d, int32_t n_pages, dtype type, realm_error *error)
 {
@@ -30,6 +31,21 @@ static void model_run(device *d, forward_input *input, float *const *results)
 {
     input->kv = d->kv;
     model_forward(d->model, input, results);
+}
+
+static void *model_host_open(device *d, size_t bytes)
+{
+    backend *b = model_backend(d->model);
+    return b->table->host_open ? b->table->host_open(b, bytes) : malloc(bytes);
+}
+
+static void model_host_close(device *d, void *memory)
+{
+    backend *b = model_backend(d->model);
+    if (b->table->host_close)
+        b->table->host_close(b, memory);
+    else
+        free(memory);
 }
 
 static int model_lend(device *d, int (*wanted)(void *context), void *context)
@@ -66,6 +82,8 @@ static const device_table model_table = {
     .kv_close = model_kv_close,
     .copy_page = model_copy_page,
     .forward = model_run,
+    .host_open = model_host_open,
+    .host_close = model_host_close,
     .lend = model_lend,
     .decoder_init = decoder_init,
     .decoder_add = decoder_add,

@@ -17,6 +17,9 @@ typedef struct device_table {
     void (*copy_page)(device *d, int32_t to, int32_t from);
     /* As model_forward; input->kv is filled in here. */
     void (*forward)(device *d, forward_input *input, float *const *results);
+    /* As the backend's, or malloc and free: memory for what forward gives. Any thread. */
+    void *(*host_open)(device *d, size_t bytes);
+    void (*host_close)(device *d, void *memory);
     /* As the backend's lend; NULL where it is. Any thread. */
     int (*lend)(device *d, int (*wanted)(void *context), void *context);
 

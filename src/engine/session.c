@@ -105,10 +105,10 @@ static size_t logits_bytes(const device *d)
 
 realm_status session_reserve_logits(session *s, realm_error *error)
 {
-    const device *d = &s->engine->device;
+    device *d = &s->engine->device;
     if (s->logits)
         return REALM_OK;
-    s->logits = malloc(logits_bytes(d));
+    s->logits = d->table->host_open(d, logits_bytes(d));
     if (!s->logits)
         return realm_fail_memory(error, logits_bytes(d), "logits");
     s->peaks = d->gives_peaks ? s->logits + d->n_vocab : NULL;
@@ -278,7 +278,8 @@ void session_free(session *s)
     generate_release(&s->generate);
     free(s->item.table.pages);
     free(s->tokens);
-    free(s->logits);
+    if (s->logits)
+        s->engine->device.table->host_close(&s->engine->device, s->logits);
     free(s->pooled);
     free(s);
 }

@@ -22,9 +22,6 @@
 #define MAX_DIM   512
 #define MAX_HEADS 4096
 
-/* A result larger than this is read without having been copied ahead. */
-#define LANDING_MOST ((size_t)256 << 20)
-
 /* ---- failures ------------------------------------------------------------------------------------ */
 
 int cuda_ok(cuda_backend *b, cudaError_t code, const char *what)
@@ -132,45 +129,6 @@ static void write_tensor(backend *backend_, tensor to, const float *from)
     cuda_ok(b, cudaMemcpyAsync(to.data, from, tensor_bytes(to), cudaMemcpyHostToDevice, b->stream),
             "writing a tensor");
     cuda_ok(b, cudaStreamSynchronize(b->stream), "writing a tensor");
-}
-
-/* Rows that were copied ahead; 0 if they were not. */
-static int read_landed(cuda_backend *b, float *to, tensor from)
-{
-    if (b->landed.data == NULL || from.data < b->landed.data ||
-        from.data + (size_t)from.n_rows * (size_t)from.n_cols >
-            b->landed.data + (size_t)b->landed.n_rows * (size_t)b->landed.n_cols)
-        return 0;
-    if (b->landing_flying)
-        cuda_ok(b, cudaEventSynchronize(b->landing_done), "waiting for a step");
-    b->landing_flying = 0;
-    if (!b->failed)
-        memcpy(to, b->landing + ((const uint8_t *)from.data - (const uint8_t *)b->landed.data),
-               tensor_bytes(from));
-    return 1;
-}
-
-static void fill_nan(float *to, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        to[i] = NAN;
-}
-
-static void read_tensor(backend *backend_, float *to, tensor from)
-{
-    cuda_backend *b = cuda_self(backend_);
-    cuda_use(b);
-    operations_settle(b);
-    step_flush(b);
-    if (!b->failed && tensor_bytes(from) > 0 && !read_landed(b, to, from)) {
-        cuda_ok(
-            b,
-            cudaMemcpyAsync(to, from.data, tensor_bytes(from), cudaMemcpyDeviceToHost, b->stream),
-            "reading a tensor");
-        cuda_ok(b, cudaStreamSynchronize(b->stream), "reading a tensor");
-    }
-    if (b->failed)
-        fill_nan(to, (size_t)from.n_rows * (size_t)from.n_cols);
 }
 
 /* ---- pages --------------------------------------------------------------------------------------- */
@@ -323,7 +281,7 @@ static void kv_read(backend *backend_, kv_store *kv, int32_t layer, int values,
     }
     cudaFree(found);
     if (b->failed)
-        fill_nan(to, n);
+        cuda_fill_nan(to, n);
 }
 
 /* ---- steps --------------------------------------------------------------------------------------- */
@@ -339,36 +297,11 @@ static void begin(backend *backend_, const step_rows *rows)
     b->last = (tensor){0};
 }
 
-/* What the step made last is what is read after it. */
-static void land_last(cuda_backend *b)
-{
-    size_t bytes = tensor_bytes(b->last);
-    b->landed = (tensor){0};
-    if (b->last.data == NULL || bytes == 0 || bytes > LANDING_MOST || b->failed)
-        return;
-    if (bytes > b->landing_bytes) {
-        cudaFreeHost(b->landing);
-        b->landing = NULL;
-        b->landing_bytes = 0;
-        if (cudaMallocHost((void **)&b->landing, bytes) != cudaSuccess) {
-            cudaGetLastError(); /* then it is read when asked for */
-            return;
-        }
-        b->landing_bytes = bytes;
-    }
-    cuda_ok(b, cudaMemcpyAsync(b->landing, b->last.data, bytes, cudaMemcpyDeviceToHost, b->stream),
-            "reading a step's results");
-    cuda_ok(b, cudaEventRecord(b->landing_done, b->stream), "reading a step's results");
-    b->landed = b->last;
-    b->landing_flying = 1;
-}
-
 static void end(backend *backend_)
 {
     cuda_backend *b = cuda_self(backend_);
     operations_settle(b);
     step_flush(b);
-    land_last(b);
     b->rows = (step_rows){0};
     b->in_step = 0;
 }
@@ -387,9 +320,7 @@ static void close_backend(backend *backend_)
     cudaFree(b->prepared);
     cudaFree(b->angles);
     cudaFree(b->partials);
-    cudaFreeHost(b->landing);
-    if (b->landing_done)
-        cudaEventDestroy(b->landing_done);
+    cuda_reading_release(b);
     if (b->stream)
         cudaStreamDestroy(b->stream);
     free(b);
@@ -415,7 +346,10 @@ static backend_table table = {
     .tensor_open = tensor_open,
     .tensor_close = tensor_close,
     .write = write_tensor,
-    .read = read_tensor,
+    .read = cuda_read,
+    .read_peaks = cuda_read_peaks,
+    .host_open = cuda_host_open,
+    .host_close = cuda_host_close,
     .kv_open = kv_open,
     .kv_close = kv_close,
     .kv_copy_page = kv_copy_page,
@@ -493,8 +427,6 @@ static realm_status set_up(cuda_backend *b, int32_t index, realm_error *error)
         return status;
     cudaError_t code = cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking);
     if (code == cudaSuccess)
-        code = cudaEventCreateWithFlags(&b->landing_done, cudaEventDisableTiming);
-    if (code == cudaSuccess)
         code = prepare_kernels(b);
     if (code != cudaSuccess)
         return cuda_refuse(error, code, 0, "starting");
@@ -506,6 +438,7 @@ static realm_status open_backend(backend **out, int32_t index, realm_error *erro
     cuda_backend *b = calloc(1, sizeof *b);
     if (!b)
         return realm_fail_memory(error, sizeof *b, "the CUDA backend");
+    pthread_mutex_init(&b->host_mutex, NULL);
     operations_fill(&table);
     b->head.table = &table;
     realm_status status = set_up(b, index, error);

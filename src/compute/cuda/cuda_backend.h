@@ -19,6 +19,7 @@
 #define REALM_COMPUTE_CUDA_CUDA_BACKEND_H
 
 #include <cuda_runtime_api.h>
+#include <pthread.h>
 
 #include "compute/backend.h"
 #include "compute/cuda/kernels.h"
@@ -101,6 +102,8 @@ typedef struct staged_rows {
 
 /* ---- the backend -------------------------------------------------------------------------------- */
 
+typedef struct host_piece host_piece;
+
 typedef struct cuda_backend {
     backend head;
     int32_t device, major, minor, n_multiprocessors, shared_most;
@@ -140,12 +143,12 @@ typedef struct cuda_backend {
         int32_t head_dim[2];
     } turns;
 
-    /* The last operation's result, copied to the host at a step's end: what is read after it. */
+    /* The last operation's result, and what of it lies in pinned host memory (reading.c). */
     tensor last, landed;
     uint8_t *landing;
     size_t landing_bytes;
-    cudaEvent_t landing_done;
-    int landing_flying;
+    pthread_mutex_t host_mutex;
+    host_piece *host_pieces; /* guarded by host_mutex */
 
     /* Uploads: two pieces in flight. */
     uint8_t *upload_host[2], *upload_device[2];
@@ -195,6 +198,16 @@ void step_record_cluster(cuda_backend *b, const void *function, uint32_t grid_x,
                          uint32_t threads, const void *arguments, size_t size);
 /* Runs what was recorded; forgets what was staged. */
 void step_flush(cuda_backend *b);
+
+/* ---- reading.c: entries of the table ------------------------------------------------------------ */
+
+void cuda_read(backend *b, float *to, tensor from);
+void cuda_read_peaks(backend *b, float *const *to, float *const *peaks, tensor from);
+void *cuda_host_open(backend *b, size_t bytes);
+void cuda_host_close(backend *b, void *memory);
+void cuda_reading_release(cuda_backend *b);
+/* What is read from a device that has failed. */
+void cuda_fill_nan(float *to, size_t n);
 
 /* ---- weights.c ---------------------------------------------------------------------------------- */
 

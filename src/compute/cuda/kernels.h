@@ -36,6 +36,13 @@ typedef struct rows_args { /* prepare, gated, add, soft_cap, gather */
     int32_t zero;
 } rows_args;
 
+typedef struct peaks_args {
+    const float *x;     /* [n_rows, n_cols] */
+    float *const *rows; /* [2 * n_rows] where each row goes, then where its peaks go: pinned host
+                             memory */
+    int32_t n_rows, n_cols;
+} peaks_args;
+
 typedef struct norm_args {
     float *out;
     const float *x;
@@ -186,6 +193,7 @@ const void *cuda_kernel_gated(void);   /* grid: parts of a row, a cluster; rows 
 const void *cuda_kernel_add(void);     /* grid: elements / 1024, block: 256 */
 const void *cuda_kernel_soft_cap(void);
 const void *cuda_kernel_gather(void); /* grid: rows */
+const void *cuda_kernel_peaks(void);  /* grid: peaks / 8, rows; block: 256 */
 const void *cuda_kernel_norm(void);   /* grid: rows */
 const void *cuda_kernel_embed(void);  /* grid: rows */
 const void *cuda_kernel_angles(void);

@@ -198,6 +198,35 @@ static __global__ void gather_kernel(rows_args a)
         out[k] = x[k];
 }
 
+/* Rows and peaks as backend.h's read_peaks has them, written through to the host. A warp has the columns
+ * of a peak; its stores are whole lines. */
+static __global__ void peaks_kernel(peaks_args a)
+{
+    allow_next();
+    await_inputs();
+    int32_t peak = (int32_t)(blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
+    int32_t first = peak * PEAK_COLS;
+    if (first >= a.n_cols)
+        return;
+    const float *x = a.x + (int64_t)blockIdx.y * a.n_cols;
+    float *to = a.rows[blockIdx.y], most = -INFINITY;
+    int odd = 0;
+#pragma unroll
+    for (int32_t i = 0; i < PEAK_COLS / 32; i++) {
+        int32_t k = first + i * 32 + lane;
+        if (k < a.n_cols) {
+            float v = x[k];
+            to[k] = v;
+            most = fmaxf(most, v);
+            odd |= v != v;
+        }
+    }
+    most = warp_max(most);
+    odd = __any_sync(0xffffffffu, odd);
+    if (lane == 0)
+        a.rows[a.n_rows + blockIdx.y][peak] = odd ? NAN : most;
+}
+
 static __global__ void embed_kernel(embed_args a)
 {
     allow_next();
@@ -384,6 +413,7 @@ KERNEL(gated)
 KERNEL(add)
 KERNEL(soft_cap)
 KERNEL(gather)
+KERNEL(peaks)
 KERNEL(norm)
 KERNEL(embed)
 KERNEL(angles)

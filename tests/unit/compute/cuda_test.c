@@ -549,6 +549,60 @@ static void keys_and_values_are_read_back_and_copied_with_their_page(void **stat
 
 /* ---- refusals ----------------------------------------------------------------------------------- */
 
+/* Rows with their peaks, to pinned memory and to any. */
+static void results_are_read_with_their_peaks(void **state)
+{
+    (void)state;
+    enum { ROWS = 5 };
+    static const int32_t lengths[] = {1, 255, 256, 257, 1000, 32003};
+    rng r;
+    rng_init(&r, 77);
+    for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
+        int32_t n = lengths[l], n_peaks = peaks_count(n);
+        size_t width = (size_t)n + (size_t)n_peaks;
+        float *x = malloc((size_t)n * ROWS * sizeof *x);
+        for (size_t i = 0; i < (size_t)n * ROWS; i++)
+            x[i] = (float)rng_double(&r) * 20 - 10;
+        x[(size_t)n * 2 + (size_t)n / 2] = NAN;
+        x[(size_t)n * 3] = -INFINITY;
+        tensor t = open_tensor(cuda, ROWS, n, x);
+        for (int pinned = 0; pinned < 2; pinned++) {
+            size_t bytes = width * ROWS * sizeof(float);
+            float *memory = pinned ? cuda->table->host_open(cuda, bytes) : malloc(bytes);
+            float *to[ROWS], *peaks[ROWS];
+            assert_non_null(memory);
+            memset(memory, 0x55, bytes);
+            for (int i = 0; i < ROWS; i++) {
+                to[i] = memory + (size_t)(ROWS - 1 - i) * width;
+                peaks[i] = to[i] + n;
+            }
+            cuda->table->read_peaks(cuda, to, peaks, t);
+            for (int i = 0; i < ROWS; i++) {
+                assert_equal_bits(to[i], x + (size_t)i * (size_t)n, (size_t)n, "a row");
+                for (int32_t p = 0; p < n_peaks; p++) {
+                    float most = -INFINITY;
+                    for (int32_t k = p * PEAK_COLS; k < n && k < (p + 1) * PEAK_COLS; k++)
+                        most = isnan(most) || isnan(to[i][k]) ? NAN : fmaxf(most, to[i][k]);
+                    assert_true(isnan(most) ? isnan(peaks[i][p]) : peaks[i][p] == most);
+                }
+            }
+            if (pinned)
+                cuda->table->host_close(cuda, memory);
+            else
+                free(memory);
+        }
+        cuda->table->tensor_close(cuda, &t);
+        free(x);
+    }
+    float *first = cuda->table->host_open(cuda, 4096), *second = cuda->table->host_open(cuda, 4096);
+    assert_true(first && second && first != second);
+    cuda->table->host_close(cuda, first);
+    assert_ptr_equal(cuda->table->host_open(cuda, 4096), first);
+    cuda->table->host_close(cuda, first);
+    cuda->table->host_close(cuda, second);
+    cuda->table->host_close(cuda, NULL);
+}
+
 static void what_cannot_be_is_refused(void **state)
 {
     (void)state;
@@ -595,6 +649,7 @@ int main(void)
         cmocka_unit_test(chunks_change_no_bit_of_attention),
         cmocka_unit_test(neighbours_in_a_batch_change_no_bit),
         cmocka_unit_test(keys_and_values_are_read_back_and_copied_with_their_page),
+        cmocka_unit_test(results_are_read_with_their_peaks),
         cmocka_unit_test(what_cannot_be_is_refused),
     };
     realm_error error;

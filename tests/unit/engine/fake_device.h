@@ -156,11 +156,25 @@ static int fake_ends_generation(device *d, token_id id)
     return id == FAKE_EOS;
 }
 
+static void *fake_host_open(device *d, size_t bytes)
+{
+    (void)d;
+    return malloc(bytes);
+}
+
+static void fake_host_close(device *d, void *memory)
+{
+    (void)d;
+    free(memory);
+}
+
 static const device_table fake_table = {
     .kv_open = fake_kv_open,
     .kv_close = fake_kv_close,
     .copy_page = fake_copy_page,
     .forward = fake_forward,
+    .host_open = fake_host_open,
+    .host_close = fake_host_close,
     .decoder_init = fake_decoder_init,
     .decoder_add = fake_decoder_add,
     .decoder_finish = fake_decoder_finish,
