@@ -32,15 +32,17 @@ typedef struct realm_runtime_options {
                                   a CUDA device if one works and has room for a layer */
     int32_t n_threads;  /* of each model's engine; 0: the cores this process may use */
     int32_t n_sandbox_threads; /* 0: 2 */
-    uint64_t kv_bytes;         /* keys and values of each model; 0: a third of what the machine, or
+    int32_t n_sandboxes;      /* calls that run at once, others wait; 0: 256. Each reserves 4 GiB of
+                                  addresses (not of memory), programs that they call some more */
+    uint64_t kv_bytes;        /* keys and values of each model; 0: a third of what the machine, or
                                   the container's limit, has free, at most what full sessions use */
-    int kv_q8_0;               /* 1: keys and values as Q8_0 instead of F16 */
-    const char *cache_folder;  /* for compiled programs and packed weights, ours alone; NULL:
+    int kv_q8_0;              /* 1: keys and values as Q8_0 instead of F16 */
+    const char *cache_folder; /* for compiled programs and packed weights, ours alone; NULL:
                                   $REALM_CACHE or the usual one; "": keep nothing. Copied */
-    int no_weight_cache;       /* 1: pack weights at every start, keep none */
-    int map_weights;           /* 1: map kept weights instead of reading them: at times slower,
+    int no_weight_cache;      /* 1: pack weights at every start, keep none */
+    int map_weights;          /* 1: map kept weights instead of reading them: at times slower,
                                   and all processes with a model share one copy */
-    int32_t gpu_layers;        /* layers of each model that the device computes, from the first; the
+    int32_t gpu_layers;       /* layers of each model that the device computes, from the first; the
                                   processor computes the rest. 0: as many as there is room for */
 } realm_runtime_options;
 

@@ -338,6 +338,7 @@ static realm_status set_up(run *r, realm_error *error)
                                              "tensors", "state",    "calls"};
     realm_runtime_options runtime = {.device = r->options.device,
                                      .n_threads = (int32_t)r->options.n_threads,
+                                     .n_sandboxes = 1, /* one request after the other */
                                      .kv_bytes = (uint64_t)r->options.kv_bytes,
                                      .cache_folder = r->options.cache_folder,
                                      .no_weight_cache = r->options.no_weight_cache,

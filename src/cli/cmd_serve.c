@@ -30,7 +30,7 @@ struct serve {
     const char *jwt_keys, *jwt_secret, *jwt_algorithms, *jwt_issuer, *jwt_audience,
         *jwt_tenant_claim, *jwt_scope_claim;
     option_list models, programs, aliases;
-    int64_t port, n_threads, kv_bytes, connections, body_mb, drain_s, jwt_leeway_s;
+    int64_t port, n_threads, n_sandboxes, kv_bytes, connections, body_mb, drain_s, jwt_leeway_s;
     int kv_q8_0, quiet;
     trace_settings traces;
     arena memory;     /* what settings of the file point to */
@@ -289,6 +289,7 @@ static realm_status set_up(serve *s, realm_error *error)
     int is_traced;
     realm_runtime_options runtime = {.device = s->device,
                                      .n_threads = (int32_t)s->n_threads,
+                                     .n_sandboxes = (int32_t)s->n_sandboxes,
                                      .kv_bytes = (uint64_t)s->kv_bytes,
                                      .kv_q8_0 = s->kv_q8_0};
     realm_status status = placement_parse_layers(s->gpu_layers, &runtime.gpu_layers, error);
@@ -384,6 +385,7 @@ static serve usual(int argc, char **argv)
 {
     serve s = {.host = "127.0.0.1",
                .port = 8080,
+               .n_sandboxes = 256,
                .connections = 10000,
                .body_mb = 16,
                .drain_s = 30,
@@ -516,6 +518,15 @@ static void fill_options(serve *s, option out[MAX_OPTIONS])
          .min = 1,
          .max = 1024,
          .help = "threads that compute, of each model (default: the cores there are)"},
+        {.name = "sandboxes",
+         .kind = OPTION_INT,
+         .out = &s->n_sandboxes,
+         .value = "N",
+         .min = 1,
+         .max = 8192,
+         .help =
+             "requests whose programs run at once; more wait. Each reserves 4 GiB of addresses (not of "
+             "memory), so fewer fit under ulimit -v"},
         {.name = "kv-memory",
          .kind = OPTION_INT,
          .out = &s->kv_bytes,

@@ -126,6 +126,7 @@ realm_status realm_runtime_open(realm_runtime **out, const realm_runtime_options
     char programs[4096 + 16];
     sandbox_host_options host = {
         .n_threads = r->options.n_sandbox_threads,
+        .max_requests = r->options.n_sandboxes,
         .cache_folder = cache_leaf(r, "programs", programs, sizeof programs)};
     if (!status)
         status = copy_device(r, error);

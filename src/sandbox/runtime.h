@@ -122,10 +122,12 @@ struct sandbox_host {
 realm_status sandbox_host_enter(sandbox_host *h, sandbox_request *r, realm_error *error);
 void sandbox_host_leave(sandbox_host *h, sandbox_request *r);
 
-/* Instances that called programs have beside those of requests: a quarter, at least 16. */
+/* Instances that called programs have beside those of requests: a quarter, at least 16. Few requests have
+ * fewer, since each takes 4 GiB of addresses: four a request, which is how deep calls go by default. */
 static inline int32_t sandbox_host_child_instances(const sandbox_host_options *o)
 {
-    return o->max_requests / 4 > 16 ? o->max_requests / 4 : 16;
+    int32_t least = o->max_requests < 4 ? o->max_requests * 4 : 16;
+    return o->max_requests / 4 > least ? o->max_requests / 4 : least;
 }
 
 /* An instance for r, or 0: then r is in line and will be woken with `admitted` set. A called

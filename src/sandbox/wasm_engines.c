@@ -63,11 +63,11 @@ static realm_status check_address_space(const sandbox_host_options *o, realm_err
         memory = mmap(NULL, (size_t)bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                       -1, 0);
     if (memory == MAP_FAILED)
-        return realm_fail(error, REALM_NO_MEMORY,
-                          "%" PRIu64
-                          " GiB of address space for %d sandboxes cannot be reserved; raise the "
-                          "limit on address space (ulimit -v) or allow fewer requests at once",
-                          bytes >> 30, o->max_requests);
+        return realm_fail(
+            error, REALM_NO_MEMORY,
+            "%" PRIu64 " GiB of address space for %d sandboxes cannot be reserved; raise the "
+            "limit on address space (ulimit -v) or allow fewer sandboxes (--sandboxes)",
+            bytes >> 30, o->max_requests);
     munmap(memory, (size_t)bytes);
     return REALM_OK;
 }

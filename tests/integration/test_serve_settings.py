@@ -1,6 +1,8 @@
 """`realm init --server` and SIGHUP: settings written, read, and read again."""
+import concurrent.futures
 import re
 import signal
+import subprocess
 
 import httpx
 import pytest
@@ -61,3 +63,40 @@ def test_sighup_rereads_what_can_change_and_names_what_cannot(realm, settings):
         assert ask(s, "nick").status_code == 404
         assert "'drain'" not in s.read_log() and "'port'" not in s.read_log()
         assert s.stop() == 0
+
+
+@pytest.fixture
+def limited(realm, tmp_path):
+    """limited(GIB): a program that is Realm with so much address space."""
+    def make(gib):
+        script = tmp_path / f"limited-{gib}"
+        script.write_text(f'#!/bin/sh\nulimit -v {gib << 20} && exec "{realm}" "$@"\n')
+        script.chmod(0o755)
+        return script
+
+    return make
+
+
+def test_few_sandboxes_fit_into_little_address_space_and_requests_wait_for_them(realm, limited, smollm2):
+    arguments = ("--model", f"smol={smollm2}", "--kv-memory", "64m", "--threads", "1")
+    refused = subprocess.run([limited(100), "serve", "--port", "0", *arguments], capture_output=True, text=True, timeout=600)
+    assert refused.returncode == 1
+    assert "GiB of address space for 256 sandboxes cannot be reserved" in refused.stderr and "--sandboxes" in refused.stderr
+    with serving(limited(100), *arguments, env={"REALM_SANDBOXES": "2"}) as s:
+        def generate(_):
+            return httpx.post(s.url + "/v1/completions", timeout=600,
+                              json={"model": "smol", "prompt": "One two three", "max_tokens": 24, "ignore_eos": True, "temperature": 0}).json()
+
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(generate, range(8)))
+        assert {a["usage"]["completion_tokens"] for a in answers} == {24}, answers
+        assert len({a["choices"][0]["text"] for a in answers}) == 1
+    for wrong in ("0", "8193", "many"):
+        done = subprocess.run([realm, "serve", *arguments, "--sandboxes", wrong], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and "--sandboxes" in done.stderr
+
+
+def test_one_request_needs_the_addresses_of_one(limited, smollm2):
+    done = subprocess.run([limited(32), "run", "--model", smollm2, "--prompt", "The capital of France is",
+                           "--max-tokens", "1", "--kv-memory", "64m"], capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout) == (0, " Paris\n"), done.stderr
