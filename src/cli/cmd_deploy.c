@@ -1,8 +1,9 @@
 /* cli/cmd_deploy.c: `realm deploy PROGRAM.wasm`: a tenant's next version of a program.
  *
- * The module is compiled as the server will compile it before anything is stored: what a sandbox would refuse is
- * never deployed. What is compiled stays in the cache, where a server on this machine finds it. With --server it is
- * the server that compiles it, and tries it with one request too. */
+ * The module is compiled as the server will compile it and tried with one request before anything is stored: what a
+ * sandbox would refuse, or what traps as soon as it is asked, is never deployed. What is compiled stays in the cache,
+ * where a server on this machine finds it. With --server it is the server that does both, with the models that it
+ * has; here there are none unless --model loads one for the trial. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,30 +12,72 @@
 #include "cli/commands.h"
 #include "cli/data_folder.h"
 #include "cli/place.h"
-#include "sandbox/sandbox.h"
+#include "cli/progress.h"
+#include "library/runtime.h"
+#include "tenancy/trial.h"
 
 #define MAX_MODULE_BYTES (64u << 20)
 
 typedef struct request {
     place place;
-    const char *path, *tenant, *name, *canary, *note, *smoke;
+    const char *path, *tenant, *name, *canary, *note, *smoke, *model;
     char own_name[SETTINGS_MAX_IDENTIFIER + 1]; /* the file's, without folder and ending */
     int32_t share;
     int json;
 } request;
 
-static realm_status check_module(const char *name, const void *bytes, size_t size,
-                                 realm_error *error)
+/* "[NAME=]FILE" */
+static realm_status load_model(const request *r, realm_runtime *runtime, realm_error *error)
 {
-    sandbox_host *host;
-    program *p = NULL;
-    sandbox_host_options options = {.n_threads = 1, .max_requests = 1};
-    realm_status status = sandbox_host_open(&host, &options, error);
+    char name[SETTINGS_MAX_NAME + 1];
+    const char *equals = strchr(r->model, '=');
+    size_t size = equals ? (size_t)(equals - r->model) : 0;
+    if (equals && (!size || size >= sizeof name || !equals[1]))
+        return realm_fail(error, REALM_INVALID, "--model: '%.200s' is not NAME=FILE", r->model);
+    snprintf(name, sizeof name, "%.*s", (int)size, r->model);
+    progress bar;
+    progress_begin(&bar, "loading the model");
+    realm_status status = realm_runtime_load(
+        runtime, equals ? name : NULL, equals ? equals + 1 : r->model, progress_step, &bar, error);
+    progress_end(&bar);
+    return status;
+}
+
+/* A trial without a model may have failed for want of one, which only whoever deploys can tell. */
+static realm_status try_program(const request *r, realm_runtime *runtime, program *p,
+                                realm_error *error)
+{
+    sandbox_model loaded = {0};
+    int32_t count = runtime_model_count(runtime);
+    if (count)
+        loaded = runtime_model(runtime, 0);
+    realm_status status = trial_run(r->place.store, runtime_sandbox(runtime), &loaded, count,
+                                    r->tenant, r->name, p, r->smoke, error);
+    if (status != REALM_INVALID || count)
+        return status;
+    realm_error why = *error;
+    return realm_fail(error, status,
+                      "%s (it was tried without a model: --model FILE gives it one, --smoke none "
+                      "leaves the test out)",
+                      why.message);
+}
+
+static realm_status check_here(const request *r, const void *bytes, size_t size, realm_error *error)
+{
+    realm_runtime *runtime;
+    realm_program *p = NULL;
+    /* A device's memory may be a running server's, down to the last byte. */
+    const realm_runtime_options options = {.device = "cpu", .n_sandboxes = 1};
+    realm_status status = realm_runtime_open(&runtime, &options, error);
     if (status)
         return status;
-    status = program_open(&p, host, name, bytes, size, error);
-    program_release(p);
-    sandbox_host_close(host);
+    status = realm_program_open(&p, runtime, r->name, bytes, size, error);
+    if (!status && r->model)
+        status = load_model(r, runtime, error);
+    if (!status && trial_is_wanted(r->smoke))
+        status = try_program(r, runtime, runtime_program(p), error);
+    realm_program_close(p);
+    realm_runtime_close(runtime);
     return status;
 }
 
@@ -62,7 +105,7 @@ static realm_status deploy(const request *r, json_t **answer, realm_error *error
     if (!status && r->place.server) {
         status = deploy_there(r, bytes, size, answer, error);
     } else if (!status) {
-        status = check_module(r->name, bytes, size, error);
+        status = check_here(r, bytes, size, error);
         if (!status)
             status = manage_program_deploy(r->place.store, r->tenant, r->name, bytes, size,
                                            r->share, r->note, answer, error);
@@ -137,8 +180,16 @@ int cmd_deploy(int argc, char **argv)
          .out = &r.smoke,
          .value = "BODY",
          .help =
-             "with --server: the body that the program is tried with, and must not fail at (default: "
-             "one that suits its name, or {}); none: it is not tried"},
+             "the body that the program is tried with, and must not fail at (default: one that suits "
+             "its name, or {}); none: it is not tried"},
+        {.name = "model",
+         .letter = 'm',
+         .kind = OPTION_TEXT,
+         .out = &r.model,
+         .value = "[NAME=]FILE",
+         .help =
+             "on a data folder: a GGUF file for the program to be tried with, and what the server calls it "
+             "(default: the file's own name); it runs on the processor"},
         PLACE_OPTIONS(r.place),
         {.name = "json", .kind = OPTION_FLAG, .out = &r.json, .help = "print JSON"},
         {0}};
@@ -152,6 +203,7 @@ int cmd_deploy(int argc, char **argv)
         .notes = "Requests that run finish on the version that they started on.\n"
                  "\n"
                  "  realm deploy chat.wasm --tenant acme --canary 10%\n"
+                 "  realm deploy chat.wasm --tenant acme --model model.gguf\n"
                  "  realm programs --tenant acme --name chat\n"
                  "  realm rollback chat --tenant acme\n",
     };
@@ -160,8 +212,8 @@ int cmd_deploy(int argc, char **argv)
         return code;
     if (r.canary && (r.share = parse_share(r.canary)) < 0)
         return options_wrong(&command, "--canary wants a share as 10%%, not '%.40s'", r.canary);
-    if (r.smoke && !r.place.server)
-        return options_wrong(&command, "--smoke needs --server, which tries the program");
+    if (r.model && r.place.server)
+        return options_wrong(&command, "--model is for a data folder: a server has models");
     if (!r.name)
         take_own_name(&r);
     realm_error error;

@@ -13,9 +13,6 @@
 
 #include "server/admin.h"
 
-#define TRIAL_CPU_NS  5000000000ull
-#define TRIAL_WALL_NS 10000000000ull
-
 /* ---- small calls ---- */
 
 static realm_status list_programs(admin_call *a, tenant_store *store, realm_error *error)
@@ -71,9 +68,8 @@ typedef struct deploy {
     admin_call *call;
     const char *note, *smoke; /* smoke: NULL: our own */
     int32_t share;
-    uint64_t cpu_ns; /* that the trial may take */
     program *program;
-    sandbox_tenant *trial;
+    trial trial;
     guest_run *run;
     realm_status status;
     realm_error error;
@@ -83,7 +79,7 @@ static void release_deploy(admin_call *a)
 {
     deploy *d = a->context;
     program_release(d->program);
-    sandbox_tenant_release(d->trial);
+    trial_release(&d->trial);
     free(d);
 }
 
@@ -100,51 +96,14 @@ static realm_status store_it(admin_call *a, tenant_store *store, realm_error *er
     return status;
 }
 
-/* What the program is tried with. Those in a built-in one's place get what the built-in one would. */
-static const char *smoke_of(const deploy *d)
-{
-    static const struct {
-        const char *program, *body;
-    } known[] = {
-        {"chat",
-         "{\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}],\"max_tokens\":1,\"stream\":true}"},
-        {"completion", "{\"prompt\":\"Hello\",\"max_tokens\":1,\"stream\":true}"},
-        {"embeddings", "{\"input\":[\"Hello\"]}"},
-    };
-    if (d->smoke)
-        return d->smoke;
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (strcmp(known[i].program, d->call->program) == 0)
-            return known[i].body;
-    return "{}";
-}
-
-/* A program that does not like a body that it was not made for may say so. What it may not is trap, ask for what
- * its tenant has not, or spin; and with a body that came with it, fail at all. A model that is busy is no
- * fault of the program's. */
-static int has_failed(const deploy *d, const guest_result *result)
-{
-    switch (result->status) {
-    case REALM_OK:
-    case REALM_CANCELLED:
-    case REALM_DEADLINE:
-    case REALM_BUSY: return 0;
-    case REALM_TRAPPED:
-    case REALM_DENIED: return 1;
-    default: return d->smoke || result->usage.cpu_ns >= d->cpu_ns;
-    }
-}
-
 static void on_tried(guest_run *run, void *context, const guest_result *result)
 {
     (void)run;
     deploy *d = context;
     d->run = NULL;
-    if (has_failed(d, result)) {
-        realm_error error;
-        realm_fail(&error, REALM_INVALID, "the smoke test failed, nothing was deployed: %s",
-                   result->message);
-        admin_fail(d->call, REALM_INVALID, &error);
+    realm_error error;
+    if (trial_judge(&d->trial, result->status, result->message, &result->usage, &error)) {
+        admin_fail(d->call, error.status, &error);
         return;
     }
     d->call->run = store_it;
@@ -154,19 +113,17 @@ static void on_tried(guest_run *run, void *context, const guest_result *result)
 static realm_status try_it(deploy *d, realm_error *error)
 {
     admin_call *a = d->call;
-    const char *body = smoke_of(d);
-    d->cpu_ns = TRIAL_CPU_NS;
-    realm_status status = gate_tenancy_trial(a->server->gate, a->tenant, &d->cpu_ns, TRIAL_WALL_NS,
+    realm_status status = gate_tenancy_trial(a->server->gate, a->tenant, a->program, d->smoke,
                                              &d->trial, error);
     if (status)
         return status;
     const guest_run_options options = {.net = a->server->net,
                                        .sandbox = a->server->sandbox,
                                        .input = {.program = d->program,
-                                                 .tenant = d->trial,
+                                                 .tenant = d->trial.tenant,
                                                  .id = a->x->id,
-                                                 .body = body,
-                                                 .body_size = strlen(body),
+                                                 .body = d->trial.body,
+                                                 .body_size = strlen(d->trial.body),
                                                  .priority = PRIORITY_NORMAL},
                                        .context = d,
                                        .on_done = on_tried};
@@ -184,7 +141,7 @@ static void compile(net_job *job)
 static void compiled(net_job *job)
 {
     deploy *d = (deploy *)job;
-    if (!d->status && (!d->smoke || strcmp(d->smoke, "none") != 0)) {
+    if (!d->status && trial_is_wanted(d->smoke)) {
         d->status = try_it(d, &d->error);
         if (!d->status)
             return;

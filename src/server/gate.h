@@ -9,6 +9,7 @@
 
 #include "sandbox/sandbox.h"
 #include "tenancy/tenancy.h"
+#include "tenancy/trial.h"
 
 typedef struct gate gate;
 
@@ -102,11 +103,10 @@ typedef struct gate_tenancy_options {
  *   REALM_BUSY  another server uses the folder; else as store_sqlite_open and tenancy_open */
 realm_status gate_tenancy_open(gate **out, const gate_tenancy_options *options, realm_error *error);
 
-/* Grants as the tenant's, for trying a program out: its own empty state, and the given limits where they are
- * below the tenant's; *cpu_ns becomes the one that holds. Net thread.
+/* trial_open for a tenant of such a gate. Net thread.
  *   REALM_NOT_FOUND  there is no such tenant */
-realm_status gate_tenancy_trial(gate *a, const char *tenant, uint64_t *cpu_ns, uint64_t wall_ns,
-                                sandbox_tenant **out, realm_error *error);
+realm_status gate_tenancy_trial(gate *a, const char *tenant, const char *name, const char *smoke,
+                                trial *out, realm_error *error);
 
 /* The tenancy and the state store of such a gate, for the admin API; NULL for another kind. */
 tenancy *gate_tenancy_of(gate *a);

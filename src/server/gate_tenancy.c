@@ -46,20 +46,6 @@ static void release_info(void *info)
     tenant_info_release(info);
 }
 
-/* The models that it may use; its list's first is its default. Returns how many. */
-static int32_t choose_models(const tenants *t, const tenant_settings *settings, sandbox_model *out)
-{
-    const settings_names *allowed = &settings->models;
-    int32_t count = 0;
-    for (int32_t i = 0; allowed->all && i < t->n_models; i++)
-        out[count++] = t->models[i];
-    for (int32_t n = 0; n < allowed->count; n++)
-        for (int32_t i = 0; i < t->n_models && count < t->n_models; i++)
-            if (strcmp(t->models[i].name, allowed->names[n]) == 0)
-                out[count++] = t->models[i];
-    return count;
-}
-
 static realm_status make_grants(tenants *t, tenant_info *info, sandbox_tenant **out,
                                 realm_error *error)
 {
@@ -69,7 +55,7 @@ static realm_status make_grants(tenants *t, tenant_info *info, sandbox_tenant **
         return realm_fail_memory(error, (size_t)t->n_models * sizeof *models, "a tenant's models");
     tenant_info_grants(info, &grants);
     grants.models = models;
-    grants.n_models = choose_models(t, tenant_info_get(info)->settings, models);
+    grants.n_models = tenant_info_models(info, t->models, t->n_models, models);
     grants.state = t->state;
     grants.forget = release_info;
     tenant_info_retain(info);
@@ -80,71 +66,15 @@ static realm_status make_grants(tenants *t, tenant_info *info, sandbox_tenant **
     return status;
 }
 
-/* ---- trials: the same, with a state that nobody else sees ---- */
-
-typedef struct trial {
-    tenant_info *info;
-    state_store *state;
-} trial;
-
-static realm_status resolve_trial(void *context, const char *name, size_t size, program **out,
-                                  realm_error *error)
-{
-    return tenant_info_resolve(((trial *)context)->info, name, size, out, error);
-}
-
-static void free_trial(void *context)
-{
-    trial *try = context;
-    if (try->state)
-        try->state->table->close(try->state);
-    tenant_info_release(try->info);
-    free(try);
-}
-
-static realm_status open_trial(tenants *t, trial *try, uint64_t *cpu_ns, uint64_t wall_ns,
-                               sandbox_tenant **out, realm_error *error)
-{
-    tenant_grants grants;
-    realm_status status = state_memory_open(&try->state, error);
-    if (status)
-        return status;
-    sandbox_model *models = calloc((size_t)t->n_models, sizeof *models);
-    if (!models)
-        return realm_fail_memory(error, (size_t)t->n_models * sizeof *models, "a tenant's models");
-    tenant_info_grants(try->info, &grants);
-    grants.models = models;
-    grants.n_models = choose_models(t, tenant_info_get(try->info)->settings, models);
-    grants.state = try->state;
-    grants.resolve = resolve_trial;
-    grants.resolve_context = try;
-    grants.forget = free_trial;
-    if (grants.limits.cpu_ns > *cpu_ns)
-        grants.limits.cpu_ns = *cpu_ns;
-    *cpu_ns = grants.limits.cpu_ns;
-    if (grants.limits.wall_ns > wall_ns)
-        grants.limits.wall_ns = wall_ns;
-    status = sandbox_tenant_open(out, &grants, error);
-    free(models);
-    return status;
-}
-
-realm_status gate_tenancy_trial(gate *a, const char *tenant, uint64_t *cpu_ns, uint64_t wall_ns,
-                                sandbox_tenant **out, realm_error *error)
+realm_status gate_tenancy_trial(gate *a, const char *tenant, const char *name, const char *smoke,
+                                trial *out, realm_error *error)
 {
     tenants *t = tenants_of(a);
     tenant_info *info = tenancy_find(t->tenancy, tenant, strlen(tenant));
     if (!info)
         return realm_fail(error, REALM_NOT_FOUND, "there is no tenant '%.80s'", tenant);
-    trial *try = calloc(1, sizeof *try);
-    if (!try) {
-        tenant_info_release(info);
-        return realm_fail_memory(error, sizeof *try, "a trial");
-    }
-    try->info = info;
-    realm_status status = open_trial(t, try, cpu_ns, wall_ns, out, error);
-    if (status)
-        free_trial(try);
+    realm_status status = trial_open(out, info, name, smoke, t->models, t->n_models, error);
+    tenant_info_release(info);
     return status;
 }
 

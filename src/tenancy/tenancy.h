@@ -117,6 +117,10 @@ realm_status tenant_info_resolve(void *info, const char *name, size_t size, prog
  * info must outlive the sandbox_tenant. */
 void tenant_info_grants(tenant_info *i, tenant_grants *out);
 
+/* Those of all [n_all] that it may use, into out [n_all]; its list's first is its default. Returns how many. */
+int32_t tenant_info_models(const tenant_info *i, const sandbox_model *all, int32_t n_all,
+                           sandbox_model *out);
+
 /* ---- usage -------------------------------------------------------------------------------------- */
 
 /* One request has ended. Copies the event. done (may be NULL) comes on the worker when it is durable, at

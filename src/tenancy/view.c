@@ -86,6 +86,20 @@ void tenant_info_grants(tenant_info *i, tenant_grants *out)
                            .resolve_context = i};
 }
 
+int32_t tenant_info_models(const tenant_info *i, const sandbox_model *all, int32_t n_all,
+                           sandbox_model *out)
+{
+    const settings_names *allowed = &i->settings.models;
+    int32_t count = 0;
+    for (int32_t m = 0; allowed->all && m < n_all; m++)
+        out[count++] = all[m];
+    for (int32_t n = 0; n < allowed->count; n++)
+        for (int32_t m = 0; m < n_all && count < n_all; m++)
+            if (strcmp(all[m].name, allowed->names[n]) == 0)
+                out[count++] = all[m];
+    return count;
+}
+
 /* ---- the context ---- */
 
 void view_context_init(view_context *c)
@@ -324,6 +338,21 @@ static realm_status make_tenant(reading *r, const view *before, const tenant_rec
     }
     *out = i;
     return REALM_OK;
+}
+
+realm_status view_tenant(tenant_info **out, view_context *c, const char *name, realm_error *error)
+{
+    reading r = {.context = c};
+    tenant_record record;
+    arena_init(&r.memory, 0);
+    realm_status status = c->store->table->tenant_find(c->store, &r.memory, name, &record, error);
+    if (!status)
+        status = c->store->table->program_list(c->store, &r.memory, (int64_t)record.number, NULL,
+                                               NULL, &r.programs, &r.n_programs, error);
+    if (!status)
+        status = make_tenant(&r, NULL, &record, out, error);
+    arena_release(&r.memory);
+    return status;
 }
 
 static realm_status add_tenants(reading *r, view *v, const view *before, realm_error *error)

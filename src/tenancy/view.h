@@ -73,6 +73,9 @@ void view_context_release(view_context *c);
 /* Reads the store. before (may be NULL) gives what has not changed. Not for a thread with deadlines: it may
  * compile. */
 realm_status view_make(view **out, view_context *c, const view *before, realm_error *error);
+/* One tenant by itself, without a view around it: its programs compiled, *out retained; to be released before c.
+ *   REALM_NOT_FOUND  there is no such tenant */
+realm_status view_tenant(tenant_info **out, view_context *c, const char *name, realm_error *error);
 view *view_retain(view *v);
 void view_release(view *v); /* NULL allowed */
 

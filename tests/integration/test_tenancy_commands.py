@@ -166,6 +166,74 @@ def test_what_a_sandbox_would_refuse_is_not_deployed(realm_in, tmp_path):
     assert realm_in("programs", "--json").json == []
 
 
+TRAPS = echo("x").replace("(call $say (i32.const 0) (i32.const 1))", "(unreachable)")
+SPINS = echo("x").replace("(call $say (i32.const 0) (i32.const 1))", "(loop $on (br $on)) (i32.const 0)")
+# Answers OK if the model of that name is there, traps if not.
+WANTS_MODEL = """(module
+  (import "realm" "model_open" (func $open (param i32 i32) (result i32)))
+  (memory (export "memory") 1) (data (i32.const 0) "smol")
+  (func (export "realm_abi") (result i32) (i32.const 1))
+  (func (export "realm_handle") (result i32)
+    (if (i32.le_s (call $open (i32.const 0) (i32.const 4)) (i32.const 0)) (then unreachable)) (i32.const 0)))"""
+# Answers with the status of a body that it does not like.
+PICKY = echo("x").replace("(call $say (i32.const 0) (i32.const 1))", "(i32.const -1)")
+# Traps if it finds a state, else keeps one.
+REMEMBERS = """(module
+  (import "realm" "state_get" (func $get (param i32 i32 i32 i32) (result i32)))
+  (import "realm" "state_put" (func $put (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1) (data (i32.const 0) "k")
+  (func (export "realm_abi") (result i32) (i32.const 1))
+  (func (export "realm_handle") (result i32)
+    (if (i32.ge_s (call $get (i32.const 0) (i32.const 1) (i32.const 64) (i32.const 64)) (i32.const 0)) (then unreachable))
+    (call $put (i32.const 0) (i32.const 1) (i32.const 0) (i32.const 1))))"""
+CALLS = """(module
+  (import "realm" "call" (func $call (param i32 i32 i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1) (data (i32.const 0) "good{}")
+  (func (export "realm_abi") (result i32) (i32.const 1))
+  (func (export "realm_handle") (result i32)
+    (if (i32.lt_s (call $call (i32.const 0) (i32.const 4) (i32.const 4) (i32.const 2) (i32.const 64) (i32.const 64)) (i32.const 0))
+      (then unreachable)) (i32.const 0)))"""
+
+
+def test_a_program_is_tried_before_it_is_stored(realm_in, tmp_path, smollm2):
+    realm_in("tenant", "create", "acme", "--cpu-ms", 300)
+
+    def deploy(name, text, *more, check=False):
+        path = tmp_path / f"{name}.wat"
+        path.write_text(text)
+        return realm_in("deploy", path, "--tenant", "acme", *more, check=check)
+
+    for name, text, words in (("trap", TRAPS, "unreachable"), ("spin", SPINS, "CPU time")):
+        done = deploy(name, text)
+        assert done.code == 1 and "the smoke test failed, nothing was deployed: " in done.err and words in done.err, done.err
+    assert "unreachable" in deploy("caller", CALLS).err, "what it calls is not there"
+    assert realm_in("programs", "--json").json == []
+    for name, text, more in (("trap", TRAPS, ("--smoke", "none")), ("good", echo("x"), ("--smoke", "{}")), ("caller", CALLS, ()),
+                             ("picky", PICKY, ()), ("keep", REMEMBERS, ()), ("keep", REMEMBERS, ())):
+        assert deploy(name, text, *more).code == 0, (name, more)
+    assert deploy("picky", PICKY, "--smoke", "{}").code == 1, "a body that came with it must do"
+    assert {p["program"]: len(p["versions"]) for p in realm_in("programs", "--json").json} == {
+        "trap": 1, "good": 1, "caller": 1, "picky": 1, "keep": 2}
+    done = realm_in("deploy", tmp_path / "good.wat", "--tenant", "nobody", check=False)
+    assert done.code == 1 and "there is no tenant 'nobody'" in done.err
+
+
+def test_a_program_is_tried_with_the_model_that_is_given(realm_in, tmp_path, smollm2):
+    realm_in("tenant", "create", "acme")
+    path = tmp_path / "wants.wat"
+    path.write_text(WANTS_MODEL)
+    done = realm_in("deploy", path, "--tenant", "acme", check=False)
+    assert done.code == 1 and "without a model: --model FILE gives it one" in done.err
+    done = realm_in("deploy", path, "--tenant", "acme", "--model", f"other={smollm2}", check=False)
+    assert done.code == 1 and "without a model" not in done.err
+    realm_in("deploy", path, "--tenant", "acme", "--model", f"smol={smollm2}")
+    realm_in("tenant", "set", "acme", "--models", "large")
+    done = realm_in("deploy", path, "--tenant", "acme", "--model", f"smol={smollm2}", check=False)
+    assert done.code == 1, "the tenant may not use that model"
+    done = realm_in("deploy", path, "--tenant", "acme", "--server", "http://localhost:1", "--model", smollm2, check=False)
+    assert done.code == 2 and "--model" in done.err
+
+
 def test_a_tenants_modules_have_a_limit(realm_in, program):
     realm_in("tenant", "create", "acme", "--program-bytes", 600)
     realm_in("deploy", program("one"), "--tenant", "acme")
