@@ -40,6 +40,9 @@ static const struct {
     {"realm_requests_refused_total", "tenants", "tenant", "refused"},
     {"realm_prompt_tokens_total", "tenants", "tenant", "prompt_tokens"},
     {"realm_generated_tokens_total", "tenants", "tenant", "generated_tokens"},
+    {"realm_prompt_tokens_total", "tenants", "tenant", "tokens"},
+    {"realm_generated_tokens_total", "tenants", "tenant", "tokens"},
+    {"realm_tenant_tokens_running", "tenants", "tenant", "tokens"},
     {"realm_time_to_first_token_seconds_sum", "tenants", "tenant", "first_token_sum"},
     {"realm_time_to_first_token_seconds_count", "tenants", "tenant", "first_token_count"},
     {"realm_sandbox_cpu_seconds_total", "tenants", "tenant", "cpu"},
@@ -186,10 +189,11 @@ static json_t *tenant_view(const top *t, const char *name, const json_t *of)
 {
     double answers = rate(t, "tenants", name, "first_token_count");
     double first = answers > 0 ? rate(t, "tenants", name, "first_token_sum") / answers : 0;
-    return json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "tenant", name, "sessions",
-                     figure(of, "sessions"), "pages", figure(of, "pages"), "requests_per_second",
-                     rate(t, "tenants", name, "requests"), "refused_per_second",
-                     rate(t, "tenants", name, "refused"), "prompt_tokens_per_second",
+    return json_pack("{s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "tenant", name,
+                     "sessions", figure(of, "sessions"), "pages", figure(of, "pages"),
+                     "requests_per_second", rate(t, "tenants", name, "requests"),
+                     "refused_per_second", rate(t, "tenants", name, "refused"), "tokens_per_second",
+                     rate(t, "tenants", name, "tokens"), "prompt_tokens_per_second",
                      rate(t, "tenants", name, "prompt_tokens"), "generated_tokens_per_second",
                      rate(t, "tenants", name, "generated_tokens"), "first_token_seconds", first,
                      "sandbox_cores", rate(t, "tenants", name, "cpu"));
@@ -209,8 +213,7 @@ static json_t *model_view(const top *t, const char *name, const json_t *of)
 static int by_use(const void *left, const void *right)
 {
     const json_t *a = *(json_t *const *)left, *b = *(json_t *const *)right;
-    static const char *const order[] = {"sessions", "generated_tokens_per_second",
-                                        "requests_per_second"};
+    static const char *const order[] = {"sessions", "tokens_per_second", "requests_per_second"};
     for (size_t i = 0; i < sizeof order / sizeof *order; i++) {
         double x = figure(a, order[i]), y = figure(b, order[i]);
         if (x < y || x > y)
@@ -267,6 +270,7 @@ typedef struct column {
 static const column tenant_columns[] = {
     {"sessions", "sessions", 8, 0},
     {"pages", "pages", 7, 0},
+    {"tokens/s", "tokens_per_second", 9, 0},
     {"requests/s", "requests_per_second", 10, 1},
     {"refused/s", "refused_per_second", 9, 1},
     {"out tok/s", "generated_tokens_per_second", 9, 0},
@@ -445,7 +449,8 @@ int cmd_top(int argc, char **argv)
         .summary = "show what a server does now: models, tenants, sessions, speeds, pages",
         .options = options,
         .notes =
-            "Tokens and requests of tenants count when their answers end, those of models at once.\n"};
+            "Of a tenant, tokens/s counts at once, what is read and what is written together; its requests, and\n"
+            "its tokens by out and in, count when answers end. Those of models count at once.\n"};
     realm_error error;
     int code = options_parse(&command, argc, argv);
     if (code != OPTIONS_GO_ON)

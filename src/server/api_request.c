@@ -120,7 +120,7 @@ int ticket_open(ticket *t, server *s, exchange *x, const caller *c, int64_t esti
 
 const sandbox_allowance *ticket_allowance(const ticket *t)
 {
-    return t->grant.allowance.take ? &t->grant.allowance : NULL;
+    return &t->grant.allowance;
 }
 
 static double seconds_between(uint64_t from_ns, uint64_t to_ns)

@@ -98,14 +98,19 @@ static void write_engines(server *s, buffer *out)
     write_rows(s, out, stats, labels);
 }
 
-/* What each tenant holds in the engines, of those that were here since the server started. */
+/* What each tenant has and holds, of those that were here since the server started. */
 static void write_tenants(server *s, buffer *out)
 {
-    buffer sessions, pages;
+    buffer tokens, sessions, pages;
+    buffer_init(&tokens, (size_t)4 << 20);
     buffer_init(&sessions, (size_t)4 << 20);
     buffer_init(&pages, (size_t)4 << 20);
     size_t position = 0;
-    for (const map_slot *slot; (slot = map_next(&s->tenants, &position));)
+    for (const map_slot *slot; (slot = map_next(&s->tenants, &position));) {
+        char tenant[128];
+        snprintf(tenant, sizeof tenant, "tenant=\"%.*s\"", (int)slot->key_size, slot->key);
+        metrics_write_value(&tokens, "realm_tenant_tokens_running", tenant,
+                            (double)s->gate->table->taken(s->gate, slot->key, slot->key_size));
         for (int i = 0; i < s->n_models; i++) {
             engine_tenant_stats held;
             engine_tenant_stats_get(s->models[i].engine, (uint32_t)(uintptr_t)slot->value, &held);
@@ -121,11 +126,16 @@ static void write_tenants(server *s, buffer *out)
             metrics_write_value(&pages, "realm_tenant_kv_pages", buffer_text(&label), held.pages);
             buffer_release(&label);
         }
+    }
+    metrics_write_head(out, "realm_tenant_tokens_running", "gauge",
+                       "Tokens that a tenant's running requests have taken so far, in and out.");
+    buffer_add(out, tokens.data, tokens.size);
     metrics_write_head(out, "realm_tenant_sessions", "gauge", "Sessions that a tenant has open.");
     buffer_add(out, sessions.data, sessions.size);
     metrics_write_head(out, "realm_tenant_kv_pages", "gauge",
                        "Pages of keys and values that a tenant holds.");
     buffer_add(out, pages.data, pages.size);
+    buffer_release(&tokens);
     buffer_release(&sessions);
     buffer_release(&pages);
 }

@@ -33,11 +33,10 @@ typedef struct gate_rate {
 typedef struct gate_grant {
     void *held; /* the table's own, until it is settled */
     gate_rate requests, tokens;
-    uint64_t retry_ns;  /* of a refusal: when trying again may help */
-    int should_retry;   /* 0: it will not */
-    const char *reason; /* of a refusal, static: "requests", "tokens", "concurrent", ... */
-    sandbox_allowance
-        allowance; /* of what budgets leave, until it is settled; take NULL: no budgets */
+    uint64_t retry_ns;           /* of a refusal: when trying again may help */
+    int should_retry;            /* 0: it will not */
+    const char *reason;          /* of a refusal, static: "requests", "tokens", "concurrent", ... */
+    sandbox_allowance allowance; /* of what budgets leave, until it is settled */
 } gate_grant;
 
 /* What one request took. */
@@ -72,6 +71,8 @@ typedef struct gate_table {
      * durable may be NULL: nobody waits. */
     int (*settle)(gate *a, const caller *c, gate_grant *grant, const gate_usage *usage,
                   void (*durable)(void *context), void *context);
+    /* The tokens that a tenant's running requests have taken so far; 0 for one that is not there. */
+    int64_t (*taken)(gate *a, const char *tenant, size_t size);
     /* 1 if requests need a credential: only then may the server listen on other addresses. */
     int (*has_credentials)(gate *a);
     /* No client is left: every durable that is owed comes soon, even where the disk refuses. May be NULL. */

@@ -1,6 +1,8 @@
 /* server/gate_local.c: one tenant without a key: what `realm serve --model FILE` starts with.
  *
- * Constant once the server runs; programs may then be looked up on sandbox threads (`call`). */
+ * Nothing is limited; tokens are counted while requests run, for whoever looks. Net thread; programs, constant once
+ * the server runs, are looked up on sandbox threads too (`call`), and tokens taken on any. */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,12 +14,19 @@ typedef struct local {
     gate common;
     sandbox_tenant *tenant;
     uint64_t input_bytes;
+    atomic_llong taken; /* by requests that run */
     struct {
         char *name;
         program *program;
     } programs[MAX_PROGRAMS];
     int n_programs;
 } local;
+
+/* One request's share of local.taken. */
+typedef struct admitted {
+    local *of;
+    atomic_llong taken;
+} admitted;
 
 static realm_status identify(gate *a, const char *authorization, caller *out, realm_error *error)
 {
@@ -77,27 +86,54 @@ static realm_status find_program(gate *a, const caller *c, const char *name, con
     return resolve(a, name, strlen(name), out, error);
 }
 
+static int take(void *held, uint64_t tokens)
+{
+    admitted *r = held;
+    atomic_fetch_add(&r->taken, (long long)tokens);
+    atomic_fetch_add(&r->of->taken, (long long)tokens);
+    return 1;
+}
+
+static void give(void *held, uint64_t tokens)
+{
+    admitted *r = held;
+    atomic_fetch_sub(&r->taken, (long long)tokens);
+    atomic_fetch_sub(&r->of->taken, (long long)tokens);
+}
+
 static realm_status admit(gate *a, const caller *c, int64_t estimate, gate_grant *out,
                           realm_error *error)
 {
-    (void)a;
     (void)c;
     (void)estimate;
-    (void)error;
-    *out = (gate_grant){.should_retry = 1};
+    admitted *r = malloc(sizeof *r);
+    if (!r)
+        return realm_fail_memory(error, sizeof *r, "an admission");
+    r->of = (local *)a;
+    atomic_init(&r->taken, 0);
+    *out = (gate_grant){.held = r, .should_retry = 1, .allowance = {take, give, r}};
     return REALM_OK;
 }
 
 static int settle(gate *a, const caller *c, gate_grant *grant, const gate_usage *usage,
                   void (*durable)(void *context), void *context)
 {
-    (void)a;
     (void)c;
     (void)usage;
     (void)durable;
     (void)context;
+    admitted *r = grant->held;
+    atomic_fetch_sub(&((local *)a)->taken, atomic_load(&r->taken));
+    free(r);
     *grant = (gate_grant){0};
     return 0;
+}
+
+static int64_t taken_by(gate *a, const char *tenant, size_t size)
+{
+    (void)tenant;
+    (void)size;
+    return atomic_load(&((local *)a)->taken);
 }
 
 static int has_credentials(gate *a)
@@ -125,6 +161,7 @@ static const gate_table table = {
     .program = find_program,
     .admit = admit,
     .settle = settle,
+    .taken = taken_by,
     .has_credentials = has_credentials,
     .close = close_local,
 };
@@ -135,6 +172,7 @@ realm_status gate_local_open(gate **out, const tenant_grants *grants, realm_erro
     if (!l)
         return realm_fail_memory(error, sizeof *l, "the tenant");
     l->common.table = &table;
+    atomic_init(&l->taken, 0);
     l->input_bytes = grants->limits.input_bytes;
     tenant_grants with_programs = *grants;
     with_programs.resolve = resolve;

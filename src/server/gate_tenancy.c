@@ -314,6 +314,17 @@ static int settle(gate *a, const caller *c, gate_grant *grant, const gate_usage 
     return -1;
 }
 
+static int64_t taken_by(gate *a, const char *tenant, size_t size)
+{
+    tenant_info *info = tenancy_find(tenants_of(a)->tenancy, tenant, size);
+    if (!info)
+        return 0;
+    meter_stats stats;
+    meter_stats_get(tenant_info_get(info)->meter, &stats);
+    tenant_info_release(info);
+    return stats.taken;
+}
+
 /* ---- opening and closing -------------------------------------------------------------------------------- */
 
 static void stop(gate *a)
@@ -345,6 +356,7 @@ static const gate_table table = {
     .program = find_program,
     .admit = admit,
     .settle = settle,
+    .taken = taken_by,
     .has_credentials = has_credentials,
     .stop = stop,
     .close = close_tenants,

@@ -116,6 +116,9 @@ def test_sessions_and_pages_of_a_tenant_are_seen_while_it_runs(node):
             text = other.get("/metrics").text
     assert value(text, 'realm_tenant_sessions{tenant="acme",model="smol"}') == 1
     assert value(text, 'realm_tenant_kv_pages{tenant="acme",model="smol"}') >= 1
+    assert value(text, 'realm_tenant_tokens_running{tenant="acme"}') > 1
+    assert value(text, 'realm_tenant_tokens_running{tenant="bolt"}') == 0
+    nodes.eventually(lambda: value(metrics_of(node), 'realm_tenant_tokens_running{tenant="acme"}') == 0)
     assert value(text, 'realm_tenant_sessions{tenant="bolt",model="smol"}') is None
 
 
@@ -190,9 +193,11 @@ def test_top_says_what_runs_as_json(node):
 
             def generating():  # in this very moment
                 seen = json.loads(top(node, "--once", "--json").stdout)
-                return seen if seen["models"][0]["generated_tokens_per_second"] > 0 else None
+                is_busy = seen["models"][0]["generated_tokens_per_second"] > 0 and seen["tenants"][0]["tokens_per_second"] > 0
+                return seen if is_busy else None
 
             seen = nodes.eventually(generating)
+            assert seen["tenants"][0]["generated_tokens_per_second"] == 0, "its answer has not ended"
     model = seen["models"][0]
     assert model["model"] == "smol" and model["sessions"] == 1
     assert model["pages"] > model["pages_used"] > 0
