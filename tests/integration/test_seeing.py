@@ -165,7 +165,7 @@ def test_dashboard_and_alerts_ask_for_metrics_and_labels_that_exist(node):
             assert known is None or wanted <= known, f"{where}: {name} has no label {wanted - known}"
             asked.add(family if kinds.get(family) == "histogram" else name)
     assert len(asked) > 30
-    unseen = {k for k in kinds if k.startswith(("realm_time", "realm_engine", "realm_sandbox_", "realm_prefix"))} - asked
+    unseen = {k for k in kinds if k.startswith(("realm_time", "realm_engine", "realm_sandbox_", "realm_prefix", "realm_traces"))} - asked
     assert unseen <= {"realm_engine_iterations_total", "realm_engine_prefilled_tokens_total",
                       "realm_engine_decoded_tokens_total", "realm_sandbox_preemptions_total"}, unseen
 
