@@ -18,6 +18,7 @@ set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 add_compile_options("$<$<CONFIG:Sanitize>:-O1;-g;-fno-omit-frame-pointer;-Wno-maybe-uninitialized>")
 
 set(REALM_SANITIZE "" CACHE STRING "Sanitizers to build with: 'address,undefined' or 'thread'")
+option(REALM_PLAIN_KERNELS "Leave the sanitizers out of the CPU's kernels: what a server with a real model is tried with" OFF)
 option(REALM_LIBFUZZER "Link fuzz targets with libFuzzer (needs clang) instead of the built-in driver" OFF)
 option(REALM_WERROR "Stop at the first compiler warning" ON)
 

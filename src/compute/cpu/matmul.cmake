@@ -3,7 +3,7 @@ list(APPEND compute_sources cpu/matmul_kernels.c cpu/matmul_packed.c cpu/matmul_
 
 # Kernels are optimized in debug builds too: without, their vectors stay in memory and intrinsics with
 # immediate operands do not compile. Sanitizers take a minute for these files at -O3.
-if(REALM_SANITIZE)
+if(REALM_SANITIZE AND NOT REALM_PLAIN_KERNELS)
     set(matmul_optimize -O1)
 else()
     set(matmul_optimize -O3)
