@@ -15,7 +15,10 @@ set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 # Optimized enough that a real model answers within a test's patience, readable enough in a report.
 # (Not CMAKE_C_FLAGS_SANITIZE: project() has already put an empty one into the cache.)
 # Instrumented code confuses gcc's search for uninitialized variables; the other builds keep it.
-add_compile_options("$<$<CONFIG:Sanitize>:-O1;-g;-fno-omit-frame-pointer;-Wno-maybe-uninitialized>")
+add_compile_options("$<$<CONFIG:Sanitize>:-O1;-g;-fno-omit-frame-pointer>")
+if(CMAKE_C_COMPILER_ID STREQUAL "GNU")
+    add_compile_options("$<$<CONFIG:Sanitize>:-Wno-maybe-uninitialized>")
+endif()
 
 set(REALM_SANITIZE "" CACHE STRING "Sanitizers to build with: 'address,undefined' or 'thread'")
 option(REALM_PLAIN_KERNELS "Leave the sanitizers out of the CPU's kernels: what a server with a real model is tried with" OFF)

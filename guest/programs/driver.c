@@ -1,9 +1,8 @@
 /* driver.c: what `realm bench --sandbox` measures: a session driven token by token from the guest.
  *
  * Request: {"tokens": N, "prompt": token id, "context": C, "vocabulary": V}. Feeds C tokens (at least
- * one, the first is the prompt), streams a byte (the bench's clock starts), then chooses N tokens with
- * a step between two of them, and streams a byte again. The last is not stepped over, as the native
- * loop computes nothing after its last token either. */
+ * one, the first is the prompt), streams a byte (the bench's clock starts), then makes N steps, each with a
+ * token that it chooses, chooses one more, as the native loop does, and streams a byte again. */
 #include "realm_json.h"
 
 /* C tokens, in pieces; no two neighbours are the same. */
@@ -33,9 +32,9 @@ REALM_PROGRAM
         return session;
     int32_t status = feed(session, prompt, context > 1 ? context : 1, vocabulary);
     realm_respond_text(REALM_TEXT("<"));
-    for (int64_t i = 0; i < n_tokens && status >= 0; i++) {
+    for (int64_t i = 0; i <= n_tokens && status >= 0; i++) {
         int32_t token = realm_sample(session, 0, 0);
-        status = token < 0 || i + 1 == n_tokens ? token : realm_step(session, token);
+        status = token < 0 || i == n_tokens ? token : realm_step(session, token);
     }
     realm_respond_text(REALM_TEXT(">"));
     return status < 0 ? status : 0;

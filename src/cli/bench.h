@@ -48,11 +48,14 @@ typedef struct bench_timings {
 /* A moment of a run: the clock, and what the engine had done by then. */
 typedef struct bench_moment {
     uint64_t ns, busy_ns, iterations;
+    uint64_t decoded; /* tokens of generation */
 } bench_moment;
 
 /* Any thread. */
 bench_moment bench_moment_now(engine *e);
-void bench_timings_add(bench_timings *t, bench_moment from, bench_moment to);
+/* of: the tokens that the subject is about, if only a part of them was computed in that time (generation
+ * from the moment on when all sessions were at it): the time is put in proportion. 0: it was all. */
+void bench_timings_add(bench_timings *t, bench_moment from, bench_moment to, int64_t of);
 
 /* What a row is about: n tokens for each of batch sessions that have context tokens already. */
 typedef struct bench_subject {

@@ -83,7 +83,7 @@ static realm_status feed(bench *b, const bench_lanes *l, int64_t n, uint64_t see
     bench_moment start = bench_moment_now(b->engine);
     realm_status status = run_works(b->engine, works, l->count, error);
     if (t && !status)
-        bench_timings_add(t, start, bench_moment_now(b->engine));
+        bench_timings_add(t, start, bench_moment_now(b->engine), 0);
     free(tokens);
     return status;
 }
@@ -131,7 +131,8 @@ realm_status bench_native_prompt(bench *b, bench_lanes *l, int repetition, bench
 }
 
 /* Generation begins where logits are, after a token that is fed here: the only one where there is no
- * context, the last of it where there is. */
+ * context, the last of it where there is. One token more is chosen than is counted, because nothing is
+ * computed after the last: so each that counts is one row through the model. */
 realm_status bench_native_generation(bench *b, bench_lanes *l, int repetition, bench_timings *t,
                                      realm_error *error)
 {
@@ -146,10 +147,10 @@ realm_status bench_native_generation(bench *b, bench_lanes *l, int repetition, b
         works[i] = (work){
             .kind = WORK_GENERATE,
             .session = l->sessions[i],
-            .generate = {.max_tokens = (int32_t)b->options.n_generate, .ignore_eos = 1}};
+            .generate = {.max_tokens = (int32_t)b->options.n_generate + 1, .ignore_eos = 1}};
     bench_moment start = bench_moment_now(b->engine);
     status = run_works(b->engine, works, l->count, error);
     if (t && !status)
-        bench_timings_add(t, start, bench_moment_now(b->engine));
+        bench_timings_add(t, start, bench_moment_now(b->engine), 0);
     return status ? status : set_back(l, l->context, error);
 }

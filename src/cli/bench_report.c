@@ -16,18 +16,21 @@ bench_moment bench_moment_now(engine *e)
 {
     engine_stats stats;
     engine_stats_get(e, &stats);
-    return (bench_moment){clock_ns(), stats.busy_ns, stats.iterations};
+    return (bench_moment){clock_ns(), stats.busy_ns, stats.iterations, stats.tokens_decoded};
 }
 
-void bench_timings_add(bench_timings *t, bench_moment from, bench_moment to)
+void bench_timings_add(bench_timings *t, bench_moment from, bench_moment to, int64_t of)
 {
+    uint64_t decoded = to.decoded > from.decoded ? to.decoded - from.decoded : 1;
+    double part = of > 0 ? (double)decoded / (double)of : 1;
     double wall_ns = (double)(to.ns - from.ns), busy_ns = (double)(to.busy_ns - from.busy_ns);
     uint64_t steps = to.iterations > from.iterations ? to.iterations - from.iterations : 1;
     if (steps > t->most_steps)
         t->most_steps = steps;
-    t->seconds[t->count] = wall_ns / 1e9;
+    t->seconds[t->count] = wall_ns / 1e9 / part;
     t->forward_us[t->count] = busy_ns / 1e3 / (double)steps;
-    t->outside_us[t->count++] = (wall_ns - busy_ns) / 1e3 / (double)steps;
+    double outside_ns = wall_ns > busy_ns ? wall_ns - busy_ns : 0; /* read one after the other */
+    t->outside_us[t->count++] = outside_ns / 1e3 / (double)steps;
 }
 
 static int compare_doubles(const void *a, const void *b)

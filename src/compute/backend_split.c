@@ -81,7 +81,7 @@ static tensor on_side(const split *s, side on, tensor t)
         if (t.data >= back.data && t.data < back.data + (size_t)back.n_rows * (size_t)back.n_cols)
             return (tensor){s->twins[i].on[FRONT].data + (t.data - back.data), t.n_rows, t.n_cols};
     }
-    assert(!"an address of no tensor");
+    assert(0 && "an address of no tensor");
     return t;
 }
 

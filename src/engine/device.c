@@ -103,6 +103,7 @@ void device_init_model(device *d, model *m)
         .n_embd = h->n_embd,
         .n_context = h->n_context,
         .gives_peaks = model_gives_peaks(m),
+        .uses_host = b->table->lend != NULL,
         .max_rows = model_max_tokens(m),
         .max_outputs = model_max_outputs(m),
         .free_bytes = memory.free_bytes,

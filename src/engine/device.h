@@ -34,6 +34,7 @@ struct device {
     const device_table *table;
     int32_t n_vocab, n_embd, n_context;
     int gives_peaks;               /* forward fills in input->peaks */
+    int uses_host;                 /* the host's threads compute */
     int32_t max_rows, max_outputs; /* of one forward; hidden states count only as rows */
     uint64_t free_bytes;           /* for pages, as of device_init_model */
     uint64_t usual_bytes;          /* of those, what pages take if nobody says otherwise */

@@ -729,6 +729,11 @@ int engine_lend(engine *e, int (*wanted)(void *context), void *context)
     return e->device.table->lend && e->device.table->lend(&e->device, wanted, context);
 }
 
+int engine_uses_host(const engine *e)
+{
+    return e->device.uses_host;
+}
+
 typedef struct waiter {
     pthread_mutex_t mutex;
     pthread_cond_t finished;

@@ -206,6 +206,8 @@ void engine_submit(engine *e, work *w);
  * meanwhile. Any thread of ordinary priority; wanted is asked every few microseconds on it and must
  * answer within less than one. */
 int engine_lend(engine *e, int (*wanted)(void *context), void *context);
+/* 1 if the host's threads compute for it: who waits leaves the cores to them. Any thread. */
+int engine_uses_host(const engine *e);
 
 /* For tests and the command line: submits and waits. Replaces w->done and w->context. */
 realm_status engine_run(engine *e, work *w);

@@ -78,6 +78,8 @@ struct sandbox_thread {
     uint64_t away_ns;        /* for how long it slept last */
     unsigned n_looks;        /* while it computes for an engine */
     uint64_t usual_wait_ns;  /* moving average of how long nothing was ready */
+    int watches;             /* a guest waits for a device, and cores are left over */
+    uint64_t usual_step_ns;  /* moving average of the waits while it did */
     uint64_t cpu_read_ns;    /* the thread's CPU clock when it was last read */
     uint64_t cpu_short_ns;   /* wall time of short turns since */
 };

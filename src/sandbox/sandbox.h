@@ -29,7 +29,9 @@ typedef struct sandbox_host_options {
     uint64_t max_memory_bytes;   /* of any 32-bit guest, whatever its tenant's limit. 0: 4 GiB */
     uint64_t max_memory64_bytes; /* of any 64-bit guest. 0: 16 GiB; address space only */
     uint64_t max_module_bytes;   /* 0: 64 MiB */
-    const char *cache_folder;    /* of compiled programs; made with mode 0700. NULL: "programs" in
+    int32_t n_cores;          /* that this process may use; 0: cpu_count(). Where threads are left
+                                    over they stay awake for the end of a device's step */
+    const char *cache_folder; /* of compiled programs; made with mode 0700. NULL: "programs" in
                                   Realm's cache; "": none */
 } sandbox_host_options;
 

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cpu.h"
 #include "sandbox/host_functions.h"
 #include "sandbox/program_cache.h"
 
@@ -23,6 +24,7 @@ static realm_status complete(sandbox_host_options *o, const sandbox_host_options
 {
     *o = given ? *given : (sandbox_host_options){0};
     o->n_threads = o->n_threads ? o->n_threads : DEFAULT_THREADS;
+    o->n_cores = o->n_cores > 0 ? o->n_cores : cpu_count();
     o->max_requests = o->max_requests ? o->max_requests : DEFAULT_REQUESTS;
     o->max_memory_bytes = o->max_memory_bytes ? o->max_memory_bytes : DEFAULT_MEMORY;
     o->max_memory64_bytes = o->max_memory64_bytes ? o->max_memory64_bytes : DEFAULT_MEMORY64;

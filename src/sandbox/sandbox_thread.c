@@ -20,6 +20,11 @@
 #define AWAY_MOST_NS   256000000u
 #define LOOKS_AT_CLOCK 64
 
+/* Cores that the engine's thread and whoever serves the clients have for themselves. */
+#define CORES_OF_OTHERS 2
+/* Waits of a device's steps count as at most so long. */
+#define WATCHED_STEP_NS 20000000u
+
 /* CLOCK_THREAD_CPUTIME_ID costs a system call, four times a whole suspending host call. A short
  * turn's wall time is its CPU time unless the kernel took the core away in just that moment, and
  * then it is no longer short. A longer turn is held against the CPU clock since it was last read. */
@@ -117,6 +122,8 @@ static void lend_to_engine(sandbox_thread *t)
         e = e ? e : request_awaited_engine(r);
         has_slow = r->slow_turns > 0;
     }
+    t->watches = e && !engine_uses_host(e) &&
+                 t->host->options.n_cores >= t->host->options.n_threads + CORES_OF_OTHERS;
     uint64_t began = clock_ns(), cpu_began = clock_thread_cpu_ns();
     int seated = e && !has_slow && began >= t->lends_after_ns && engine_lend(e, is_wanted, t);
     atomic_store_explicit(&t->seated, seated, memory_order_relaxed);
@@ -128,21 +135,43 @@ static void lend_to_engine(sandbox_thread *t)
     note_lending(t, now, now - began > t->cpu_read_ns - cpu_began + LOST_NS);
 }
 
+/* A moving average, in which one long pause is soon forgotten. */
+static void average(uint64_t *usual_ns, uint64_t waited_ns, uint64_t most_ns)
+{
+    *usual_ns = (*usual_ns * 7 + (waited_ns < most_ns ? waited_ns : most_ns)) / 8;
+}
+
+static queue_node *sleep_at_most(sandbox_thread *t, uint64_t spin_ns, uint64_t most_ns)
+{
+    uint64_t now = clock_ns(), wait = UINT64_MAX;
+    if (t->next_time_ns != UINT64_MAX)
+        wait = t->next_time_ns > now ? t->next_time_ns - now : 0;
+    return queue_take(&t->ready, spin_ns < wait ? spin_ns : wait, wait < most_ns ? wait : most_ns);
+}
+
+/* A device's step ends when it is due, or nearly, and being woken takes a fiftieth of it: so the thread sleeps
+ * for most of the step and is awake for the rest, for as long again at most. */
+static queue_node *watch_for_work(sandbox_thread *t)
+{
+    queue_node *node = NULL;
+    if (t->usual_step_ns / 4 > SPIN_NS)
+        node = sleep_at_most(t, 0, t->usual_step_ns / 4 * 3);
+    if (!node && clock_ns() < t->next_time_ns)
+        node = sleep_at_most(t, t->usual_step_ns / 2 + SPIN_NS, UINT64_MAX);
+    return node;
+}
+
 static queue_node *sleep_for_work(sandbox_thread *t)
 {
     uint64_t began = clock_ns();
-    uint64_t wait = t->next_time_ns == UINT64_MAX ? UINT64_MAX
-                    : t->next_time_ns > began     ? t->next_time_ns - began
-                                                  : 0;
     int spin = t->live && t->usual_wait_ns < SPIN_IF_NS;
-    queue_node *node = queue_take(&t->ready, spin ? SPIN_NS : 0, wait);
+    queue_node *node = t->watches ? watch_for_work(t)
+                                  : sleep_at_most(t, spin ? SPIN_NS : 0, UINT64_MAX);
     t->now_ns = clock_ns();
-    if (t->live) {
-        uint64_t waited = t->now_ns - began;
-        if (waited > SPIN_IF_NS * 8)
-            waited = SPIN_IF_NS * 8; /* one long pause is soon forgotten */
-        t->usual_wait_ns = (t->usual_wait_ns * 7 + waited) / 8;
-    }
+    if (t->watches)
+        average(&t->usual_step_ns, t->now_ns - began, WATCHED_STEP_NS);
+    else if (t->live)
+        average(&t->usual_wait_ns, t->now_ns - began, SPIN_IF_NS * 8);
     return node;
 }
 

@@ -519,7 +519,7 @@ void engine_submit(engine *e, work *w)
 /* Computes nothing, but leaves when it is wanted or after a moment without work, as the real one. */
 int engine_lend(engine *e, int (*wanted)(void *context), void *context)
 {
-    if (e->options.inline_works)
+    if (e->options.inline_works || e->options.computes_elsewhere)
         return 0;
     uint64_t end = clock_ns() + 1000000;
     int is_wanted = 0;
@@ -529,6 +529,11 @@ int engine_lend(engine *e, int (*wanted)(void *context), void *context)
     }
     atomic_fetch_add(&e->lent, 1);
     return 1;
+}
+
+int engine_uses_host(const engine *e)
+{
+    return !e->options.computes_elsewhere;
 }
 
 int fake_engine_lent(engine *e)

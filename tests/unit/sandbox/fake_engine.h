@@ -12,6 +12,7 @@
 typedef struct fake_options {
     int inline_works; /* engine_submit does the work at once, on the caller's thread; and as little of
                            it as possible */
+    int computes_elsewhere; /* as a GPU, with cores to spare: no thread may lend itself */
     uint64_t token_ns;      /* each token of a work takes so long */
     const atomic_int *held; /* and until this is 0; may be NULL */
 } fake_options;

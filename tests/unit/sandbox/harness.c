@@ -45,6 +45,7 @@ void harness_open(harness *h, const fake_options *fake, int max_requests)
     memset(h, 0, sizeof *h);
     realm_error error;
     const sandbox_host_options options = {.cache_folder = "",
+                                          .n_cores = fake && fake->computes_elsewhere ? 64 : 0,
                                           .max_requests = max_requests ? max_requests : 8};
     assert_status(sandbox_host_open(&h->host, &options, &error), REALM_OK, error);
     save_handlers();

@@ -2,6 +2,9 @@
  * answers are known. */
 #include "harness.h"
 
+#include <time.h>
+#include <unistd.h>
+
 static harness h;
 
 static int setup(void **state)
@@ -437,6 +440,70 @@ static void a_thread_with_a_slow_guest_does_not(void **state)
     harness_close(&slow);
 }
 
+typedef struct rest {
+    atomic_int held, done;
+} rest;
+
+static void note_done(void *context, const sandbox_result *result)
+{
+    rest *r = context;
+    assert_string_equal(result->message, "");
+    atomic_store(&r->done, 1);
+}
+
+static void hold_for_a_second(void *context, const char *text, size_t size)
+{
+    (void)text;
+    (void)size;
+    atomic_store(&((rest *)context)->held, 1);
+}
+
+/* Steps of two milliseconds, and then one of a second: the thread is awake for the ends of the first, and asleep
+ * in the last. */
+static void a_thread_whose_guest_waits_for_a_device_watches_for_the_end_of_the_step(void **state)
+{
+    (void)state;
+    rest r = {0};
+    harness far;
+    harness_open(&far,
+                 &(fake_options){.token_ns = 2000000, .computes_elsewhere = 1, .held = &r.held}, 0);
+    program *p = harness_program(
+        &far, WAT("(data (i32.const 300) \"x\")"
+                  "(func $handle (result i32) (local $s i32) (local $i i32)"
+                  "  (local.set $s (call $open))"
+                  "  (loop $l (drop (call $step (local.get $s) (i32.const -1)))"
+                  "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1)))"
+                  "      (i32.const 30))))"
+                  "  (drop (call $respond_text (i32.const 300) (i32.const 1)))"
+                  "  (drop (call $step (local.get $s) (i32.const -1)))"
+                  "  (call $respond_text (i32.const 300) (i32.const 1)))"));
+    sandbox_request *started;
+    sandbox_input in = {.program = p,
+                        .tenant = far.tenant,
+                        .context = &r,
+                        .on_text = hold_for_a_second,
+                        .on_done = note_done};
+    realm_error error;
+    assert_status(sandbox_start(&started, far.host, &in, &error), REALM_OK, error);
+    while (!atomic_load(&r.held))
+        usleep(1000);
+    clock_t cpu = clock();
+    uint64_t began = clock_ns();
+    usleep(1000000);
+    double used_s = (double)(clock() - cpu) / CLOCKS_PER_SEC;
+    double waited_s = (double)(clock_ns() - began) / 1e9;
+    atomic_store(&r.held, 0);
+    assert_int_equal(fake_engine_lent(far.engine), 0);
+    if (used_s > waited_s / 2)
+        fail_msg("%g s of CPU time in a wait of %g s", used_s, waited_s);
+    while (!atomic_load(&r.done))
+        usleep(1000);
+    sandbox_release(started);
+    program_release(p);
+    harness_assert_clean(&far);
+    harness_close(&far);
+}
+
 static void many_requests_take_turns(void **state)
 {
     (void)state;
@@ -484,6 +551,7 @@ int main(void)
         cmocka_unit_test(an_answer_may_be_json_or_an_error),
         cmocka_unit_test(a_thread_whose_guest_waits_computes_for_the_engine),
         cmocka_unit_test(a_thread_with_a_slow_guest_does_not),
+        cmocka_unit_test(a_thread_whose_guest_waits_for_a_device_watches_for_the_end_of_the_step),
         cmocka_unit_test(many_requests_take_turns),
     };
     return cmocka_run_group_tests_name("sandbox", tests, setup, teardown);
