@@ -47,6 +47,14 @@ static double median_of(const double *values, int count)
     return count % 2 ? sorted[count / 2] : (sorted[count / 2 - 1] + sorted[count / 2]) / 2;
 }
 
+static double least_of(const double *values, int count)
+{
+    double least = values[0];
+    for (int i = 1; i < count; i++)
+        least = values[i] < least ? values[i] : least;
+    return least;
+}
+
 static double of_native(const bench_timings *native, const bench_timings *sandboxed)
 {
     double ratios[BENCH_MAX_REPEAT];
@@ -70,13 +78,13 @@ void bench_report(bench *b, bench_subject subject, const bench_timings *t,
     char test[32];
     snprintf(test, sizeof test, "%s%lld", subject.kind, (long long)subject.n);
     json_t *row = json_pack(
-        "{s:s,s:s,s:I,s:I,s:b,s:f,s:f,s:f,s:f,s:f,s:I,s:i,s:I,s:s,s:s}", "model",
+        "{s:s,s:s,s:I,s:I,s:b,s:f,s:f,s:f,s:f,s:f,s:f,s:I,s:i,s:I,s:s,s:s}", "model",
         model_name(b->model), "test", test, "batch", (json_int_t)subject.batch, "context",
         (json_int_t)subject.context, "sandbox", native != NULL, "tokens_per_second", rate,
         "slowest", tokens / longest, "fastest", tokens / shortest, "forward_us", forward_us,
-        "outside_us", outside_us, "steps", (json_int_t)t->most_steps, "repetitions", t->count,
-        "threads", (json_int_t)b->options.n_threads, "device", b->device->table->kind, "cpu",
-        cpu_name());
+        "outside_us", outside_us, "outside_least_us", least_of(t->outside_us, t->count), "steps",
+        (json_int_t)t->most_steps, "repetitions", t->count, "threads",
+        (json_int_t)b->options.n_threads, "device", b->device->table->kind, "cpu", cpu_name());
     if (native)
         json_object_set_new(row, "of_native", json_real(of_native(native, t)));
     json_array_append_new(b->rows, row);

@@ -20,15 +20,16 @@ def test_rows_have_the_promised_fields(run, smollm2):
 
 def test_a_guest_that_drives_every_token_costs_microseconds(run, smollm2):
     """The goal is 0.5 % of a step (docs/BENCHMARKS.md). Rates shake by more than that; the time of a step outside of
-    the forward pass does so less, so it is what is held here, in one round at the least: others may have the cores at
-    any one moment, and what is broken is so always."""
+    the forward pass does so less, so it is what is held here, in the best repetition and in one round at the least:
+    others may have the cores at any one moment, and what is broken is so always."""
     end = time.monotonic() + 240
     while True:
         rows = run("bench", "--model", smollm2, "--pp", 0, "--tg", 48, "--batch", "1,8", "--sandbox", "--repeat", 5,
                    "--json").json
         native = {row["batch"]: row for row in rows if not row["sandbox"]}
         guests = [row for row in rows if row["sandbox"]]
-        cheap = all(row["outside_us"] - native[row["batch"]]["outside_us"] < 150 * row["batch"] + 350 for row in guests)
+        cheap = all(row["outside_least_us"] - native[row["batch"]]["outside_least_us"] < 150 * row["batch"] + 350
+                    for row in guests)
         together = all(row["steps"] <= 48 * 1.5 for row in guests)
         if cheap and together:
             break
