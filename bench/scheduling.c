@@ -423,7 +423,8 @@ static void measure_crowd(void)
     enum { STREAMS = 15, PROMPT = 512 };
     static gap gaps[MAX_STAMPS];
     static double values[MAX_STAMPS];
-    double alone[REPEAT], beside[REPEAT], most[REPEAT];
+    double alone[REPEAT], beside[REPEAT], most[REPEAT], steps[REPEAT];
+    engine_stats before, after;
     request *streams[STREAMS];
     if (!g_only || !is_wanted("crowd"))
         return;
@@ -440,7 +441,10 @@ static void measure_crowd(void)
     double usual = usual_gap(streams, STREAMS, from, clock_ns(), 0.5);
     for (int i = 0; i < REPEAT; i++) {
         uint64_t began = clock_ns();
+        engine_stats_get(g_engine, &before);
         beside[i] = first_token_alone(PROMPT);
+        engine_stats_get(g_engine, &after);
+        steps[i] = (double)(after.iterations - before.iterations);
         int count = gaps_between(streams, STREAMS, began, clock_ns(), gaps);
         for (int j = 0; j < count; j++)
             values[j] = gaps[j].ms;
@@ -454,6 +458,7 @@ static void measure_crowd(void)
     print_figure("  beside 15 streams", quantile(beside, REPEAT, 0.5), "ms");
     print_row("  beside, over alone", quantile(beside, REPEAT, 0.5) / quantile(alone, REPEAT, 0.5),
               "x", -1e10, above(1, 2));
+    print_figure("  iterations meanwhile", quantile(steps, REPEAT, 0.5), "");
     print_figure("usual gap of the streams", usual, "ms");
     print_row("  longest meanwhile, over the usual", quantile(most, REPEAT, 0.5), "x", -1e10,
               above(1, 2));

@@ -452,8 +452,11 @@ static void kv_write(backend *backend_, kv_store *kv, int32_t layer, tensor k, t
     finish(b);
 }
 
-/* Sequences with at most this many tokens in a step are split if there is room for their sums. */
+/* Sequences with at most this many tokens in a step are split if there is room for their sums, and so are all
+ * where the tiles of the others are too few to keep the device busy: a warp goes through a tile's units one
+ * after the other, so a short piece of a prompt far into it takes as long as a whole prompt. */
 #define SPLIT_TOKENS_MOST 4
+#define WALKS_LEAST       8 /* warps a multiprocessor */
 
 typedef struct sequence_rows {
     int32_t first, count, position;
@@ -473,14 +476,28 @@ static int32_t tiles_of(const sequence_rows *s, int32_t group)
     return (s->count * group + ATTENTION_ROWS - 1) / ATTENTION_ROWS;
 }
 
+/* The most tokens of a sequence that is split. */
+static int32_t split_most(const cuda_backend *b, const attention_plan *p)
+{
+    const step_rows *r = &b->rows;
+    int32_t tiles = 0;
+    for (int32_t i = 0; i < r->n_tokens;) {
+        sequence_rows s = next_sequence(r, i);
+        tiles += s.count > SPLIT_TOKENS_MOST ? tiles_of(&s, p->group) : 0;
+        i += s.count;
+    }
+    return tiles * p->n_kv_heads >= b->n_multiprocessors * WALKS_LEAST ? SPLIT_TOKENS_MOST
+                                                                       : INT32_MAX;
+}
+
 /* Units of the longest sequence that is split, in a power of two, so that a graph lives a while. */
-static int32_t split_units(const step_rows *r)
+static int32_t split_units(const step_rows *r, int32_t most_tokens)
 {
     int32_t most = 0;
     for (int32_t i = 0; i < r->n_tokens;) {
         sequence_rows s = next_sequence(r, i);
         int32_t units = (s.position + s.count - 1) / ATTENTION_UNIT_TOKENS + 1;
-        if (s.count <= SPLIT_TOKENS_MOST && units > most)
+        if (s.count <= most_tokens && units > most)
             most = units;
         i += s.count;
     }
@@ -490,8 +507,8 @@ static int32_t split_units(const step_rows *r)
 static void fill_plan(cuda_backend *b, attention_plan *p)
 {
     const step_rows *r = &b->rows;
-    int32_t n_tiles = 0, queries = 0;
-    p->units = split_units(r);
+    int32_t n_tiles = 0, queries = 0, most_tokens = split_most(b, p);
+    p->units = split_units(r, most_tokens);
     size_t query_bytes = (size_t)p->n_kv_heads * (size_t)p->units * (size_t)(p->value_stride + 4) *
                          sizeof(float);
     size_t room = b->partials_bytes / query_bytes;
@@ -508,7 +525,7 @@ static void fill_plan(cuda_backend *b, attention_plan *p)
     for (int32_t i = 0; i < r->n_tokens && tiles;) {
         sequence_rows s = next_sequence(r, i);
         int32_t n = tiles_of(&s, p->group), n_queries = s.count * p->group;
-        int split = s.count <= SPLIT_TOKENS_MOST && (size_t)(queries + n_queries) <= room;
+        int split = s.count <= most_tokens && (size_t)(queries + n_queries) <= room;
         last -= split ? 0 : n;
         for (int32_t j = 0; j < n; j++) {
             int32_t query = j * ATTENTION_ROWS, left = n_queries - query;
