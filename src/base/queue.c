@@ -2,21 +2,13 @@
 #include "base/queue.h"
 
 #include <assert.h>
-#include <errno.h>
-#include <time.h>
 
-#include "base/clock.h"
+#include "base/condition.h"
 
 void queue_init(queue *q)
 {
     pthread_mutex_init(&q->mutex, NULL);
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-#if !defined(__APPLE__)
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-#endif
-    pthread_cond_init(&q->filled, &attributes);
-    pthread_condattr_destroy(&attributes);
+    condition_init(&q->filled);
     q->head = q->tail = NULL;
     atomic_init(&q->count, 0);
     q->sleepers = 0;
@@ -76,26 +68,17 @@ queue_node *queue_take(queue *q, uint64_t spin_ns, uint64_t wait_ns)
         while (queue_count(q) == 0 && clock_ns() < end)
             pause_briefly();
     }
-    struct timespec until = {0};
-    if (wait_ns != UINT64_MAX) {
-#if defined(__APPLE__)
-        clock_gettime(CLOCK_REALTIME, &until);
-#else
-        clock_gettime(CLOCK_MONOTONIC, &until);
-#endif
-        uint64_t ns = (uint64_t)until.tv_nsec + wait_ns % 1000000000u;
-        until.tv_sec += (time_t)(wait_ns / 1000000000u + ns / 1000000000u);
-        until.tv_nsec = (long)(ns % 1000000000u);
+    uint64_t until_ns = CONDITION_FOREVER;
+    if (wait_ns && wait_ns != UINT64_MAX) {
+        uint64_t now = clock_ns();
+        until_ns = wait_ns < UINT64_MAX - now ? now + wait_ns : CONDITION_FOREVER;
     }
     pthread_mutex_lock(&q->mutex);
     queue_node *node = take_locked(q);
     int timed_out = wait_ns == 0;
     while (!node && !q->closed && !timed_out) {
         q->sleepers++;
-        if (wait_ns == UINT64_MAX)
-            pthread_cond_wait(&q->filled, &q->mutex);
-        else
-            timed_out = pthread_cond_timedwait(&q->filled, &q->mutex, &until) == ETIMEDOUT;
+        timed_out = !condition_wait(&q->filled, &q->mutex, until_ns);
         q->sleepers--;
         node = take_locked(q);
     }

@@ -13,6 +13,7 @@
 #include <time.h>
 
 #include "base/buffer.h"
+#include "base/condition.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "compute/backend_open.h"
@@ -480,7 +481,7 @@ realm_status realm_call_start(realm_call **out, realm_runtime *r, const realm_ca
         return realm_fail_memory(error, sizeof *c, "a call");
     c->options = *options;
     pthread_mutex_init(&c->mutex, NULL);
-    pthread_cond_init(&c->ended, NULL);
+    condition_init(&c->ended);
     sandbox_input input = {
         .program = options->program->program,
         .tenant = options->tenant->tenant,
@@ -514,15 +515,12 @@ const realm_call_result *realm_call_wait(realm_call *c)
 
 const realm_call_result *realm_call_poll(realm_call *c, uint64_t timeout_ms)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    uint64_t ns = (uint64_t)until.tv_nsec + timeout_ms % 1000 * 1000000;
-    until.tv_sec += (time_t)(timeout_ms / 1000 + ns / 1000000000);
-    until.tv_nsec = (long)(ns % 1000000000);
-    int waited = 0;
+    uint64_t now = clock_ns(), until_ns = CONDITION_FOREVER;
+    if (timeout_ms < (UINT64_MAX - now) / 1000000)
+        until_ns = now + timeout_ms * 1000000;
     pthread_mutex_lock(&c->mutex);
-    while (!c->done && !waited)
-        waited = pthread_cond_timedwait(&c->ended, &c->mutex, &until) != 0;
+    while (!c->done && condition_wait(&c->ended, &c->mutex, until_ns)) {
+    }
     int done = c->done;
     pthread_mutex_unlock(&c->mutex);
     return done ? &c->result : NULL;

@@ -3,17 +3,7 @@
 
 #include <string.h>
 
-#include "base/clock.h"
-
-static void sleep_for(ticker *t, uint64_t ns)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    uint64_t sum = (uint64_t)until.tv_nsec + ns;
-    until.tv_sec += (time_t)(sum / 1000000000u);
-    until.tv_nsec = (long)(sum % 1000000000u);
-    pthread_cond_timedwait(&t->changed, &t->mutex, &until);
-}
+#include "base/condition.h"
 
 /* Sleeps until somebody calls ticker_enter. Order matters: awake is cleared before turns is looked
  * at for the last time, and ticker_enter counts its turn before it looks at awake. */
@@ -32,7 +22,7 @@ static void *run(void *argument)
     unsigned turns = atomic_load(&t->turns);
     pthread_mutex_lock(&t->mutex);
     while (!t->stop) {
-        sleep_for(t, pace);
+        condition_wait(&t->changed, &t->mutex, clock_ns() + pace);
         unsigned now_turns = atomic_load(&t->turns);
         if (atomic_load(&t->running) > 0) {
             wasmtime_engine_increment_epoch(t->engines[0]);
@@ -61,11 +51,7 @@ realm_status ticker_open(ticker *t, wasm_engine_t *engine32, wasm_engine_t *engi
     t->engines[1] = engine64;
     atomic_init(&t->awake, 1);
     pthread_mutex_init(&t->mutex, NULL);
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&t->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    condition_init(&t->changed);
     if (pthread_create(&t->thread, NULL, run, t) != 0)
         return realm_fail(error, REALM_NO_MEMORY, "the sandbox's ticker thread cannot be started");
     t->started = 1;

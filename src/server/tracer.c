@@ -8,7 +8,7 @@
 #include <sys/random.h>
 #include <zlib.h>
 
-#include "base/clock.h"
+#include "base/condition.h"
 #include "base/log.h"
 #include "base/map.h"
 #include "base/rng.h"
@@ -232,23 +232,12 @@ static post_result send_body(tracer *t, const buffer *body, post *p)
 
 /* ---- a batch ---- */
 
-/* Until something changes or, at the latest, then; UINT64_MAX: whenever that is. Under the mutex. */
-static void wait_for_change(tracer *t, uint64_t until_ns)
-{
-    struct timespec until = {.tv_sec = (time_t)(until_ns / 1000000000u),
-                             .tv_nsec = (long)(until_ns % 1000000000u)};
-    if (until_ns == UINT64_MAX)
-        pthread_cond_wait(&t->changed, &t->mutex);
-    else
-        pthread_cond_timedwait(&t->changed, &t->mutex, &until);
-}
-
 /* Sleeps; 0: the tracer closes, at once or meanwhile. */
 static int wait_until(tracer *t, uint64_t until_ns)
 {
     pthread_mutex_lock(&t->mutex);
     while (!t->closing && clock_ns() < until_ns)
-        wait_for_change(t, until_ns);
+        condition_wait(&t->changed, &t->mutex, until_ns);
     int goes_on = !t->closing;
     pthread_mutex_unlock(&t->mutex);
     return goes_on;
@@ -367,7 +356,7 @@ static void *run(void *context)
     while (t->first || !t->closing) {
         uint64_t until_ns;
         if (!is_due(t, &until_ns)) {
-            wait_for_change(t, until_ns);
+            condition_wait(&t->changed, &t->mutex, until_ns);
             continue;
         }
         int32_t count;
@@ -549,11 +538,7 @@ realm_status tracer_open(tracer **out, const tracer_options *options, realm_erro
     t->options.batch_spans = or_usual(options->batch_spans, 512);
     arena_init(&t->memory, 0);
     rng_init(&t->random, map_seed());
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&t->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    condition_init(&t->changed);
     pthread_mutex_init(&t->mutex, NULL);
     realm_status status = start(t, options, error);
     if (status)

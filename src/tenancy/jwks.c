@@ -10,7 +10,7 @@
 #include <time.h>
 
 #include "base/buffer.h"
-#include "base/clock.h"
+#include "base/condition.h"
 #include "base/file.h"
 #include "base/log.h"
 
@@ -138,9 +138,7 @@ static void *run(void *context)
     while (!j->closing) {
         uint64_t at = next_try_ns(j);
         if (clock_ns() < at) {
-            struct timespec until = {.tv_sec = (time_t)(at / SECOND_NS),
-                                     .tv_nsec = (long)(at % SECOND_NS)};
-            pthread_cond_timedwait(&j->changed, &j->mutex, &until);
+            condition_wait(&j->changed, &j->mutex, at);
             continue;
         }
         pthread_mutex_unlock(&j->mutex);
@@ -202,11 +200,7 @@ realm_status jwks_open(jwks **out, const jwks_options *options, realm_error *err
     jwks *j = calloc(1, sizeof *j);
     if (!j)
         return realm_fail_memory(error, sizeof *j, "keys for bearer tokens");
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&j->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    condition_init(&j->changed);
     pthread_mutex_init(&j->mutex, NULL);
     j->options = *options;
     j->options.refresh_s = options->refresh_s > 0 ? options->refresh_s : 300;

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/condition.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/map.h"
@@ -467,12 +468,8 @@ static void tell_waiters(state_sqlite *s)
 
 static void wait_ms(state_sqlite *s, int ms)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += ms * 1000000L;
-    until.tv_sec += until.tv_nsec / 1000000000L;
-    until.tv_nsec %= 1000000000L;
-    while (!s->closing && pthread_cond_timedwait(&s->changed, &s->mutex, &until) == 0) {
+    uint64_t until_ns = clock_ns() + (uint64_t)ms * 1000000u;
+    while (!s->closing && condition_wait(&s->changed, &s->mutex, until_ns)) {
     }
 }
 
@@ -570,11 +567,7 @@ realm_status state_sqlite_open(state_store **out, const char *folder, realm_erro
     if (!s)
         return realm_fail_memory(error, sizeof *s, "a state store");
     s->base.table = &table;
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&s->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    condition_init(&s->changed);
     pthread_mutex_init(&s->mutex, NULL);
     map_init(&s->active);
     map_init(&s->writing);

@@ -17,7 +17,7 @@
 
 #include <openssl/evp.h>
 
-#include "base/clock.h"
+#include "base/condition.h"
 #include "base/log.h"
 #include "tenancy/view.h"
 
@@ -273,10 +273,8 @@ static void wait_for_work(tenancy *t)
         return;
     if (t->retry_ns && t->retry_ns < until_ns)
         until_ns = t->retry_ns;
-    struct timespec until = {.tv_sec = (time_t)(until_ns / 1000000000u),
-                             .tv_nsec = (long)(until_ns % 1000000000u)};
     while (!t->jobs.head && !t->events.head && !t->closing && clock_ns() < until_ns)
-        pthread_cond_timedwait(&t->filled, &t->mutex, &until);
+        condition_wait(&t->filled, &t->mutex, until_ns);
 }
 
 static void *run_worker(void *context)
@@ -439,11 +437,7 @@ realm_status tenancy_open(tenancy **out, const tenancy_options *options, realm_e
             options->reader->table->close(options->reader);
         return realm_fail_memory(error, sizeof *t, "the tenancy");
     }
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&t->filled, &attributes);
-    pthread_condattr_destroy(&attributes);
+    condition_init(&t->filled);
     pthread_mutex_init(&t->mutex, NULL);
     pthread_mutex_init(&t->view_mutex, NULL);
     usage_table_init(&t->batch);
