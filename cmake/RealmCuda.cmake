@@ -11,9 +11,10 @@
 
 set(REALM_CUDA AUTO CACHE STRING "Build the CUDA plug-in: AUTO, ON or OFF")
 set_property(CACHE REALM_CUDA PROPERTY STRINGS AUTO ON OFF)
-# Code for 8.0 is what 8.6 and 8.9 run: the kernels use nothing newer of theirs. 9.0's has its own, for
-# launches that overlap. What comes after compiles 9.0's intermediate code when it is first used.
-set(REALM_CUDA_ARCHITECTURES "80;90" CACHE STRING "Compute capabilities to compile for, the newest also as PTX")
+# Code for 8.0 is what 8.6 and 8.9 run: the kernels use nothing newer of theirs. 9.0 has its own, for
+# launches that overlap and, with the a, for its matrix instructions (stream.cu), which no other device has.
+# What comes after compiles 9.0's intermediate code without them when it is first used.
+set(REALM_CUDA_ARCHITECTURES "80;90a" CACHE STRING "Compute capabilities to compile for, the newest also as PTX")
 set(REALM_CUDA_COMPILER "")
 
 if(NOT REALM_CUDA STREQUAL OFF AND NOT CMAKE_CROSSCOMPILING AND NOT REALM_SANITIZE AND NOT APPLE)
@@ -46,6 +47,7 @@ if(REALM_CUDA_COMPILER)
         list(APPEND realm_cuda_flags -gencode arch=compute_${architecture},code=sm_${architecture})
         set(realm_cuda_newest ${architecture})
     endforeach()
+    string(REPLACE "a" "" realm_cuda_newest ${realm_cuda_newest})
     list(APPEND realm_cuda_flags
          -gencode arch=compute_${realm_cuda_newest},code=compute_${realm_cuda_newest})
 endif()

@@ -320,6 +320,8 @@ static void close_backend(backend *backend_)
     cudaFree(b->prepared);
     cudaFree(b->angles);
     cudaFree(b->partials);
+    cudaFree(b->parts);
+    cudaFree(b->counters);
     cuda_reading_release(b);
     if (b->stream)
         cudaStreamDestroy(b->stream);
@@ -385,6 +387,9 @@ static realm_status find_device(cuda_backend *b, int32_t index, realm_error *err
     b->device = index;
     b->major = properties.major;
     b->minor = properties.minor;
+#ifdef REALM_CUDA_WGMMA
+    b->wgmma = b->major == 9 && b->minor == 0;
+#endif
     b->n_multiprocessors = properties.multiProcessorCount;
     b->shared_most = (int32_t)properties.sharedMemPerBlockOptin;
     snprintf(b->name, sizeof b->name, "%s", properties.name);
@@ -397,26 +402,41 @@ static cudaError_t allow_shared(const void *function, int32_t bytes)
     return cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
-static cudaError_t prepare_product(cuda_backend *b, int32_t kind, int32_t k_scales, int which)
+/* part_bytes and most_blocks grow by what the kernel needs. */
+static cudaError_t prepare_product(cuda_backend *b, int32_t kind, int32_t k_scales, int which,
+                                   size_t *part_bytes, int *most_blocks)
 {
-    matmul_kernel k = cuda_matmul_kernel(kind, k_scales, which);
+    matmul_kernel k = cuda_matmul_kernel(b, kind, k_scales, which);
     int blocks = 0;
     cudaError_t code = allow_shared(k.function, k.shared_bytes);
     if (code == cudaSuccess)
         code = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, k.function, k.threads,
                                                              (size_t)k.shared_bytes);
     b->resident[kind][k_scales][which] = blocks * b->n_multiprocessors;
+    size_t bytes = (size_t)k.part_bytes * (size_t)(blocks * b->n_multiprocessors);
+    *part_bytes = bytes > *part_bytes ? bytes : *part_bytes;
+    *most_blocks = blocks > *most_blocks ? blocks : *most_blocks;
     return code == cudaSuccess && blocks == 0 ? cudaErrorLaunchOutOfResources : code;
 }
 
 static cudaError_t prepare_kernels(cuda_backend *b)
 {
+    size_t part_bytes = 0;
+    int most_blocks = 0;
     cudaError_t code = allow_shared(cuda_kernel_attention_split(), b->shared_most);
     if (code == cudaSuccess)
         code = allow_shared(cuda_kernel_attention_walk(), b->shared_most);
     for (int32_t kind = PACKED_F16; kind < PACKED_KINDS; kind++)
         for (int i = 0; i < 2 * MATMUL_KERNELS && code == cudaSuccess; i++)
-            code = prepare_product(b, kind, i % 2, i / 2);
+            code = prepare_product(b, kind, i % 2, i / 2, &part_bytes, &most_blocks);
+    if (code == cudaSuccess && part_bytes > 0) {
+        size_t counters = (size_t)(most_blocks * b->n_multiprocessors) * sizeof *b->counters;
+        code = cudaMalloc((void **)&b->parts, part_bytes);
+        if (code == cudaSuccess)
+            code = cudaMalloc((void **)&b->counters, counters);
+        if (code == cudaSuccess)
+            code = cudaMemset(b->counters, 0, counters);
+    }
     return code;
 }
 

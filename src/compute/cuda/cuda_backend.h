@@ -107,6 +107,7 @@ typedef struct host_piece host_piece;
 typedef struct cuda_backend {
     backend head;
     int32_t device, major, minor, n_multiprocessors, shared_most;
+    int32_t wgmma; /* 9.0, and the kernels for it are there */
     int32_t resident[PACKED_KINDS][2]
                     [MATMUL_KERNELS]; /* blocks that run at once on the whole device */
     char name[256];
@@ -128,6 +129,8 @@ typedef struct cuda_backend {
     size_t angles_bytes, angles_used;
     float *partials; /* attention_split's */
     size_t partials_bytes;
+    float *parts; /* stream.cu's, and its counters: one for each block that runs at once */
+    int32_t *counters;
 
     /* Recorded later, because what follows may take them along (operations.c). */
     struct {
@@ -220,7 +223,7 @@ void cuda_weights_release(cuda_backend *b);
 
 /* Records what waits; every reading of results comes after it. */
 void operations_settle(cuda_backend *b);
-matmul_kernel cuda_matmul_kernel(int32_t kind, int32_t k_scales, int which);
+matmul_kernel cuda_matmul_kernel(const cuda_backend *b, int32_t kind, int32_t k_scales, int which);
 /* Fills the operations' rows of the table. */
 void operations_fill(backend_table *table);
 

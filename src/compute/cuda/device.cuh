@@ -132,12 +132,27 @@ __device__ __forceinline__ float largest_of(float4 v)
     return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
 }
 
+/* Where, in a tile of 8 tokens by 64 columns, a token's chunk of eight halves stands: swizzled, so that
+ * eight tokens' chunks are in eight banks. */
+__device__ __forceinline__ int prepared_chunk(int token, int chunk)
+{
+    return token * PACKED_COLS + (chunk ^ token) * 8;
+}
+
 /* Columns k .. k+3 of a token's prepared input. */
 __device__ __forceinline__ void store_prepared(const prepared &p, int64_t token, int32_t k,
                                                float4 v, float factor)
 {
     __half2 lo = __floats2half2_rn(v.x * factor, v.y * factor),
             hi = __floats2half2_rn(v.z * factor, v.w * factor);
+    if (p.tiles) {
+        uint16_t *tile = p.halves + (int64_t)(k / PACKED_COLS) * p.n_stride * PACKED_COLS +
+                         token / 8 * (8 * PACKED_COLS);
+        int row = (int)(token % 8), chunk = k % 64 / 32 * 4 + k % 8 / 4 * 2, pair = k % 32 / 8 * 2;
+        *(__half2 *)(tile + prepared_chunk(row, chunk) + pair) = lo;
+        *(__half2 *)(tile + prepared_chunk(row, chunk + 1) + pair) = hi;
+        return;
+    }
     uint16_t *to = p.halves + ((int64_t)(k / 32) * p.n_stride + token) * 32 + k % 32;
     *(uint2 *)to = make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
 }

@@ -93,7 +93,7 @@ static __device__ __constant__ int8_t packed_table[2][16] = {
 
 /* Where an element stands in a tile: lane 4g+t, row half r, column half c, and place i of eight. */
 typedef struct packed_place {
-    int64_t tile, super; /* indices */
+    int64_t planes, scales, supers; /* the tile's, in bytes from the matrix's */
     int g, t, r, c, i, lane;
 } packed_place;
 
@@ -101,8 +101,12 @@ __device__ __forceinline__ packed_place packed_find(const packed &w, int32_t row
 {
     packed_place p;
     int32_t row_tile = row / PACKED_ROWS, k_tile = k / PACKED_COLS, j = k % 32;
-    p.tile = (int64_t)row_tile * w.k_tiles + k_tile;
-    p.super = (int64_t)row_tile * ((w.k_tiles + 3) / 4) + k_tile / 4;
+    int32_t part = row_tile % PACKED_SLAB_TILES, rows = row_tile / PACKED_SLAB_TILES;
+    int64_t slab = ((int64_t)rows * w.k_tiles + k_tile) * packed_slab_bytes(w.kind, w.k_scales);
+    p.planes = slab + part * packed_plane_bytes(w.kind);
+    p.scales = slab + part * packed_scale_bytes(w.kind, w.k_scales);
+    p.supers = (((int64_t)rows * ((w.k_tiles + 3) / 4) + k_tile / 4) * PACKED_SLAB_TILES + part) *
+               packed_super_bytes(w.kind, w.k_scales);
     p.g = row % 8;
     p.r = row % PACKED_ROWS / 8;
     p.c = k % PACKED_COLS / 32;
@@ -125,7 +129,7 @@ __device__ __forceinline__ int packed_pair_shift(const packed_place &p, int bits
 
 __device__ __forceinline__ uint32_t packed_code(const packed &w, const packed_place &p)
 {
-    const uint8_t *tile = w.planes + p.tile * packed_plane_bytes(w.kind);
+    const uint8_t *tile = w.planes + p.planes;
     const uint8_t *nibbles = tile + p.lane * 16 + (p.c * 2 + p.r) * 4;
     uint32_t low = packed_word(nibbles) >> packed_pair_shift(p, 4, 0) & 15;
     switch (w.kind) {
@@ -161,8 +165,7 @@ __device__ __forceinline__ float packed_element(const packed &w, int32_t row, in
         return ((const float *)w.planes)[(int64_t)row * w.n_cols + k];
     packed_place p = packed_find(w, row, k);
     uint32_t code = packed_code(w, p);
-    const uint8_t *scales = w.scales + p.tile * packed_scale_bytes(w.kind, w.k_scales);
-    const uint8_t *supers = w.supers + p.super * packed_super_bytes(w.kind, w.k_scales);
+    const uint8_t *scales = w.scales + p.scales, *supers = w.supers + p.supers;
     float row_scale = w.row_scales ? w.row_scales[row] : 1.0f;
     switch (w.kind) {
     case PACKED_F16: return __half2float(__ushort_as_half((uint16_t)code)) * row_scale;

@@ -15,12 +15,17 @@ extern "C" {
 
 /* ---- activations as halves ------------------------------------------------------------------ */
 
-/* The input of products: x as halves, [ceil(n_cols / 32), n_stride tokens, 32], and beside it what
- * each row was divided by, a power of two that puts its largest element between 2^13 and 2^14. */
+/* The input of products: x as halves, and beside it what each row was divided by, a power of two that puts
+ * its largest element between 2^13 and 2^14. Halves lie as [ceil(n_cols / 32), n_stride tokens, 32]; for
+ * stream.cu in tiles that shared memory takes and wgmma reads as they are: [ceil(n_cols / 64), n_stride / 8]
+ * of 8 tokens by 8 chunks of 8 halves. Chunk 4c + 2m + h holds columns 32c + 8t + 4m + 2h and the next, for
+ * t = 0 .. 3: instruction m of half tile c multiplies columns in packed.h's order. Token i's chunk j
+ * stands at place j ^ i. */
 typedef struct prepared {
     uint16_t *halves; /* NULL: do not prepare */
     float *scales;    /* [n_tokens] */
-    int64_t n_stride; /* tokens */
+    int64_t n_stride; /* tokens, whole groups of 8 */
+    int64_t tiles;    /* 1: in tiles */
 } prepared;
 
 /* ---- rows ----------------------------------------------------------------------------------- */
@@ -149,6 +154,8 @@ typedef struct matmul_args {
     const float *bias[MATMUL_WEIGHTS];
     prepared x;
     const float *x_floats; /* F32 weights */
+    float *parts;          /* stream.cu: sums of places that several blocks share */
+    int32_t *counters;     /* and how many segments of each are there; zeros between launches */
     int32_t first_block[MATMUL_WEIGHTS + 1];
     int32_t count, n_tokens, zero[2];
 } matmul_args;
@@ -161,8 +168,9 @@ typedef struct matmul_kernel {
     const void *function;
     int32_t tile_rows, tile_tokens; /* of a block; tokens beyond are more blocks in y */
     int32_t threads, shared_bytes;
-    int32_t
-        persistent; /* 1: blocks go from rows to rows; no more than can run at once are wanted */
+    int32_t persistent; /* 1: blocks go from rows to rows; no more than can run at once are wanted.
+                         * 2: blocks share all rows and segments of all tokens; as 1 */
+    int32_t part_bytes; /* of matmul_args.parts, a block */
 } matmul_kernel;
 
 matmul_kernel cuda_kernel_matmul_f16(int which);
@@ -175,6 +183,17 @@ matmul_kernel cuda_kernel_matmul_q6(int which);
 matmul_kernel cuda_kernel_matmul_q3(int which);
 matmul_kernel cuda_kernel_matmul_q2(int which);
 matmul_kernel cuda_kernel_matmul_t4(int which);
+/* On 9.0, where compiled for it (compute_90a), instead of tiles of 128: stream.cu. */
+matmul_kernel cuda_kernel_stream_f16(void);
+matmul_kernel cuda_kernel_stream_q8(void);
+matmul_kernel cuda_kernel_stream_q4(void);
+matmul_kernel cuda_kernel_stream_q4k(void);
+matmul_kernel cuda_kernel_stream_q5(void);
+matmul_kernel cuda_kernel_stream_q5k(void);
+matmul_kernel cuda_kernel_stream_q6(void);
+matmul_kernel cuda_kernel_stream_q3(void);
+matmul_kernel cuda_kernel_stream_q2(void);
+matmul_kernel cuda_kernel_stream_t4(void);
 
 /* ---- making weights ------------------------------------------------------------------------- */
 

@@ -13,36 +13,7 @@
  * A sum is, in both: for each of PACKED_SEGMENTS segments the instructions of its tiles in order, then
  * the segments in order, added to zero. So a row's bits are the same in either and for any number of
  * tokens. (An instruction's column depends on that column of its input alone.) */
-#include "compute/cuda/fragments.cuh"
-
-#define KIND     MATMUL_KIND
-#define K_SCALES MATMUL_K_SCALES /* 0 or 1: packed.k_scales */
-
-/* Of segment s: tiles first .. end-1. */
-__device__ __forceinline__ int32_t segment_first(int32_t k_tiles, int32_t s)
-{
-    int32_t step = (k_tiles + PACKED_SEGMENTS - 1) / PACKED_SEGMENTS;
-    return min(s * step, k_tiles);
-}
-
-__device__ __forceinline__ int find_weight(const matmul_args &a, int32_t block)
-{
-    return (a.count > 1 && block >= a.first_block[1]) + (a.count > 2 && block >= a.first_block[2]);
-}
-
-__device__ __forceinline__ void store(const matmul_args &a, int which, int32_t row, int32_t token,
-                                      float sum)
-{
-    const packed &w = a.w[which];
-    if (row >= w.n_rows || token >= a.n_tokens)
-        return;
-    float v = __fmul_rn(sum, a.x.scales[token]);
-    if (w.row_scales)
-        v = __fmul_rn(v, w.row_scales[row]);
-    if (a.bias[which])
-        v = __fadd_rn(v, a.bias[which][row]);
-    a.out[which][(int64_t)token * w.n_rows + row] = v;
-}
+#include "compute/cuda/product.cuh"
 
 /* 16 bytes to a place in shared memory; zeros if they are not valid. */
 __device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool valid)
@@ -82,8 +53,7 @@ template <int NT, int RT> struct few_memory {
 /* Where a warp reads weights: tile load_k of the rows of block load_block, the lane's pieces of it. */
 template <int RT> struct few_cursor {
     const uint8_t *planes, *small[RT]; /* small: the lane's piece of scales or supers */
-    int64_t row_stride;                /* planes: from a tile of rows to the next */
-    int32_t block, k, rows;            /* rows: tiles of rows that there are */
+    int32_t block, k;
     int small_shift; /* column tiles a step of small, as a power of two; -1: no piece */
     int small_bytes;
 };
@@ -107,27 +77,28 @@ static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmu
                   end = segment_first(k_tiles, segment + 1);
     constexpr int scale_bytes = (int)packed_scale_bytes(KIND, K_SCALES);
     constexpr int super_bytes = (int)packed_super_bytes(KIND, K_SCALES);
+    constexpr int slab_bytes = (int)packed_slab_bytes(KIND, K_SCALES);
 
     few_cursor<RT> at;
     auto find_rows = [&](int32_t block) {
         const int which = find_weight(a, block);
         const packed &w = a.w[which];
         const int32_t row_tile = (block - a.first_block[which]) * RT, supers = (k_tiles + 3) / 4;
+        const int32_t rows = row_tile / PACKED_SLAB_TILES, part = row_tile % PACKED_SLAB_TILES;
         at.block = block;
         at.k = first;
-        at.rows = w.row_tiles - row_tile;
-        at.row_stride = (int64_t)k_tiles * bytes::planes;
-        at.planes = w.planes + ((int64_t)row_tile * k_tiles + first) * bytes::planes + lane * 16;
+        at.planes = w.planes + ((int64_t)rows * k_tiles + first) * slab_bytes +
+                    part * bytes::planes + lane * 16;
         bool is_scale = lane * 16 < scale_bytes,
              is_super = !is_scale && lane * 16 < scale_bytes + super_bytes;
         at.small_shift = is_scale ? 0 : is_super ? 2 : -1;
-        at.small_bytes = is_scale ? scale_bytes : super_bytes;
+        at.small_bytes = is_scale ? slab_bytes : PACKED_SLAB_TILES * super_bytes;
 #pragma unroll
         for (int rt = 0; rt < RT; rt++)
-            at.small[rt] = is_scale ? w.scales + (int64_t)(row_tile + rt) * k_tiles * scale_bytes +
-                                          lane * 16
-                                    : w.supers + (int64_t)(row_tile + rt) * supers * super_bytes +
-                                          (lane * 16 - scale_bytes);
+            at.small[rt] = is_scale ? w.scales + (int64_t)rows * k_tiles * slab_bytes +
+                                          (part + rt) * scale_bytes + lane * 16
+                                    : w.supers + (int64_t)rows * supers * at.small_bytes +
+                                          (part + rt) * super_bytes + (lane * 16 - scale_bytes);
     };
     /* The next tile's copies into a stage of the ring. */
     auto fetch_weights = [&](uint32_t stage) {
@@ -135,21 +106,21 @@ static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmu
 #pragma unroll
             for (int rt = 0; rt < RT; rt++) {
                 uint32_t to = stage + rt * memory::tile;
-                bool there = RT == 1 || rt < at.rows;
 #pragma unroll
                 for (int i = 0; i < ((int)bytes::planes + 511) / 512; i++)
                     if (bytes::planes % 512 == 0 || i * 512 + lane * 16 < (int)bytes::planes)
                         copy_async(to + i * 512 + lane * 16,
-                                   at.planes + rt * at.row_stride + i * 512, there);
+                                   at.planes + rt * (int)bytes::planes + i * 512, true);
                 if (KIND != PACKED_F16 && at.small_shift >= 0) {
                     int place = (int)bytes::planes + lane * 16;
                     if (at.small_shift == 2)
                         place += (int)bytes::scales - scale_bytes;
-                    copy_async(to + place, at.small[rt] + (at.k >> at.small_shift) * at.small_bytes,
-                               there);
+                    copy_async(to + place,
+                               at.small[rt] + (int64_t)(at.k >> at.small_shift) * at.small_bytes,
+                               true);
                 }
             }
-            at.planes += bytes::planes;
+            at.planes += slab_bytes;
             if (++at.k == end)
                 find_rows(at.block + (int32_t)gridDim.x);
         }
@@ -310,20 +281,20 @@ __device__ __forceinline__ void copy_weights(uint32_t to, const packed &w, int32
 {
     using s = stage<TOKENS>;
     using t = tile_bytes<KIND>;
-    int32_t n = w.row_tiles - row_tile;
-    int64_t index = (int64_t)row_tile * w.k_tiles + k, supers = (w.k_tiles + 3) / 4;
+    int32_t n = w.row_tiles - row_tile, rows = row_tile / PACKED_SLAB_TILES;
+    int64_t supers = (w.k_tiles + 3) / 4;
+    int64_t slab = ((int64_t)rows * w.k_tiles + k) * packed_slab_bytes(KIND, K_SCALES);
     constexpr int scale_bytes = (int)packed_scale_bytes(KIND, K_SCALES);
     constexpr int super_bytes = (int)packed_super_bytes(KIND, K_SCALES);
-    copy_part<t::planes>(to + s::planes, w.planes + index * t::planes,
-                         (int64_t)w.k_tiles * t::planes, t::planes, n);
+    copy_part<t::planes>(to + s::planes, w.planes + slab, t::planes, t::planes, n);
     if constexpr (t::scales > 0)
-        copy_part<t::scales>(to + s::scales, w.scales + index * scale_bytes,
-                             (int64_t)w.k_tiles * scale_bytes, scale_bytes, n);
+        copy_part<t::scales>(to + s::scales, w.scales + slab, scale_bytes, scale_bytes, n);
     if constexpr (t::supers > 0) {
         if (super_bytes > 0)
             copy_part<t::supers>(to + s::supers,
-                                 w.supers + (row_tile * supers + k / 4) * super_bytes,
-                                 supers * super_bytes, super_bytes, n);
+                                 w.supers +
+                                     (rows * supers + k / 4) * PACKED_SLAB_TILES * super_bytes,
+                                 super_bytes, super_bytes, n);
     }
 }
 
@@ -443,17 +414,18 @@ extern "C" matmul_kernel MATMUL_NAME(int which)
 {
     constexpr int threads = PACKED_SEGMENTS * 32;
     switch (which) {
-    case MATMUL_8: return {(const void *)few<1, 1, 2>, 16, 8, threads, few_memory<1, 1>::bytes, 1};
+    case MATMUL_8:
+        return {(const void *)few<1, 1, 2>, 16, 8, threads, few_memory<1, 1>::bytes, 1, 0};
     case MATMUL_8_LONG:
-        return {(const void *)few<1, 2, 2>, 32, 8, threads, few_memory<1, 2>::bytes, 1};
+        return {(const void *)few<1, 2, 2>, 32, 8, threads, few_memory<1, 2>::bytes, 1, 0};
     case MATMUL_16:
-        return {(const void *)few<2, 1, 3>, 16, 16, threads, few_memory<2, 1>::bytes, 1};
+        return {(const void *)few<2, 1, 3>, 16, 16, threads, few_memory<2, 1>::bytes, 1, 0};
     case MATMUL_32:
-        return {(const void *)few<4, 2, 1>, 32, 32, threads, few_memory<4, 2>::bytes, 1};
+        return {(const void *)few<4, 2, 1>, 32, 32, threads, few_memory<4, 2>::bytes, 1, 0};
     case MATMUL_64:
-        return {(const void *)few<8, 2, 1>, 32, 64, threads, few_memory<8, 2>::bytes, 1};
+        return {(const void *)few<8, 2, 1>, 32, 64, threads, few_memory<8, 2>::bytes, 1, 0};
     default:
         return {(const void *)tiles<4, 2, 2, 8, 1>, TILE_ROWS, 128, 256,
-                STAGES * stage<128>::bytes,         0};
+                STAGES * stage<128>::bytes,         0,         0};
     }
 }

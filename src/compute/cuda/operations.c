@@ -131,11 +131,14 @@ static const int32_t *staged_page_ids(cuda_backend *b)
 
 /* ---- input of products ------------------------------------------------------------------------------ */
 
+#define FEW_TOKENS_MOST 64 /* whose weights go straight into registers */
+
 static prepared prepared_at(const cuda_backend *b, int32_t n_rows)
 {
     return (prepared){.halves = (uint16_t *)(void *)(b->prepared + prepared_scale_bytes(n_rows)),
                       .scales = (float *)(void *)b->prepared,
-                      .n_stride = (n_rows + 7) / 8 * 8};
+                      .n_stride = (n_rows + 7) / 8 * 8,
+                      .tiles = b->wgmma && n_rows > FEW_TOKENS_MOST};
 }
 
 /* Where an operation that writes out also puts it as a product's input; none if it does not fit. */
@@ -157,9 +160,11 @@ static prepared prepare(cuda_backend *b, tensor x)
         (size_t)(x.data - of.data) % (size_t)x.n_cols == 0) {
         prepared p = prepared_at(b, of.n_rows);
         size_t first = (size_t)(x.data - of.data) / (size_t)x.n_cols;
-        p.halves += first * 32;
+        p.halves += first * (p.tiles ? PACKED_COLS : 32);
         p.scales += first;
-        return p;
+        /* Tiles are for products of many tokens, and eight tokens are one piece of them. */
+        if (!p.tiles || (x.n_rows > FEW_TOKENS_MOST && first % 8 == 0))
+            return p;
     }
     assert(prepared_size(x.n_rows, x.n_cols) <= b->prepared_bytes);
     b->prepared_of = x;
@@ -633,8 +638,30 @@ static void attention(backend *backend_, tensor out, tensor q, kv_store *kv,
 
 /* ---- products ---------------------------------------------------------------------------------------- */
 
-matmul_kernel cuda_matmul_kernel(int32_t kind, int32_t k_scales, int which)
+#ifdef REALM_CUDA_WGMMA
+static matmul_kernel stream_kernel(int32_t kind, int32_t k_scales)
 {
+    switch (kind) {
+    case PACKED_F16: return cuda_kernel_stream_f16();
+    case PACKED_Q8: return cuda_kernel_stream_q8();
+    case PACKED_Q4: return k_scales ? cuda_kernel_stream_q4k() : cuda_kernel_stream_q4();
+    case PACKED_Q5: return k_scales ? cuda_kernel_stream_q5k() : cuda_kernel_stream_q5();
+    case PACKED_Q6: return cuda_kernel_stream_q6();
+    case PACKED_Q3: return cuda_kernel_stream_q3();
+    case PACKED_Q2: return cuda_kernel_stream_q2();
+    default: return cuda_kernel_stream_t4();
+    }
+}
+#endif
+
+matmul_kernel cuda_matmul_kernel(const cuda_backend *b, int32_t kind, int32_t k_scales, int which)
+{
+#ifdef REALM_CUDA_WGMMA
+    if (b->wgmma && which == MATMUL_TILES)
+        return stream_kernel(kind, k_scales);
+#else
+    (void)b;
+#endif
     switch (kind) {
     case PACKED_F16: return cuda_kernel_matmul_f16(which);
     case PACKED_Q8: return cuda_kernel_matmul_q8(which);
@@ -664,15 +691,27 @@ static int alike(const packed *a, const packed *b)
     return a->kind == b->kind && a->k_scales == b->k_scales && a->table == b->table;
 }
 
+/* How many blocks share so many places: as many as can run at once, or so few less that each has whole
+ * places, if next to nothing is lost by that; sums of shared places cost more. */
+static int32_t stretches(int32_t places, int32_t resident)
+{
+    int32_t rounds = (places + resident - 1) / resident;
+    if (places * 10 >= rounds * resident * 9)
+        return (places + rounds - 1) / rounds;
+    int64_t jobs = (int64_t)places * PACKED_SEGMENTS;
+    int64_t each = (jobs + resident - 1) / resident;
+    return (int32_t)((jobs + each - 1) / each);
+}
+
 /* Weights from .. on that are of one kind, at most MATMUL_WEIGHTS; returns the next. */
 static int32_t multiply_alike(cuda_backend *b, const tensor *outs, tensor x,
                               const weight *const *ws, const weight *const *biases, int32_t from,
                               int32_t count, prepared p)
 {
-    matmul_args a = {.x = p, .n_tokens = x.n_rows};
+    matmul_args a = {.x = p, .n_tokens = x.n_rows, .parts = b->parts, .counters = b->counters};
     int32_t kind = packed_of(ws[from])->kind, k_scales = packed_of(ws[from])->k_scales, i = from,
             which = MATMUL_TILES;
-    if (x.n_rows <= 64)
+    if (x.n_rows <= FEW_TOKENS_MOST && !p.tiles)
         which = x.n_rows <= 8    ? MATMUL_8
                 : x.n_rows <= 16 ? MATMUL_16
                 : x.n_rows <= 32 ? MATMUL_32
@@ -682,7 +721,7 @@ static int32_t multiply_alike(cuda_backend *b, const tensor *outs, tensor x,
         tiles += packed_of(ws[j])->row_tiles;
     if (which == MATMUL_8 && tiles >= (int64_t)b->n_multiprocessors * 5)
         which = MATMUL_8_LONG;
-    matmul_kernel k = cuda_matmul_kernel(kind, k_scales, which);
+    matmul_kernel k = cuda_matmul_kernel(b, kind, k_scales, which);
     for (; i < count && a.count < MATMUL_WEIGHTS && alike(packed_of(ws[i]), packed_of(ws[from]));
          i++) {
         int32_t j = a.count++;
@@ -691,11 +730,15 @@ static int32_t multiply_alike(cuda_backend *b, const tensor *outs, tensor x,
         a.bias[j] = biases ? vector_of(biases[i], ws[i]->n_rows) : NULL;
         a.first_block[j + 1] = a.first_block[j] + (ws[i]->n_rows + k.tile_rows - 1) / k.tile_rows;
     }
-    int32_t blocks = a.first_block[a.count];
-    if (k.persistent && blocks > b->resident[kind][k_scales][which])
-        blocks = b->resident[kind][k_scales][which];
-    step_record(b, k.function, (uint32_t)blocks,
-                (uint32_t)((x.n_rows + k.tile_tokens - 1) / k.tile_tokens), 1, (uint32_t)k.threads,
+    int32_t blocks = a.first_block[a.count], resident = b->resident[kind][k_scales][which];
+    int32_t token_blocks = (x.n_rows + k.tile_tokens - 1) / k.tile_tokens;
+    if (k.persistent == 2) {
+        blocks = stretches(blocks * token_blocks, resident);
+        token_blocks = 1;
+    } else if (k.persistent && blocks > resident) {
+        blocks = resident;
+    }
+    step_record(b, k.function, (uint32_t)blocks, (uint32_t)token_blocks, 1, (uint32_t)k.threads,
                 (uint32_t)k.shared_bytes, &a, sizeof a);
     return i;
 }

@@ -40,8 +40,7 @@ __device__ void pack_scales(const pack_args &a, const uint8_t *row, const packed
                             int32_t k, float row_scale)
 {
     const packed &w = a.w;
-    uint8_t *scales = (uint8_t *)w.scales + p.tile * packed_scale_bytes(w.kind, w.k_scales);
-    uint8_t *supers = (uint8_t *)w.supers + p.super * packed_super_bytes(w.kind, w.k_scales);
+    uint8_t *scales = (uint8_t *)w.scales + p.scales, *supers = (uint8_t *)w.supers + p.supers;
     uint8_t *pair = scales + p.g * 16 + (p.r * 2 + c) * 4,
             *byte_pair = scales + p.g * 8 + p.r * 4 + c * 2;
     const uint8_t *b;
@@ -158,8 +157,6 @@ static __global__ void pack_kernel(pack_args a)
             row_tile = a.first_row / PACKED_ROWS + (int32_t)blockIdx.x;
     for (int32_t k_tile = (int32_t)threadIdx.x / 32; k_tile < w.k_tiles;
          k_tile += (int32_t)blockDim.x / 32) {
-        uint8_t *tile = (uint8_t *)w.planes +
-                        ((int64_t)row_tile * w.k_tiles + k_tile) * packed_plane_bytes(w.kind);
         for (int n = 0; n < 32; n++) {
             int r = n / 16, c = n / 8 % 2, i = n % 8;
             int32_t row = row_tile * PACKED_ROWS + r * 8 + lane / 4;
@@ -168,6 +165,7 @@ static __global__ void pack_kernel(pack_args a)
                 continue;
             const uint8_t *from = a.rows + (int64_t)(row - a.first_row) * a.row_bytes;
             packed_place p = packed_find(w, row, k);
+            uint8_t *tile = (uint8_t *)w.planes + p.planes;
             uint32_t code = file_code(w.type, from, k);
             if (w.type == DTYPE_BF16)
                 code = __half_as_ushort(

@@ -3,13 +3,14 @@
  * A matrix is cut into tiles of 16 rows by 64 columns, the shape that a warp multiplies by four
  * instructions of the matrix units (m16n8k16). A tile's bytes are planes of 32 lanes: each lane finds
  * what it needs, in the registers' order, in one or two loads of up to 16 bytes next to its
- * neighbours'. Rows are padded to 16 and columns to 64 with weights of zero. Lane 4g+t holds rows g
+ * neighbours'. Rows are padded to 128 and columns to 64 with weights of zero. Lane 4g+t holds rows g
  * and g+8 and, of each half tile of 32 columns, columns 8t .. 8t+7; instruction m of a half takes
  * columns 8t+4m .. 8t+4m+3. Activations are read by the same rule, so the order of columns inside an
  * instruction is nobody's business.
  *
- * Quantized weights stay quantized, at the file's bits: nibbles, bits and bytes are only moved. The
- * scales of a tile stand apart from it:
+ * Quantized weights stay quantized, at the file's bits: nibbles, bits and bytes are only moved. A slab is
+ * what eight tiles under each other (128 rows by 64 columns) have: their planes, then their scales. Slabs
+ * of the same rows follow each other, so that a block's loads are few and long:
  *
  *     kind  planes a tile                        scales a tile, by g (rows g and g+8)
  *     F16   64 B a lane: halves                  none
@@ -22,7 +23,8 @@
  *     Q2    8 B two bits                         2 x 4 pairs of bytes (scale, minimum), one a 16
  *     T4    16 B: nibbles, places in a table     as Q8
  *
- * Where scales are bytes, "supers" hold the halves that multiply them, once a 256 columns. Types whose
+ * Where scales are bytes, "supers" hold the halves that multiply them, once a 256 columns, also of eight
+ * tiles together. Types whose
  * scales may not fit a half (BF16, Q8_K, MXFP4) have a power of two a row taken out of them. F32
  * matrices are rows as in the file and are multiplied in F32. */
 #ifndef REALM_COMPUTE_CUDA_PACKED_H
@@ -43,17 +45,19 @@ typedef enum packed_kind {
     PACKED_KINDS
 } packed_kind;
 
-#define PACKED_ROWS 16 /* of a tile */
-#define PACKED_COLS 64
+#define PACKED_ROWS       16 /* of a tile */
+#define PACKED_COLS       64
+#define PACKED_SLAB_TILES 8
 
 /* Every product's sum over columns is this many sums over neighbouring tiles, added in order from
  * zero, whatever the kernel and the number of tokens: so that all give the same bits. */
 #define PACKED_SEGMENTS 8
 
 typedef struct packed {
-    const uint8_t *planes;   /* [row_tiles, k_tiles] of packed_plane_bytes; F32: [n_rows, n_cols] */
-    const uint8_t *scales;   /* [row_tiles, k_tiles] of packed_scale_bytes */
-    const uint8_t *supers;   /* [row_tiles, ceil(k_tiles / 4)] of packed_super_bytes */
+    const uint8_t
+        *planes; /* [slabs of rows, k_tiles] of packed_slab_bytes; F32: [n_rows, n_cols] */
+    const uint8_t *scales;   /* of the first slab */
+    const uint8_t *supers;   /* [slabs of rows, ceil(k_tiles / 4), 8] of packed_super_bytes */
     const float *row_scales; /* [row_tiles * 16], or NULL: 1 */
     int32_t n_rows, n_cols, row_tiles, k_tiles;
     int32_t kind;     /* packed_kind */
@@ -105,6 +109,11 @@ PACKED_FUNCTION uint32_t packed_super_bytes(int32_t kind, int32_t k_scales)
     case PACKED_Q2: return 64;
     default: return k_scales ? 64 : 0;
     }
+}
+
+PACKED_FUNCTION uint32_t packed_slab_bytes(int32_t kind, int32_t k_scales)
+{
+    return PACKED_SLAB_TILES * (packed_plane_bytes(kind) + packed_scale_bytes(kind, k_scales));
 }
 
 #endif

@@ -142,31 +142,31 @@ static realm_status upload(cuda_backend *b, cuda_weight *w, const weight_source 
 static realm_status allocate(cuda_backend *b, cuda_weight *w, realm_error *error)
 {
     packed *p = &w->p;
-    uint64_t tiles = (uint64_t)p->row_tiles * (uint64_t)p->k_tiles, at = 0;
-    uint64_t supers = (uint64_t)p->row_tiles * (uint64_t)((p->k_tiles + 3) / 4), parts[4];
-    parts[0] = p->kind == PACKED_F32 ? (uint64_t)p->n_rows * (uint64_t)p->n_cols * 4
-                                     : tiles * packed_plane_bytes(p->kind);
-    parts[1] = tiles * packed_scale_bytes(p->kind, p->k_scales);
-    parts[2] = supers * packed_super_bytes(p->kind, p->k_scales);
-    parts[3] = has_row_scales((uint32_t)p->type)
+    uint64_t slabs = (uint64_t)((p->row_tiles + PACKED_SLAB_TILES - 1) / PACKED_SLAB_TILES), at = 0;
+    uint64_t supers = slabs * PACKED_SLAB_TILES * (uint64_t)((p->k_tiles + 3) / 4), parts[3];
+    parts[0] = p->kind == PACKED_F32
+                   ? (uint64_t)p->n_rows * (uint64_t)p->n_cols * 4
+                   : slabs * (uint64_t)p->k_tiles * packed_slab_bytes(p->kind, p->k_scales);
+    parts[1] = supers * packed_super_bytes(p->kind, p->k_scales);
+    parts[2] = has_row_scales((uint32_t)p->type)
                    ? (uint64_t)p->row_tiles * PACKED_ROWS * sizeof(float)
                    : 0;
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 3; i++)
         w->bytes += (parts[i] + 255) & ~(uint64_t)255;
     cudaError_t code = cudaMalloc((void **)&w->memory, w->bytes);
     if (code == cudaSuccess)
         code = cudaMemsetAsync(w->memory, 0, w->bytes, b->stream);
     if (code != cudaSuccess)
         return cuda_refuse(error, code, w->bytes, "weights");
-    const uint8_t *places[4];
-    for (int i = 0; i < 4; i++) {
+    const uint8_t *places[3];
+    for (int i = 0; i < 3; i++) {
         places[i] = parts[i] ? w->memory + at : NULL;
         at += (parts[i] + 255) & ~(uint64_t)255;
     }
     p->planes = places[0];
-    p->scales = places[1];
-    p->supers = places[2];
-    p->row_scales = (const float *)(const void *)places[3];
+    p->scales = p->planes + PACKED_SLAB_TILES * packed_plane_bytes(p->kind);
+    p->supers = places[1];
+    p->row_scales = (const float *)(const void *)places[2];
     return REALM_OK;
 }
 
