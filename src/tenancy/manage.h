@@ -19,7 +19,8 @@ typedef struct manage_page {
     int32_t limit;     /* 1 to MANAGE_MOST_ROWS */
     int has_more;
     char last_id
-        [512]; /* of the last item: a tenant's name, a key's id, "tenant/program", of usage a row's; "" */
+        [1024]; /* of the last item: a tenant's name, a key's id, "tenant/program", of usage a row's, as JSON of at
+                   most 960 bytes; "" */
 } manage_page;
 
 /* after and limit as a person writes them; either may be NULL. usual: where no limit is given.

@@ -81,31 +81,34 @@ static realm_status program_json(tenant_store *s, arena *a, const program_record
     return status;
 }
 
-/* A page's program is "tenant/program". */
-static realm_status find_page(tenant_store *s, const manage_page *page, arena *a, store_page *out,
-                              realm_error *error)
+/* A page's program is "tenant/program". In one tenant's list (of; NULL: everybody's) it is that tenant's, or the
+ * answer would tell whether another one is there. */
+static realm_status find_page(tenant_store *s, const manage_page *page, const char *of, arena *a,
+                              store_page *out, realm_error *error)
 {
     *out = (store_page){.limit = page->limit + 1};
     if (!page->after)
         return REALM_OK;
     const char *slash = strchr(page->after, '/');
     char *tenant = arena_copy(a, page->after, slash ? (size_t)(slash - page->after) : 0);
-    if (!slash)
-        return realm_fail(error, REALM_INVALID,
-                          "after wants a last_id, as tenant/program, not '%.80s'", page->after);
     if (!tenant)
         return realm_fail_memory(error, 0, "a page");
+    if (!slash || (of && strcmp(tenant, of) != 0))
+        return realm_fail(error, REALM_INVALID,
+                          "after wants a last_id of this list, as %.64s/program, not '%.80s'",
+                          of ? of : "tenant", page->after);
     out->after = slash + 1;
     return s->table->tenant_number(s, tenant, &out->after_tenant, error);
 }
 
-static realm_status add_programs(tenant_store *s, arena *a, int64_t number, const char *name,
-                                 manage_page *page, json_t *list, realm_error *error)
+static realm_status add_programs(tenant_store *s, arena *a, const char *of, int64_t number,
+                                 const char *name, manage_page *page, json_t *list,
+                                 realm_error *error)
 {
     program_record *programs;
     store_page part;
     size_t count = 0;
-    realm_status status = page ? find_page(s, page, a, &part, error) : REALM_OK;
+    realm_status status = page ? find_page(s, page, of, a, &part, error) : REALM_OK;
     if (!status)
         status = s->table->program_list(s, a, number, name, page ? &part : NULL, &programs, &count,
                                         error);
@@ -133,8 +136,8 @@ realm_status manage_program_list(tenant_store *s, const char *tenant, const char
     arena_init(&a, 0);
     realm_status status = tenant ? s->table->tenant_find(s, &a, tenant, &t, error) : REALM_OK;
     if (!status)
-        status = add_programs(s, &a, tenant ? (int64_t)t.number : STORE_ALL, name, page, list,
-                              error);
+        status = add_programs(s, &a, tenant, tenant ? (int64_t)t.number : STORE_ALL, name, page,
+                              list, error);
     arena_release(&a);
     if (!status)
         return give(list, answer, error);

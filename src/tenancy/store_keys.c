@@ -77,15 +77,17 @@ static realm_status read_key(store_sqlite *s, sqlite3_stmt *row, arena *a, key_r
     return REALM_OK;
 }
 
-/* When the key before the page was made: lists are ordered by that. */
-static realm_status find_page(store_sqlite *s, const store_page *page, int64_t *created_ms,
-                              realm_error *error)
+/* When the key before the page was made: lists are ordered by that. One of another tenant's is none. */
+static realm_status find_page(store_sqlite *s, int64_t tenant, const store_page *page,
+                              int64_t *created_ms, realm_error *error)
 {
     *created_ms = -1;
     if (!page || !page->after)
         return REALM_OK;
     realm_status status = sqlite_file_number(
-        &s->file, created_ms, error, "SELECT created_ms FROM keys WHERE id = ?", "t", page->after);
+        &s->file, created_ms, error,
+        "SELECT created_ms FROM keys WHERE id = ?1 AND (?2 < 0 OR tenant = ?2)", "ti", page->after,
+        tenant);
     return status == REALM_NOT_FOUND
                ? realm_fail(error, status, "there is no key '%.40s'", page->after)
                : status;
@@ -100,7 +102,7 @@ realm_status store_key_list(tenant_store *base, arena *a, int64_t tenant, const 
     int64_t created_ms;
     *out = NULL;
     *count = 0;
-    realm_status status = find_page(s, page, &created_ms, error);
+    realm_status status = find_page(s, tenant, page, &created_ms, error);
     if (!status)
         status = sqlite_file_prepare(
             &s->file, &statement, error,

@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import sqlite3
 
 import httpx
 import pytest
@@ -164,7 +165,10 @@ def test_a_tenants_own_key_manages_its_programs_and_sees_its_usage(node, admin):
             answer = http.get("/admin/v1/usage", params={"tenant": name})
             assert answer.status_code == 404
             told.append(answer.text.replace(name, "NAME"))
-    assert told[:8] == told[8:]
+            answer = http.get("/admin/v1/tenants/foreign/programs", params={"after": f"{name}/hi"})
+            assert answer.status_code == 400, "the next page of a tenant's list begins behind one of its own"
+            told.append(answer.text.replace(name, "NAME"))
+    assert told[:9] == told[9:]
 
 
 def pages_of(http, path, limit, **query):
@@ -215,6 +219,20 @@ def test_lists_come_in_pages(node, admin, there, run):
         lines += part.text.splitlines()[1:]
         after = part.headers["x-last-id"] if part.headers["x-has-more"] == "true" else ""
     assert lines == table.text.splitlines()[1:] and len(lines) > 6
+
+
+def test_pages_of_usage_go_on_behind_the_longest_names(node, admin):
+    made(admin, "t" * 63)
+    number = admin.get("/admin/v1/tenants/" + "t" * 63).json()["number"]
+    with sqlite3.connect(node.folder / "realm.db") as database:
+        columns = [row[1] for row in database.execute("PRAGMA table_info(usage)")]
+        for model in "\u0416" * 64, "\u6f22" * 42, "\\" * 128:  # 128 bytes are the most
+            row = dict.fromkeys(columns, 0) | {"day": 20000, "tenant": number, "key": "k" * 12, "model": model, "program": "p" * 63,
+                                               "version": 2147483647, "requests": 1}
+            database.execute(f"INSERT INTO usage({','.join(row)}) VALUES({','.join('?' * len(row))})", list(row.values()))
+    database.close()
+    items, sizes = pages_of(admin, "usage", 1, format="json", tenant="t" * 63)
+    assert len(items) == 3 and {len(i["model"].encode()) for i in items} == {126, 128} and set(sizes) == {1}
 
 
 def test_commands_at_a_server_follow_pages(node, admin, there):
