@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "base/map.h"
 #include "base/rng.h"
+#include "base/utf8.h"
 #include "realm/realm.h"
 
 #define MILLISECOND_NS 1000000u
@@ -191,12 +192,13 @@ static CURLcode perform(tracer *t, char *reason, size_t size)
     return message ? message->data.result : CURLE_RECV_ERROR;
 }
 
-/* What an answer of that status comes to, by OTLP's specification. */
+/* What an answer of that status comes to, by OTLP's specification; and as OpenTelemetry's SDKs do, any success is
+ * one: gateways before a collector answer 202. */
 static post_result judge(tracer *t, long status, post *p)
 {
     curl_off_t wait_s = 0;
-    if (status == 200) {
-        p->rejected = otlp_rejected(p->answer.data, p->answer.size);
+    if (status / 100 == 2) {
+        p->rejected = status == 200 ? otlp_rejected(p->answer.data, p->answer.size) : 0;
         return POSTED;
     }
     snprintf(p->reason, sizeof p->reason, "the collector answered %ld", status);
@@ -438,6 +440,11 @@ static realm_status set_resource(tracer *t, const tracer_options *o, realm_error
                               {"service.instance.id", instance ? instance : ""}};
     size_t count = 0;
     for (size_t i = 0; i < o->n_resource; i++) {
+        const char *name = o->resource[i].name, *value = o->resource[i].value;
+        /* Collectors refuse a whole batch for one bad byte, and these are in every batch. */
+        if (!utf8_valid((const uint8_t *)name, strlen(name)) ||
+            !utf8_valid((const uint8_t *)value, strlen(value)))
+            return realm_fail(error, REALM_INVALID, "resource attribute %zu is no UTF-8", i + 1);
         list[count].name = arena_copy(&t->memory, o->resource[i].name, strlen(o->resource[i].name));
         list[count].value = arena_copy(&t->memory, o->resource[i].value,
                                        strlen(o->resource[i].value));

@@ -439,6 +439,16 @@ def test_what_a_collector_puts_off_comes_once_later(plain, status, header):
             assert f"the collector answered {status}" not in s.read_log(), "it was not lost"
 
 
+def test_any_success_is_one(plain):
+    with Collector() as c:
+        c.script = [(202, {}, b"accepted"), (204, {}, b"")]
+        with plain(c) as s:
+            for i in range(2):
+                httpx.get(s.url + "/v1/models", headers=parent(LOW))
+                eventually(lambda: s.metric("realm_traces_exported_total") == i + 1, 60)
+            assert s.metric("realm_traces_dropped_total") == 0 and len(c.posts) == 2
+
+
 def test_what_a_collector_refuses_is_dropped_counted_and_told_once(plain):
     with Collector() as c:
         c.script = [(400, {}, b"no"), (403, {}, b"no")]
@@ -592,6 +602,7 @@ def test_spans_are_off_unless_asked_for(plain):
     ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER"),
     ({"OTEL_BSP_MAX_QUEUE_SIZE": "-1"}, "OTEL_BSP_MAX_QUEUE_SIZE"),
     ({"OTEL_RESOURCE_ATTRIBUTES": "novalue"}, "OTEL_RESOURCE_ATTRIBUTES"),
+    ({"OTEL_RESOURCE_ATTRIBUTES": "good=yes,bad=heliotrope%ff"}, "resource attribute 2 is no UTF-8"),
     ({"OTEL_EXPORTER_OTLP_HEADERS": "heliotrope"}, "traces-header, number 1"),
     ({"OTEL_EXPORTER_OTLP_HEADERS": "a b=heliotrope"}, "header 1 for the collector"),
     ({"OTEL_EXPORTER_OTLP_HEADERS": "a=heliotrope%0d%0ax:1"}, "header 1 for the collector"),
