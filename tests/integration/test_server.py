@@ -311,7 +311,7 @@ def test_the_log_is_json_and_holds_neither_keys_nor_prompts(server):
 
 
 def test_http2_in_clear_carries_many_streams_at_once(server):
-    with httpx.Client(http1=False, http2=True, base_url=server.url) as http2:
+    with httpx.Client(http1=False, http2=True, base_url=server.url, timeout=120) as http2:
         ask = lambda i: http2.post("/v1/completions", json={"model": "smol", "prompt": f"{i},", "max_tokens": 4})
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(ask, range(16)))
