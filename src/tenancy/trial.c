@@ -102,15 +102,16 @@ void trial_release(trial *t)
 /* ---- judging ---- */
 
 /* A program that does not like a body that it was not made for may say so. What it may not is trap, ask for what
- * its tenant has not, or spin; and with a body that came with it, fail at all. A model that is busy is no
- * fault of the program's. */
+ * its tenant has not, or spin; and with a body that came with it, fail at all. A model or a server that is busy is no
+ * fault of the program's; but one that has begun and asked no model for anything has spun, even where others left it
+ * too little of a core to use up its CPU time. */
 static int has_failed(const trial *t, realm_status status, const sandbox_usage *usage)
 {
     switch (status) {
     case REALM_OK:
     case REALM_CANCELLED:
-    case REALM_DEADLINE:
     case REALM_BUSY: return 0;
+    case REALM_DEADLINE: return usage->start_ns && !usage->model;
     case REALM_TRAPPED:
     case REALM_DENIED: return 1;
     default: return !t->is_own_body || usage->cpu_ns >= t->cpu_ns;

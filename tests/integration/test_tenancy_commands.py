@@ -206,6 +206,9 @@ def test_a_program_is_tried_before_it_is_stored(realm_in, tmp_path, smollm2):
     for name, text, words in (("trap", TRAPS, "unreachable"), ("spin", SPINS, "CPU time")):
         done = deploy(name, text)
         assert done.code == 1 and "the smoke test failed, nothing was deployed: " in done.err and words in done.err, done.err
+    # One that others leave too little of a core to use up its CPU time.
+    realm_in("tenant", "set", "acme", "--cpu-ms", 5000, "--wall-ms", 2000)
+    assert "nothing was deployed: the request took longer than its 2000 ms" in deploy("spin", SPINS).err
     assert "unreachable" in deploy("caller", CALLS).err, "what it calls is not there"
     assert realm_in("programs", "--json").json == []
     for name, text, more in (("trap", TRAPS, ("--smoke", "none")), ("good", echo("x"), ("--smoke", "{}")), ("caller", CALLS, ()),
