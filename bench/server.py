@@ -7,6 +7,7 @@
     bench/server.py MODEL.gguf --small                        small requests and refused ones on one core, with wrk
     bench/server.py MODEL.gguf --first-byte                   how long small answers take beside 0, 8 and 32 streams
     bench/server.py MODEL.gguf --traces                       what exporting spans costs small requests and streams
+    bench/server.py MODEL.gguf --grpc --streams 1,8,32        streams over gRPC beside the same over HTTP/1 (needs grpcio)
 
 Absolute figures drift with the machine, so each repetition measures both sides one after the other, and ratios are
 medians of the repetitions' own; `bests` is the ratio of both sides' fastest. The client is bench_server_load, which spends less than a hundredth of a core; the
@@ -15,8 +16,13 @@ server is started here and stays idle while the other side is measured.
 Beside `realm bench`, a stream's prompt is one token and each writes --tg tokens, as the bench's sessions do. Two
 ratios are printed: `steady`, tokens a second while all streams are under way, and `whole`, from the first request to
 the last token, with everything that starting a request costs.
+
+Over gRPC the client is Python's grpcio in a process of its own, all streams on one connection. It takes a good part of a core,
+which it shares with the model, so what it took is printed beside the rates; what the server's net thread took a token
+does not depend on the client.
 """
 import argparse
+import asyncio
 import contextlib
 import http.server
 import json
@@ -218,6 +224,74 @@ def traces(arguments):
               f"{spans(all_of[0])[1] - given_up:.0f} were dropped")
 
 
+# ---- gRPC ----
+
+
+def generate_request(tokens):
+    """A realm.v1.GenerateRequest by hand: model "m", prompt [1], temperature 0, past the model's own end."""
+    size = bytes([tokens & 127 | 128, tokens >> 7]) if tokens > 127 else bytes([tokens])
+    sampling = b"\x08" + size + b"\x11" + bytes(8) + b"\x68\x01"
+    return b"\x0a\x01m" + b"\x1a\x03\x0a\x01\x01" + b"\x22" + bytes([len(sampling)]) + sampling
+
+
+async def stream_calls(port, streams, tokens):
+    """What bench_server_load prints of one round, and the processor's seconds that this process took."""
+    import grpc
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        await channel.channel_ready()
+        call = channel.unary_stream("/realm.v1.Inference/Generate", request_serializer=bytes, response_deserializer=bytes)
+
+        async def one():
+            start, times = time.monotonic(), []
+            async for _ in call(generate_request(tokens)):
+                times.append(time.monotonic())
+            return start, times
+
+        before = time.process_time()
+        calls = await asyncio.gather(*(one() for _ in range(streams)))
+        taken = time.process_time() - before
+    begin, end = max(times[0] for _, times in calls), min(times[-1] for _, times in calls)
+    return {"requests": [[200, tokens, len(times), start, times[0], times[-1]] for start, times in calls],
+            "window_events": sum(begin <= t <= end for _, times in calls for t in times),
+            "window_s": max(0, end - begin), "client_s": taken}
+
+
+def net_seconds(pid):
+    """What the server's net thread, its first, has taken of a processor."""
+    return int(pathlib.Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def beside_grpc(arguments, streams):
+    body = {"model": "m", "prompt": [1], "max_tokens": arguments.tg, "temperature": 0, "ignore_eos": True,
+            "stream": True, "stream_options": {"include_usage": True}}
+
+    def over_http(port):
+        return load(port, [body], streams, 0)
+
+    def over_grpc(port):
+        return json.loads(subprocess.run([sys.executable, __file__, arguments.model, "--grpc-client", str(port), "--streams",
+                                          str(streams), "--tg", str(arguments.tg)], check=True, stdout=subprocess.PIPE).stdout)
+
+    speed, net, client, ratios = {"HTTP": [], "gRPC": []}, {"HTTP": [], "gRPC": []}, [], []
+    with serving(arguments.model, "--kv-memory", "1g") as (port, pid):
+        over_http(port)
+        over_grpc(port)
+        for _ in range(arguments.repeat):
+            for name, ask in (("HTTP", over_http), ("gRPC", over_grpc)):
+                before = net_seconds(pid)
+                answer = ask(port)
+                tokens = sum(r[1] for r in answer["requests"])
+                net[name].append((net_seconds(pid) - before) / tokens * 1e6)
+                speed[name].append(rates(answer)[1])
+                if name == "gRPC":
+                    client.append(answer["client_s"] * speed[name][-1] / tokens)
+            ratios.append(speed["gRPC"][-1] / speed["HTTP"][-1])
+    for name in speed:
+        print(f"{streams:3} streams   {name} {spread(speed[name], 0)} tokens/s   net thread {spread(net[name], 1)} us a token")
+    print(f"{streams:3} streams   gRPC of HTTP {spread(ratios)}   its client took {spread(client, 2)} of a core")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -229,7 +303,12 @@ def main():
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--first-byte", action="store_true")
     parser.add_argument("--traces", action="store_true")
+    parser.add_argument("--grpc", action="store_true")
+    parser.add_argument("--grpc-client", metavar="PORT", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.grpc_client:
+        print(json.dumps(asyncio.run(stream_calls(arguments.grpc_client, int(arguments.streams), arguments.tg))))
+        return
     if arguments.small:
         small(arguments)
     elif arguments.first_byte:
@@ -238,7 +317,7 @@ def main():
         traces(arguments)
     else:
         for streams in map(int, arguments.streams.split(",")):
-            (beside_other if arguments.other else beside_bench)(arguments, streams)
+            (beside_grpc if arguments.grpc else beside_other if arguments.other else beside_bench)(arguments, streams)
 
 
 if __name__ == "__main__":
