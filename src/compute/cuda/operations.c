@@ -458,10 +458,11 @@ static void kv_write(backend *backend_, kv_store *kv, int32_t layer, tensor k, t
 }
 
 /* Sequences with at most this many tokens in a step are split if there is room for their sums, and so are all
- * where the tiles of the others are too few to keep the device busy: a warp goes through a tile's units one
- * after the other, so a short piece of a prompt far into it takes as long as a whole prompt. */
+ * where the tiles of the others would not keep the device busy: a warp goes through a tile's units one after
+ * the other, so a short piece of a prompt far into it takes as long as a whole prompt. */
 #define SPLIT_TOKENS_MOST 4
-#define WALKS_LEAST       8 /* warps a multiprocessor */
+#define WALKS_AT_ONCE     8 /* warps a multiprocessor */
+#define WALK_LONGEST      3 /* times what each of these had to walk if all walked alike */
 
 typedef struct sequence_rows {
     int32_t first, count, position;
@@ -485,14 +486,20 @@ static int32_t tiles_of(const sequence_rows *s, int32_t group)
 static int32_t split_most(const cuda_backend *b, const attention_plan *p)
 {
     const step_rows *r = &b->rows;
-    int32_t tiles = 0;
+    int64_t longest = 0, units = 0; /* of the tiles that would be walked; all of them together */
     for (int32_t i = 0; i < r->n_tokens;) {
         sequence_rows s = next_sequence(r, i);
-        tiles += s.count > SPLIT_TOKENS_MOST ? tiles_of(&s, p->group) : 0;
+        int64_t first = s.position / ATTENTION_UNIT_TOKENS + 1;
+        int64_t last = (s.position + s.count - 1) / ATTENTION_UNIT_TOKENS + 1;
+        if (s.count > SPLIT_TOKENS_MOST) {
+            units += tiles_of(&s, p->group) * (first + last) / 2;
+            longest = last > longest ? last : longest;
+        }
         i += s.count;
     }
-    return tiles * p->n_kv_heads >= b->n_multiprocessors * WALKS_LEAST ? SPLIT_TOKENS_MOST
-                                                                       : INT32_MAX;
+    int64_t at_once = (int64_t)b->n_multiprocessors * WALKS_AT_ONCE;
+    return longest * at_once <= WALK_LONGEST * units * p->n_kv_heads ? SPLIT_TOKENS_MOST
+                                                                     : INT32_MAX;
 }
 
 /* Units of the longest sequence that is split, in a power of two, so that a graph lives a while. */
