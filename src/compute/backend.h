@@ -188,6 +188,10 @@ typedef struct backend_table {
      * about every few microseconds. See compute/cpu/pool.h. */
     int (*lend)(backend *b, int (*wanted)(void *context), void *context);
 
+    /* The most rows, at least n_rows, that a step takes hardly longer with than with n_rows: the end of the tile
+     * that the last of them is in. NULL for devices whose time grows row by row. */
+    int32_t (*filled_rows)(const backend *b, int32_t n_rows);
+
     void (*begin)(backend *b, const step_rows *rows);
     void (*end)(backend *b);
 

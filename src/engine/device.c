@@ -33,6 +33,12 @@ static void model_run(device *d, forward_input *input, float *const *results)
     model_forward(d->model, input, results);
 }
 
+static int32_t model_filled(const device *d, int32_t n_rows)
+{
+    const backend *b = model_backend(d->model);
+    return b->table->filled_rows(b, n_rows);
+}
+
 static void *model_host_open(device *d, size_t bytes)
 {
     backend *b = model_backend(d->model);
@@ -82,6 +88,7 @@ static const device_table model_table = {
     .kv_close = model_kv_close,
     .copy_page = model_copy_page,
     .forward = model_run,
+    .filled = model_filled,
     .host_open = model_host_open,
     .host_close = model_host_close,
     .lend = model_lend,
@@ -104,6 +111,7 @@ void device_init_model(device *d, model *m)
         .n_context = h->n_context,
         .gives_peaks = model_gives_peaks(m),
         .uses_host = b->table->lend != NULL,
+        .fills = b->table->filled_rows != NULL,
         .max_rows = model_max_tokens(m),
         .max_outputs = model_max_outputs(m),
         .free_bytes = memory.free_bytes,

@@ -17,6 +17,8 @@ typedef struct device_table {
     void (*copy_page)(device *d, int32_t to, int32_t from);
     /* As model_forward; input->kv is filled in here. */
     void (*forward)(device *d, forward_input *input, float *const *results);
+    /* As the backend's filled_rows; only where the device fills. */
+    int32_t (*filled)(const device *d, int32_t n_rows);
     /* As the backend's, or malloc and free: memory for what forward gives. Any thread. */
     void *(*host_open)(device *d, size_t bytes);
     void (*host_close)(device *d, void *memory);
@@ -35,6 +37,7 @@ struct device {
     int32_t n_vocab, n_embd, n_context;
     int gives_peaks;               /* forward fills in input->peaks */
     int uses_host;                 /* the host's threads compute */
+    int fills;                     /* a step's time grows by jumps */
     int32_t max_rows, max_outputs; /* of one forward; hidden states count only as rows */
     uint64_t free_bytes;           /* for pages, as of device_init_model */
     uint64_t usual_bytes;          /* of those, what pages take if nobody says otherwise */

@@ -424,10 +424,21 @@ static void go_on_after(engine *e, const sched_plan *plan)
     }
 }
 
+static int32_t filled_rows(const void *context, int32_t n_rows)
+{
+    const device *d = context;
+    return d->table->filled(d, n_rows);
+}
+
 static void iterate(engine *e)
 {
     uint64_t begun = clock_ns();
-    sched_limits limits = {e->batch_tokens, e->device.max_outputs, e->batch_tokens, &e->pace};
+    sched_limits limits = {.rows = e->batch_tokens,
+                           .outputs = e->device.max_outputs,
+                           .prompt_rows = e->batch_tokens,
+                           .pace = &e->pace,
+                           .filled = e->device.fills ? filled_rows : NULL,
+                           .filled_context = &e->device};
     const sched_plan *plan = scheduler_plan(e->scheduler, &limits);
     note_gauges(e);
     if (plan->starved)

@@ -140,22 +140,44 @@ pace_room pace_plan(pace *p, int32_t n_streams, int32_t n_waiting)
     if (wants_probe(p, n_streams, crowded)) {
         p->probing = 1;
         p->probed_at = p->iteration > 0 ? p->iteration : 1;
-        return (pace_room){0, 0, 0};
+        return (pace_room){0, 0, 0, INT32_MAX};
     }
     double step = expected_step(p, n_streams);
     if (step <= 0 || p->row_ns <= 0)
-        return (pace_room){FIRST_ROWS, 0, FIRST_ROWS};
+        return (pace_room){FIRST_ROWS, 0, FIRST_ROWS, INT32_MAX};
     double room_ns = PACE_SHARE * step + fmin(p->kept_ns, MOST_KEPT * PACE_SHARE * step);
     if (!p->mixed) /* few rows cost more each than the many of a prompt alone */
         room_ns *= 0.5;
     if (crowded)
         room_ns = fmax(room_ns, PACE_CROWD * (step + n_waiting * usual_row(p)) - step);
-    return (pace_room){room_ns / p->row_ns, p->position_ns / p->row_ns, LEAST_ROWS};
+    return (pace_room){room_ns / p->row_ns, p->position_ns / p->row_ns, LEAST_ROWS, INT32_MAX};
+}
+
+void pace_fill(const pace *p, pace_room *room, int32_t n_streams,
+               int32_t (*filled)(const void *context, int32_t n_rows), const void *context)
+{
+    double rows = room->rows;
+    if (rows <= 0)
+        return;
+    if (p->row_ns > 0)
+        rows *= p->row_ns / usual_row(p);
+    double total = n_streams + rows;
+    int32_t below = n_streams, above = filled(context, n_streams + 1);
+    while (above < total && above > below) {
+        below = above;
+        above = filled(context, below + 1);
+    }
+    int32_t end = total - below < above - total && below > n_streams ? below : above;
+    room->most = end - n_streams;
+    if (end > total) /* the rest of the tile costs next to nothing */
+        room->rows *= room->most / rows;
 }
 
 void pace_keep(pace *p, const pace_room *left)
 {
-    p->kept_ns = left->rows > 0 ? left->rows * p->row_ns : 0;
+    int is_kept = left->rows > 0 && left->most > 0;
+    /* More than a row is left where the prompts came to their ends. */
+    p->kept_ns = is_kept ? fmin(left->rows * p->row_ns, usual_row(p)) : 0;
 }
 
 double pace_cost(const pace_room *room, int32_t first, int32_t count)
@@ -172,5 +194,6 @@ int32_t pace_fit(const pace_room *room, int32_t first, int32_t most)
                             : room->rows;
     if (!(room->rows > 0))
         return 0;
+    most = most < room->most ? most : room->most;
     return count < most ? (int32_t)count : most;
 }

@@ -58,12 +58,19 @@ typedef struct pace_load {
 typedef struct pace_room {
     double rows, position_cost;
     int32_t least; /* rows that are taken in any case, or a prompt would never end */
+    int32_t most;  /* rows, whatever they cost; INT32_MAX: any number */
 } pace_room;
 
 void pace_note(pace *p, uint64_t ns, const pace_load *load);
 /* Beside n_streams >= 1 of them, with so many sessions whose prompts wait. None where the iteration
  * serves to measure. */
 pace_room pace_plan(pace *p, int32_t n_streams, int32_t n_waiting);
+
+/* For a device that computes a step in whole tiles of rows, so that time grows by jumps: fits the room to the
+ * tile's end that is nearest to what it is thought to hold, beside n_streams rows. filled: the most rows,
+ * n_rows or more, that a step of n_rows takes hardly longer with. */
+void pace_fill(const pace *p, pace_room *room, int32_t n_streams,
+               int32_t (*filled)(const void *context, int32_t n_rows), const void *context);
 
 /* What a plan could not use, as rows are whole: the next one gets it. Without, a room of 1.9 rows
  * would be one row for ever, and that two cost hardly more would never be seen. */

@@ -539,12 +539,16 @@ static prompt_room open_room(const scheduler *s, const sched_limits *limits, int
     if (room.is_paced)
         room.paced = pace_plan(limits->pace, s->plan.n_rows > 0 ? s->plan.n_rows : 1,
                                count_waiting(s, n_lanes));
+    if (room.is_paced && limits->filled)
+        pace_fill(limits->pace, &room.paced, s->plan.n_rows, limits->filled,
+                  limits->filled_context);
     return room;
 }
 
 static int has_room(const prompt_room *room)
 {
-    return room->rows > 0 && (!room->is_paced || room->paced.rows >= 1 || room->paced.least > 0);
+    return room->rows > 0 && (!room->is_paced || (room->paced.rows >= 1 && room->paced.most > 0) ||
+                              room->paced.least > 0);
 }
 
 static void take_room(prompt_room *room, int32_t first, int32_t n_rows)
@@ -552,6 +556,8 @@ static void take_room(prompt_room *room, int32_t first, int32_t n_rows)
     room->rows -= n_rows;
     room->paced.rows -= pace_cost(&room->paced, first, n_rows);
     room->paced.least -= n_rows;
+    if (room->paced.most < INT32_MAX)
+        room->paced.most -= n_rows;
 }
 
 /* The next slice of a prompt; the last row waits where no output is left. */

@@ -111,6 +111,9 @@ typedef struct sched_limits {
     int32_t outputs;     /* rows whose logits are wanted */
     int32_t prompt_rows; /* for prompts beside something that decodes; alone they get all rows */
     pace *pace;          /* says how many of these it shall be; NULL: all */
+    /* As pace_fill wants it; NULL: a step's time grows row by row. */
+    int32_t (*filled)(const void *context, int32_t n_rows);
+    const void *filled_context;
 } sched_limits;
 
 typedef struct sched_pick {

@@ -50,11 +50,12 @@ typedef struct launch {
 
 typedef struct step_graph {
     uint64_t hash;
-    uint64_t used; /* tick of the last use */
+    uint64_t used;  /* tick of the last use */
+    uint64_t times; /* that it was used */
     launch *launches;
     uint8_t *arguments;
     uint32_t n_launches, n_arguments;
-    cudaGraphExec_t graph; /* NULL: seen once, not recorded yet */
+    cudaGraphExec_t graph; /* NULL: not recorded yet */
 } step_graph;
 
 #define STEP_GRAPHS_MAX 48

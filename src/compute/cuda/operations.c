@@ -787,6 +787,16 @@ static void matmul(backend *backend_, const tensor *outs, tensor x, const weight
     finish(b);
 }
 
+/* The products' kernels: 8, 16, 32 or 64 tokens, then tiles. */
+static int32_t filled_rows(const backend *b, int32_t n_rows)
+{
+    (void)b;
+    for (int32_t rows = 8; rows <= 64; rows *= 2)
+        if (n_rows <= rows)
+            return rows;
+    return (n_rows + 127) / 128 * 128;
+}
+
 void operations_fill(backend_table *table)
 {
     table->embed = embed;
@@ -799,4 +809,5 @@ void operations_fill(backend_table *table)
     table->add = add;
     table->soft_cap = soft_cap;
     table->gather = gather;
+    table->filled_rows = filled_rows;
 }

@@ -14,6 +14,7 @@
 #define STEP_BLOCK_BYTES ((size_t)1 << 20)
 /* A list shorter than this is not worth a graph. */
 #define GRAPH_LAUNCHES_MIN 16
+#define GRAPH_TIMES_MIN    3
 
 static void release_graph(step_graph *g)
 {
@@ -253,15 +254,19 @@ static int make_graph(cuda_backend *b, step_graph *g)
     return made;
 }
 
-/* The first time a list is launched as it is: most prompts' lists never come again. */
+/* Making a graph takes as long as a step, so a list is launched as it is until it comes twice in a row, as those
+ * of generation do, or for the fourth time: pieces of prompts beside streams are seldom alike. */
 static void run_list(cuda_backend *b)
 {
     step *s = &b->step;
     step_graph *g = s->n_launches >= GRAPH_LAUNCHES_MIN ? find_graph(s) : NULL;
-    int again = g != NULL && g->used != 0;
-    if (g != NULL)
+    int lasts = g != NULL &&
+                (g->graph || (g->times > 0 && g->used == s->tick) || g->times >= GRAPH_TIMES_MIN);
+    if (g != NULL) {
         g->used = ++s->tick;
-    if (!again) {
+        g->times++;
+    }
+    if (!lasts) {
         launch_all(b);
         return;
     }

@@ -19,8 +19,9 @@
 typedef struct fake {
     uint64_t (*pages)[KV_PAGE_TOKENS]; /* what stands in each slot */
     int32_t n_pages;
-    uint64_t step_ns, row_ns;          /* how long a forward takes, and each of its rows */
-    double position_ns;                /* and each position of each row */
+    uint64_t step_ns, row_ns; /* how long a forward takes, and each of its rows */
+    double position_ns;       /* and each position of each row */
+    int in_tiles; /* rows take as long as all of their tile: 8, 16, 32, 64, or as many 128s */
     void (*pass)(uint64_t ns);         /* lets so much time pass; NULL: the processor's spins */
     void (*on_forward)(struct fake *); /* on the engine's thread, before the rows; may be NULL */
     void *context;                     /* on_forward's */
@@ -99,11 +100,21 @@ static void fake_pass(const fake *f, uint64_t ns)
         ;
 }
 
+static int32_t fake_filled(const device *d, int32_t n_rows)
+{
+    (void)d;
+    for (int32_t rows = 8; rows <= 64; rows *= 2)
+        if (n_rows <= rows)
+            return rows;
+    return (n_rows + 127) / 128 * 128;
+}
+
 static void fake_forward(device *d, forward_input *input, float *const *results)
 {
     fake *f = fake_of(d);
     const step_rows *rows = &input->rows;
-    double time = (double)f->step_ns + (double)f->row_ns * rows->n_tokens;
+    int32_t timed = f->in_tiles ? fake_filled(d, rows->n_tokens) : rows->n_tokens;
+    double time = (double)f->step_ns + (double)f->row_ns * timed;
     int32_t output = 0;
     if (f->on_forward)
         f->on_forward(f);
@@ -172,6 +183,7 @@ static const device_table fake_table = {
     .kv_open = fake_kv_open,
     .kv_close = fake_kv_close,
     .copy_page = fake_copy_page,
+    .filled = fake_filled,
     .forward = fake_forward,
     .host_open = fake_host_open,
     .host_close = fake_host_close,
@@ -191,6 +203,7 @@ static inline device fake_device(fake *f)
         .n_context = 4096,
         .max_rows = 128,
         .max_outputs = 16,
+        .fills = f->in_tiles,
         .free_bytes = 3000,
         .usual_bytes = 1000,
         .page_bytes = {1, 1},

@@ -314,6 +314,38 @@ static void prompts_get_their_rows_where_others_take_the_cores(void **state)
     }
 }
 
+/* A device that computes rows in tiles: 8 streams take 4.3 ms, with up to 24 rows of a prompt 6.7, and with one more
+ * 9.9, which is more than twice. */
+static void prompts_fill_the_tiles_of_a_device_that_has_some(void **state)
+{
+    (void)state;
+    for (int pass = 0; pass < 2; pass++) {
+        const double usual = 3500000 + 8 * 100000, alone = 4 * (3500000 + 128 * 100000.0);
+        scene c;
+        script s = {.scene = &c, .n_streams = 8, .n_prompts = 1, .begin = pass ? 100 : 3};
+        c = (scene){
+            .fake = {.step_ns = 3500000, .row_ns = 100000, .in_tiles = 1, .pass = virtual_pass}};
+        c.engine = fake_engine(&c.fake, NULL);
+        for (int i = 0; i < 8; i++)
+            s.streams[i] = new_request(&c, (uint32_t)i + 1, 20, 3900);
+        s.prompts[0] = new_request(&c, 100, 512, 0);
+        c.fake.context = &s;
+        c.fake.on_forward = play;
+        for (int i = 0; i < 8; i++)
+            submit(s.streams[i]);
+        atomic_store(&c.all_submitted, 1);
+        wait_for(s.prompts[0]);
+        double took = (double)(s.prompts[0]->first_ns - s.prompts[0]->submitted_ns);
+        if (took > 2.6 * alone)
+            fail_msg("the prompt took %.1f ms, alone %.1f", took / 1e6, alone / 1e6);
+        for (int i = 0; i < 8; i++)
+            if ((double)s.streams[i]->longest_gap > 2 * usual)
+                fail_msg("a gap of %.3f ms, usual are %.3f",
+                         (double)s.streams[i]->longest_gap / 1e6, usual / 1e6);
+        close_scene(&c);
+    }
+}
+
 /* So many clients of one tenant, who come at once and ask again when they are answered. */
 static void assert_crowd(int n_clients)
 {
@@ -487,6 +519,7 @@ int main(void)
         cmocka_unit_test(another_tenant_s_many_prompts_stretch_no_gap),
         cmocka_unit_test(prompts_are_not_charged_for_what_streams_grow),
         cmocka_unit_test(prompts_get_their_rows_where_others_take_the_cores),
+        cmocka_unit_test(prompts_fill_the_tiles_of_a_device_that_has_some),
         cmocka_unit_test(a_crowd_s_prompts_do_not_wait_for_few_streams),
         cmocka_unit_test(one_request_does_not_wait_for_another_tenant_s_twenty),
         cmocka_unit_test(busy_tenants_get_tokens_by_weight),
