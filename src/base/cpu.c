@@ -15,6 +15,9 @@
 #include "base/log.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -31,6 +34,19 @@ static uint64_t read_xcr0(void)
     return (uint64_t)high << 32 | low;
 }
 
+/* 1 if this process may use AMX's tiles. Linux saves no tiles of a process that did not ask, and refuses
+ * one that has a signal stack too small for them.
+ * Other systems have ways of their own, which are not known here. */
+static int may_use_tiles(void)
+{
+#if defined(__linux__)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return 0;
+#endif
+}
+
 static void detect(void)
 {
     uint32_t a = 0, b = 0, c = 0, d = 0;
@@ -43,6 +59,8 @@ static void detect(void)
         int all = (b & bit_AVX512F) && (b & bit_AVX512BW) && (b & bit_AVX512VL) &&
                   (b & bit_AVX512DQ) && (c & bit_AVX512VNNI);
         g_features.avx512_vnni = g_features.avx2 && (xcr0 & 0xE6) == 0xE6 && all;
+        int tiles = (d >> 24 & 1) && (d >> 25 & 1); /* AMX-TILE, AMX-INT8 */
+        g_features.amx_int8 = g_features.avx512_vnni && (xcr0 & 0x60000) == 0x60000 && tiles;
         if (g_features.avx512_vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d))
             g_features.avx512_bf16 = (a >> 5 & 1) != 0;
     }
@@ -76,24 +94,35 @@ static void detect(void)
 static void detect(void) {}
 #endif
 
-static void detect_and_lower(void)
+/* Takes away what REALM_CPU does not name. wish is NULL if it is not set. */
+static void lower_to(const char *wish)
 {
-    detect();
-    const char *wish = getenv("REALM_CPU");
     if (!wish)
         return;
     if (strcmp(wish, "reference") == 0)
         g_features = (cpu_features){0};
     else if (strcmp(wish, "avx2") == 0)
-        g_features.avx512_vnni = g_features.avx512_bf16 = 0;
+        g_features.avx512_vnni = g_features.avx512_bf16 = g_features.amx_int8 = 0;
+    else if (strcmp(wish, "avx512") == 0)
+        g_features.amx_int8 = 0;
     else if (strcmp(wish, "neon") == 0)
         g_features.neon_dot = g_features.neon_i8mm = 0;
     else if (strcmp(wish, "neon-dot") == 0)
         g_features.neon_i8mm = 0;
-    else if (*wish && strcmp(wish, "avx512") != 0 && strcmp(wish, "neon-i8mm") != 0)
+    else if (*wish && strcmp(wish, "amx") != 0 && strcmp(wish, "neon-i8mm") != 0)
         LOG_W("cpu",
-              "REALM_CPU=%.40s means nothing: reference, avx2, avx512, neon, neon-dot or neon-i8mm",
+              "REALM_CPU=%.40s means nothing: reference, avx2, avx512, amx, neon, neon-dot or "
+              "neon-i8mm",
               wish);
+}
+
+static void detect_and_lower(void)
+{
+    detect();
+    lower_to(getenv("REALM_CPU"));
+#if defined(__x86_64__)
+    g_features.amx_int8 = g_features.amx_int8 && may_use_tiles();
+#endif
 }
 
 const cpu_features *cpu_features_get(void)

@@ -53,6 +53,7 @@ static const cpu_matmul *packed_kernel(bench_isa isa)
 #if defined(__x86_64__)
     case BENCH_ISA_AVX2: return &matmul_packed_avx2;
     case BENCH_ISA_AVX512: return &matmul_packed_avx512;
+    case BENCH_ISA_AMX: return &matmul_packed_amx;
 #elif defined(__aarch64__)
     case BENCH_ISA_NEON: return &matmul_packed_neon;
     case BENCH_ISA_NEON_DOT: return &matmul_packed_neon_dot;
@@ -69,7 +70,7 @@ static const cpu_matmul *dense_kernel(bench_isa isa)
     return cpu_kernels_neon.dense;
 #else
 #if defined(__x86_64__)
-    if (isa == BENCH_ISA_AVX512)
+    if (isa == BENCH_ISA_AVX512 || isa == BENCH_ISA_AMX)
         return cpu_kernels_avx512.dense;
     if (isa == BENCH_ISA_AVX2)
         return cpu_kernels_avx2.dense;
@@ -82,6 +83,10 @@ static const cpu_matmul *dense_kernel(bench_isa isa)
 static const cpu_matmul *kernel_for(const kernel_bench *k, uint32_t type)
 {
     const cpu_matmul *packed = packed_kernel(k->isa);
+#if defined(__x86_64__)
+    if (k->isa == BENCH_ISA_AMX && !packed->accepts(type, k->n_rows, k->n_cols))
+        packed = &matmul_packed_avx512; /* as a backend chooses */
+#endif
     int plain = type == DTYPE_F32 || type == DTYPE_F16 || type == DTYPE_BF16;
     if (plain || k->options.dense || !packed->accepts(type, k->n_rows, k->n_cols))
         return dense_kernel(k->isa);
@@ -239,7 +244,7 @@ static double time_products(const kernel_bench *k, pool *p, const copies *c, job
     int passes = 0;
     while (passes < 3 || (passes < MAX_PASSES && seconds_since(begin_all) < limit)) {
         uint64_t begin = clock_ns();
-        pool_run(p, prepare_some, j, j->n_tokens, c->kernel->token_step);
+        pool_run(p, prepare_some, j, j->n_tokens, matmul_token_step(c->kernel, j->n_tokens));
         *prepare_us = seconds_since(begin) * 1e6;
         size_t done = 0;
         begin = clock_ns();
@@ -456,8 +461,9 @@ int bench_kernels(int argc, char **argv)
          .kind = OPTION_TEXT,
          .out = &o->isa,
          .value = "WHICH",
-         .help = "kernels of these instructions: avx512, avx2, neon-i8mm, neon-dot, neon or scalar "
-                 "(default: the best that this processor has)"},
+         .help =
+             "kernels of these instructions: amx, avx512, avx2, neon-i8mm, neon-dot, neon or scalar "
+             "(default: the best that this processor has)"},
         {.name = "dense",
          .kind = OPTION_FLAG,
          .out = &o->dense,

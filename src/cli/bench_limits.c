@@ -24,9 +24,10 @@
 const char *bench_isa_name(bench_isa isa)
 {
     static const char *const names[BENCH_ISA_COUNT] = {
-        [BENCH_ISA_SCALAR] = "scalar",     [BENCH_ISA_AVX2] = "avx2",
-        [BENCH_ISA_AVX512] = "avx512",     [BENCH_ISA_NEON] = "neon",
-        [BENCH_ISA_NEON_DOT] = "neon-dot", [BENCH_ISA_NEON_I8MM] = "neon-i8mm"};
+        [BENCH_ISA_SCALAR] = "scalar",      [BENCH_ISA_AVX2] = "avx2",
+        [BENCH_ISA_AVX512] = "avx512",      [BENCH_ISA_AMX] = "amx",
+        [BENCH_ISA_NEON] = "neon",          [BENCH_ISA_NEON_DOT] = "neon-dot",
+        [BENCH_ISA_NEON_I8MM] = "neon-i8mm"};
     return names[isa];
 }
 
@@ -37,6 +38,7 @@ int bench_isa_works(bench_isa isa)
     case BENCH_ISA_SCALAR: return 1;
     case BENCH_ISA_AVX2: return f->avx2;
     case BENCH_ISA_AVX512: return f->avx512_vnni;
+    case BENCH_ISA_AMX: return f->amx_int8;
     case BENCH_ISA_NEON: return f->neon;
     case BENCH_ISA_NEON_DOT: return f->neon_dot;
     case BENCH_ISA_NEON_I8MM: return f->neon_i8mm;
@@ -102,14 +104,40 @@ LOOP(fma_avx2, target("avx2,fma"), __m256, __m256, 8, "x", _mm256_set1_ps(1), AV
 LOOP(dot_avx512, target("avx512f,avx512vnni"), __m512i, __m512i, 16, "v", _mm512_set1_epi8(1), AVX512_DOT)
 LOOP(fma_avx512, target("avx512f"), __m512, __m512, 16, "v", _mm512_set1_ps(1), AVX512_FMA)
 
+/* Tiles are no variables; each thread sets them up, to the largest there are, and gives them back. */
+static void dot_amx(void *context, int64_t first, int64_t count, int32_t thread)
+{
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } shapes = {.palette = 1};
+    for (int t = 0; t < 8; t++) {
+        shapes.row_bytes[t] = 64;
+        shapes.rows[t] = 16;
+    }
+    __asm__ volatile("ldtilecfg %0" : : "m"(shapes));
+    for (int64_t round = 0; round < count * (ROUNDS / 16); round++)
+        __asm__ volatile("tdpbssd %%tmm6, %%tmm4, %%tmm0\n\t"
+                         "tdpbssd %%tmm6, %%tmm5, %%tmm1\n\t"
+                         "tdpbssd %%tmm7, %%tmm4, %%tmm2\n\t"
+                         "tdpbssd %%tmm7, %%tmm5, %%tmm3"
+                         :
+                         :);
+    __asm__ volatile("tilerelease" : :);
+    (void)context, (void)first, (void)thread;
+}
+
 static const loop dots[BENCH_ISA_COUNT] = {
     [BENCH_ISA_SCALAR] = {dot_scalar, 8 * 2},
     [BENCH_ISA_AVX2] = {dot_avx2, 8 * 32 * 2},
-    [BENCH_ISA_AVX512] = {dot_avx512, 16 * 64 * 2}};
+    [BENCH_ISA_AVX512] = {dot_avx512, 16 * 64 * 2},
+    [BENCH_ISA_AMX] = {dot_amx, 4 * 16 * 16 * 64 * 2 / 16}};
 static const loop fmas[BENCH_ISA_COUNT] = {
     [BENCH_ISA_SCALAR] = {fma_scalar, 8 * 2},
     [BENCH_ISA_AVX2] = {fma_avx2, 8 * 8 * 2},
-    [BENCH_ISA_AVX512] = {fma_avx512, 16 * 16 * 2}};
+    [BENCH_ISA_AVX512] = {fma_avx512, 16 * 16 * 2},
+    [BENCH_ISA_AMX] = {fma_avx512, 16 * 16 * 2}};
 // clang-format on
 
 #elif defined(__aarch64__)

@@ -13,6 +13,7 @@ typedef enum bench_isa {
     BENCH_ISA_SCALAR,
     BENCH_ISA_AVX2,
     BENCH_ISA_AVX512,
+    BENCH_ISA_AMX,
     BENCH_ISA_NEON,
     BENCH_ISA_NEON_DOT,
     BENCH_ISA_NEON_I8MM,

@@ -789,6 +789,11 @@ static int lay_out_inputs(cpu_backend *b, matmul_job *j, int32_t n_tokens)
 
 static void multiply_tokens(cpu_backend *b, matmul_job *j)
 {
+    j->token_step = 1;
+    for (int32_t i = 0; i < j->n_inputs; i++) {
+        int32_t step = matmul_token_step(j->inputs[i], j->n_tokens);
+        j->token_step = step > j->token_step ? step : j->token_step;
+    }
     j->token_groups = (j->n_tokens + j->token_step - 1) / j->token_step;
     run_small_or_shared(b, prepare_tokens, j, j->token_groups * j->n_inputs,
                         (int64_t)j->token_step * j->n_cols);
@@ -815,7 +820,6 @@ static int32_t collect_inputs(matmul_job *j, int32_t from, int32_t count, const 
             break;
         j->inputs[input] = kernel;
         j->n_inputs = input == j->n_inputs ? input + 1 : j->n_inputs;
-        j->token_step = kernel->token_step > j->token_step ? kernel->token_step : j->token_step;
     }
     return i;
 }
@@ -843,7 +847,7 @@ static void matmul(backend *backend_, const tensor *outs, tensor x, const weight
         assert(ws[i]->n_cols == x.n_cols && outs[i].n_cols == ws[i]->n_rows &&
                outs[i].n_rows == x.n_rows);
     for (int32_t from = 0, next; from < count && x.n_rows > 0; from = next) {
-        matmul_job j = {.n_cols = x.n_cols, .token_step = 1};
+        matmul_job j = {.n_cols = x.n_cols};
         next = collect_inputs(&j, from, count, ws);
         j.outs = outs + from;
         j.ws = ws + from;
@@ -862,7 +866,6 @@ static void gated_matmul(backend *backend_, tensor out, tensor up, tensor x,
                     .ws = ws,
                     .count = 2,
                     .n_cols = x.n_cols,
-                    .token_step = 1,
                     .gated = 1,
                     .activation = kind,
                     .kernels = b->kernels};
@@ -897,8 +900,12 @@ static void close_backend(backend *backend_)
 static void describe(const backend *backend_, char *text, size_t size)
 {
     const cpu_backend *b = (const cpu_backend *)backend_;
-    snprintf(text, size, "cpu: %s, %d threads, %s kernels", cpu_name(), pool_threads(b->pool),
-             b->kernels->name);
+    size_t used = (size_t)snprintf(text, size, "cpu: %s, %d threads, %s kernels", cpu_name(),
+                                   pool_threads(b->pool), b->kernels->name);
+    for (int i = 0; used < size && b->matmuls[i] && b->matmuls[i] != b->kernels->dense &&
+                    b->matmuls[i] != &reference_matmul;
+         i++)
+        used += (size_t)snprintf(text + used, size - used, ", %s", b->matmuls[i]->name);
 }
 
 static const backend_table table = {

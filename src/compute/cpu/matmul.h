@@ -70,8 +70,9 @@ struct cpu_matmul {
     void (*prepare)(void *prepared, const float *x, int32_t first_token, int32_t count,
                     int32_t n_tokens, int32_t n_cols);
 
-    /* prepare's ranges begin at multiples of this (1 if tokens are independent). */
-    int32_t token_step;
+    /* prepare's ranges begin at multiples of token_step (1 if tokens are independent); of many_tokens
+     * or more, at multiples of many_step, unless that is 0. See matmul_token_step. */
+    int32_t token_step, many_tokens, many_step;
 
     /* out[t * out_stride + r] = sum_c w[r, c] * x[t, c] (+ bias[r] unless bias is NULL) for
      * t < n_tokens and first_row <= r < first_row + row_count. out is row 0 of token 0. first_row
@@ -79,6 +80,12 @@ struct cpu_matmul {
     void (*product)(const cpu_weight *w, const void *prepared, int32_t n_tokens, float *out,
                     int32_t out_stride, const float *bias, int32_t first_row, int32_t row_count);
 };
+
+static inline int32_t matmul_token_step(const cpu_matmul *kernel, int32_t n_tokens)
+{
+    return kernel->many_step && n_tokens >= kernel->many_tokens ? kernel->many_step
+                                                                : kernel->token_step;
+}
 
 /* The kernels that multiply quantized weights with quantized activations on a processor with
  * these features, best first, NULL-terminated; static storage. */

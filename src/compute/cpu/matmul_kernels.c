@@ -9,8 +9,11 @@ const cpu_matmul *const *matmul_kernels(const cpu_features *features)
 {
     static const cpu_matmul *const none[] = {NULL};
 #if defined(__x86_64__)
+    static const cpu_matmul *const amx[] = {&matmul_packed_amx, &matmul_packed_avx512, NULL};
     static const cpu_matmul *const avx512[] = {&matmul_packed_avx512, NULL};
     static const cpu_matmul *const avx2[] = {&matmul_packed_avx2, NULL};
+    if (features->amx_int8)
+        return amx;
     if (features->avx512_vnni)
         return avx512;
     if (features->avx2)

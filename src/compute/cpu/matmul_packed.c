@@ -15,6 +15,7 @@
 #endif
 
 #include "base/numa.h"
+#include "compute/cpu/matmul_amx.h"
 
 /* Prepared bytes of a span's tokens: half of a usual second-level cache of 1 MB. But of wide matrices
  * so many tiles at the least, though they come from the third level then: each span reads all weights
@@ -191,6 +192,20 @@ static void product(const matmul_isa *isa, const cpu_weight *w, const void *prep
 
 /* ---- the contract --------------------------------------------------------------------------- */
 
+#define CONTRACT(isa, takes, step, bytes, ...)                                                     \
+    const cpu_matmul matmul_packed_##isa = {.name = "packed " #isa,                                \
+                                            .accepts = takes,                                      \
+                                            .pack = pack,                                          \
+                                            .pack_rows = pack_rows,                                \
+                                            .layout = PACK_LAYOUT,                                 \
+                                            .packed_size = packed_size,                            \
+                                            .row = row,                                            \
+                                            .input_bytes = bytes,                                  \
+                                            .prepare = prepare_##isa,                              \
+                                            .token_step = step,                                    \
+                                            .product = product_##isa,                              \
+                                            __VA_ARGS__};
+
 #define KERNEL(isa, step)                                                                          \
     static void product_##isa(const cpu_weight *w, const void *prepared, int32_t n_tokens,         \
                               float *out, int32_t out_stride, const float *bias,                   \
@@ -204,24 +219,46 @@ static void product(const matmul_isa *isa, const cpu_weight *w, const void *prep
     {                                                                                              \
         matmul_isa_##isa.prepare(prepared, x, first_token, count, n_tokens, n_cols);               \
     }                                                                                              \
-    const cpu_matmul matmul_packed_##isa = {                                                       \
-        .name = "packed " #isa,                                                                    \
-        .accepts = accepts,                                                                        \
-        .pack = pack,                                                                              \
-        .pack_rows = pack_rows,                                                                    \
-        .layout = PACK_LAYOUT,                                                                     \
-        .packed_size = packed_size,                                                                \
-        .row = row,                                                                                \
-        .input_bytes = matmul_prepared_bytes,                                                      \
-        .prepare = prepare_##isa,                                                                  \
-        .token_step = step,                                                                        \
-        .product = product_##isa,                                                                  \
-    };
+    CONTRACT(isa, accepts, step, matmul_prepared_bytes, )
 
 KERNEL(scalar, 1)
 #if defined(__x86_64__)
 KERNEL(avx2, 1)
 KERNEL(avx512, 1)
+
+/* AMX where there are tokens enough, AVX-512 where not; types of 256 values. */
+static int accepts_amx(uint32_t type, int32_t n_rows, int32_t n_cols)
+{
+    return accepts(type, n_rows, n_cols) && matmul_super(kinds[type]) > 1;
+}
+
+static size_t bytes_amx(int32_t n_tokens, int32_t n_cols)
+{
+    return matmul_amx_takes(n_tokens) ? matmul_amx_bytes(n_tokens, n_cols)
+                                      : matmul_prepared_bytes(n_tokens, n_cols);
+}
+
+static void prepare_amx(void *prepared, const float *x, int32_t first_token, int32_t count,
+                        int32_t n_tokens, int32_t n_cols)
+{
+    if (matmul_amx_takes(n_tokens))
+        matmul_amx_prepare(prepared, x, first_token, count, n_tokens, n_cols);
+    else
+        prepare_avx512(prepared, x, first_token, count, n_tokens, n_cols);
+}
+
+static void product_amx(const cpu_weight *w, const void *prepared, int32_t n_tokens, float *out,
+                        int32_t out_stride, const float *bias, int32_t first_row, int32_t row_count)
+{
+    if (matmul_amx_takes(n_tokens))
+        matmul_amx_product(kinds[w->head.type], w, prepared, n_tokens, out, out_stride, bias,
+                           first_row, row_count);
+    else
+        product_avx512(w, prepared, n_tokens, out, out_stride, bias, first_row, row_count);
+}
+
+CONTRACT(amx, accepts_amx, 1, bytes_amx, .many_tokens = MATMUL_AMX_TOKENS,
+         .many_step = MATMUL_AMX_STRIP)
 #elif defined(__aarch64__)
 KERNEL(neon, 1)
 KERNEL(neon_dot, 1)

@@ -90,13 +90,19 @@ static void prepare_group(matmul_input *in, size_t stride, matmul_list *list, ui
         put_digits(in, stride, sums);
 }
 
-/* Prepares one token. in is its first block; the next is stride on. */
-static void prepare_token(matmul_input *in, size_t stride, matmul_list *list, const float *x,
-                          int32_t n_blocks)
+/* Magnitudes above this have a high part. Not below what counts as zero, so that no scale is
+ * subnormal. */
+static float outlier_threshold(const float *x, int32_t n_blocks)
 {
     float mean = energy(x, n_blocks * 32) / (float)(n_blocks * 32);
-    /* Not below what counts as zero, so that no scale is subnormal. */
-    float threshold = fmaxf(MATMUL_OUTLIER * sqrtf(mean), 0x1p-100f);
+    return fmaxf(MATMUL_OUTLIER * sqrtf(mean), 0x1p-100f);
+}
+
+/* Prepares one token. in is its first block; the next is stride on. */
+static inline void prepare_token(matmul_input *in, size_t stride, matmul_list *list, const float *x,
+                          int32_t n_blocks)
+{
+    float threshold = outlier_threshold(x, n_blocks);
     memset(list, 0, sizeof *list);
     for (int32_t b = 0; b < n_blocks; b += MATMUL_GROUP)
         prepare_group(in + (size_t)b * stride, stride, list, matmul_list_room(n_blocks),
@@ -104,7 +110,7 @@ static void prepare_token(matmul_input *in, size_t stride, matmul_list *list, co
                       n_blocks - b < MATMUL_GROUP ? n_blocks - b : MATMUL_GROUP, threshold);
 }
 
-static void prepare(void *prepared, const float *x, int32_t first_token, int32_t count,
+static inline void prepare(void *prepared, const float *x, int32_t first_token, int32_t count,
                     int32_t n_tokens, int32_t n_cols)
 {
     int32_t n_blocks = n_cols / 32;

@@ -2,7 +2,7 @@
  * this processor has, against the scalar one bit for bit and against exact arithmetic. */
 #include "unit/compute/matmul_fixture.h"
 
-static const cpu_matmul *kernels[4];
+static const cpu_matmul *kernels[5];
 static size_t n_kernels;
 
 static int find_kernels(void **state)
@@ -14,6 +14,10 @@ static int find_kernels(void **state)
         kernels[n_kernels++] = &matmul_packed_avx2;
     if (cpu_features_get()->avx512_vnni)
         kernels[n_kernels++] = &matmul_packed_avx512;
+    if (cpu_features_get()->amx_int8)
+        kernels[n_kernels++] = &matmul_packed_amx;
+    else
+        print_message("AMX: this processor has none, its kernels are not tested\n");
 #elif defined(__aarch64__)
     kernels[n_kernels++] = &matmul_packed_neon;
     if (cpu_features_get()->neon_dot)
@@ -66,13 +70,20 @@ typedef struct shape {
     int32_t n_rows, n_cols, n_tokens;
 } shape;
 
+/* AMX's kernels leave some types to AVX-512's. */
+static int takes(const cpu_matmul *kernel, uint32_t type)
+{
+    return kernel->accepts(type, 16, 256);
+}
+
 static void every_instruction_set_gives_the_scalar_bits(void **state)
 {
     (void)state;
-    static const shape shapes[] = {{1, 1, 1},   {15, 3, 2},  {16, 2, 5},   {17, 18, 1},
-                                   {33, 6, 3},  {48, 5, 4},  {20, 7, 6},   {64, 3, 7},
-                                   {31, 9, 8},  {16, 4, 9},  {40, 2, 12},  {18, 48, 13},
-                                   {35, 3, 24}, {16, 8, 33}, {19, 11, 48}, {16, 515, 25}};
+    static const shape shapes[] = {{1, 1, 1},     {15, 3, 2},   {16, 2, 5},   {17, 18, 1},
+                                   {33, 6, 3},    {48, 5, 4},   {20, 7, 6},   {64, 3, 7},
+                                   {31, 9, 8},    {16, 4, 9},   {40, 2, 12},  {18, 48, 13},
+                                   {35, 3, 24},   {16, 8, 33},  {19, 11, 48}, {16, 515, 25},
+                                   {33, 390, 49}, {40, 18, 64}, {17, 9, 600}, {32, 64, 261}};
     for (size_t t = 0; t < N_PACKED_TYPES; t++)
         for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
             fixture f;
@@ -84,6 +95,8 @@ static void every_instruction_set_gives_the_scalar_bits(void **state)
                 bias = random_activations(1, shapes[s].n_rows);
             float *truth = multiply(kernels[0], &f.weight, x, n, bias);
             for (size_t k = 1; k < n_kernels; k++) {
+                if (!takes(kernels[k], packed_types[t]))
+                    continue;
                 float *out = multiply(kernels[k], &f.weight, x, n, bias);
                 check_same_bits(out, truth, (size_t)(n * shapes[s].n_rows), packed_types[t],
                                 kernels[k]->name);
@@ -101,8 +114,10 @@ static void a_token_has_the_same_bits_alone_and_in_any_company(void **state)
     (void)state;
     for (size_t k = n_kernels - 1; k > 0; k--)
         for (size_t t = 0; t < N_PACKED_TYPES; t++) {
+            if (!takes(kernels[k], packed_types[t]))
+                continue;
             fixture f;
-            enum { N = 33, ROWS = 37, COLS = 512 };
+            enum { N = 67, ROWS = 37, COLS = 512 };
             fixture_open(&f, packed_types[t], ROWS, COLS);
             float *x = random_activations(N, COLS);
             /* A neighbour without a correction beside ones that have: x[1] is smooth. */
@@ -127,20 +142,20 @@ static void a_token_has_the_same_bits_alone_and_in_any_company(void **state)
 static void ranges_of_rows_and_tokens_make_up_the_whole(void **state)
 {
     (void)state;
-    enum { N = 29, ROWS = 71, COLS = 256, STRIDE = 80 };
+    enum { N = 77, ROWS = 71, COLS = 256, STRIDE = 80 };
     for (size_t k = 0; k < n_kernels; k++)
         for (size_t t = 0; t < N_PACKED_TYPES; t++) {
             const cpu_matmul *kernel = kernels[k];
+            if (!takes(kernel, packed_types[t]))
+                continue;
             fixture f;
             fixture_open(&f, packed_types[t], ROWS, COLS);
             float *x = random_activations(N, COLS);
             float *whole = multiply(kernel, &f.weight, x, N, NULL);
             void *prepared = aligned_alloc(64, (kernel->input_bytes(N, COLS) + 63) / 64 * 64);
-            for (int32_t token = 0; token < N; token += 2 * kernel->token_step)
-                kernel->prepare(prepared, x, token,
-                                N - token < 2 * kernel->token_step ? N - token
-                                                                   : 2 * kernel->token_step,
-                                N, COLS);
+            int32_t step = 2 * matmul_token_step(kernel, N);
+            for (int32_t token = 0; token < N; token += step)
+                kernel->prepare(prepared, x, token, N - token < step ? N - token : step, N, COLS);
             float out[N * STRIDE];
             memset(out, 0x55, sizeof out);
             kernel->product(&f.weight, prepared, N, out, STRIDE, NULL, 32, ROWS - 32);
@@ -166,6 +181,8 @@ static void products_are_as_near_the_exact_ones_as_quantized_activations_allow(v
     enum { N = 5, ROWS = 19, COLS = 1536 };
     for (size_t k = 0; k < n_kernels; k++)
         for (size_t t = 0; t < N_PACKED_TYPES; t++) {
+            if (!takes(kernels[k], packed_types[t]))
+                continue;
             fixture f;
             fixture_open(&f, packed_types[t], ROWS, COLS);
             float *x = random_activations(N, COLS);
@@ -206,6 +223,8 @@ static void zeros_give_zeros_and_what_is_no_number_gives_none(void **state)
     enum { N = 6, ROWS = 17, COLS = 256 };
     for (size_t k = 0; k < n_kernels; k++)
         for (size_t t = 0; t < N_PACKED_TYPES; t++) {
+            if (!takes(kernels[k], packed_types[t]))
+                continue;
             fixture f;
             fixture_open(&f, packed_types[t], ROWS, COLS);
             float *x = random_activations(N, COLS);
@@ -239,6 +258,8 @@ static void a_vocabulary_of_49152_rows_is_multiplied_to_its_last_row(void **stat
     float *x = random_activations(2, 64);
     float *truth = multiply(kernels[0], &f.weight, x, 2, NULL);
     for (size_t k = 1; k < n_kernels; k++) {
+        if (!takes(kernels[k], DTYPE_Q8_0))
+            continue;
         float *out = multiply(kernels[k], &f.weight, x, 2, NULL);
         check_same_bits(out, truth, 2 * 49152, DTYPE_Q8_0, kernels[k]->name);
         free(out);
@@ -258,6 +279,11 @@ static void a_processor_gets_the_best_kernels_it_can_run(void **state)
     assert_ptr_equal(matmul_kernels(&f)[0], &matmul_packed_avx2);
     f.avx512_vnni = 1;
     assert_ptr_equal(matmul_kernels(&f)[0], &matmul_packed_avx512);
+    f.amx_int8 = 1;
+    assert_ptr_equal(matmul_kernels(&f)[0], &matmul_packed_amx);
+    assert_ptr_equal(matmul_kernels(&f)[1], &matmul_packed_avx512);
+    assert_true(takes(&matmul_packed_amx, DTYPE_Q4_K));
+    assert_false(takes(&matmul_packed_amx, DTYPE_Q4_0));
 #elif defined(__aarch64__)
     f.neon = 1;
     assert_ptr_equal(matmul_kernels(&f)[0], &matmul_packed_neon);
