@@ -63,6 +63,11 @@ static side side_of_layer(const split *s, int32_t layer)
 {
     return layer < s->n_front ? FRONT : BACK;
 }
+/* How many of the first n layers are the front's. */
+static int32_t front_of(const split *s, int32_t n)
+{
+    return n < s->n_front ? n : s->n_front;
+}
 /* A layer's number among those of its side. */
 static int32_t own_layer(const split *s, int32_t layer)
 {
@@ -259,7 +264,7 @@ static realm_status kv_open(backend *b, kv_store **out, const kv_shape *shape, r
     split_kv *kv = calloc(1, sizeof *kv);
     if (!kv)
         return realm_fail_memory(error, sizeof *kv, "pages on two devices");
-    int32_t n_front = shape->n_layers < s->n_front ? shape->n_layers : s->n_front;
+    int32_t n_front = front_of(s, shape->n_layers);
     kv_shape parts[2] = {*shape, *shape};
     parts[FRONT].n_layers = n_front;
     parts[BACK].n_layers = shape->n_layers - n_front;
@@ -464,7 +469,7 @@ static void describe(const backend *b, char *text, size_t size)
 static void memory(const backend *b, backend_memory *out)
 {
     const split *s = (const split *)b;
-    const int32_t n_front = s->n_layers < s->n_front ? s->n_layers : s->n_front;
+    const int32_t n_front = front_of(s, s->n_layers);
     const int32_t layers[] = {n_front, s->n_layers - n_front};
     backend_memory parts[2] = {{0}};
     *out = (backend_memory){0};

@@ -58,7 +58,7 @@ typedef struct pace_load {
 typedef struct pace_room {
     double rows, position_cost;
     int32_t least; /* rows that are taken in any case, or a prompt would never end */
-    int32_t most;  /* rows, whatever they cost; INT32_MAX: any number */
+    int32_t most;  /* rows, whatever they cost; INT32_MAX: as many as there can be */
 } pace_room;
 
 void pace_note(pace *p, uint64_t ns, const pace_load *load);

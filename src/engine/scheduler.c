@@ -556,8 +556,7 @@ static void take_room(prompt_room *room, int32_t first, int32_t n_rows)
     room->rows -= n_rows;
     room->paced.rows -= pace_cost(&room->paced, first, n_rows);
     room->paced.least -= n_rows;
-    if (room->paced.most < INT32_MAX)
-        room->paced.most -= n_rows;
+    room->paced.most -= n_rows;
 }
 
 /* The next slice of a prompt; the last row waits where no output is left. */

@@ -76,11 +76,6 @@ static void memory(const backend *b, backend_memory *out)
     snprintf(out->bound, sizeof out->bound, "the device's memory");
 }
 
-static size_t tensor_bytes(tensor t)
-{
-    return (size_t)t.n_rows * (size_t)t.n_cols * sizeof *t.data;
-}
-
 /* The prepared input of any product of the tensor fits after this; its scales stand behind it. */
 static realm_status tensor_open(backend *backend_, tensor *out, int32_t n_rows, int32_t n_cols,
                                 realm_error *error)

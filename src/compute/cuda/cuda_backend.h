@@ -165,6 +165,11 @@ static inline cuda_backend *cuda_self(backend *b)
     return (cuda_backend *)b;
 }
 
+static inline size_t tensor_bytes(tensor t)
+{
+    return (size_t)t.n_rows * (size_t)t.n_cols * sizeof *t.data;
+}
+
 /* Every call of the library is about the thread's current device; loading and the engine are different
  * threads. */
 static inline void cuda_use(const cuda_backend *b)

@@ -791,7 +791,7 @@ static void matmul(backend *backend_, const tensor *outs, tensor x, const weight
 static int32_t filled_rows(const backend *b, int32_t n_rows)
 {
     (void)b;
-    for (int32_t rows = 8; rows <= 64; rows *= 2)
+    for (int32_t rows = 8; rows <= FEW_TOKENS_MOST; rows *= 2)
         if (n_rows <= rows)
             return rows;
     return (n_rows + 127) / 128 * 128;

@@ -13,11 +13,6 @@
 /* Results above this are read as they are asked for. */
 #define LANDING_MOST ((size_t)256 << 20)
 
-static size_t tensor_bytes(tensor t)
-{
-    return (size_t)t.n_rows * (size_t)t.n_cols * sizeof *t.data;
-}
-
 void cuda_fill_nan(float *to, size_t n)
 {
     for (size_t i = 0; i < n; i++)
