@@ -16,7 +16,11 @@
  *       '----------------------'--- malformed, closes ---'--> CLOSING
  *                                                        '--> TUNNEL  the bytes are an inner codec's
  *
+ * Where memory is out for what shall be sent, nothing is sent after it: the connection ends there, and whoever reads
+ * sees that the answer is not whole.
+ *
  * Net thread. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -40,6 +44,7 @@ typedef struct http1 {
     exchange *x;
     int state;
     int feeding; /* inside of feed: whoever ends an exchange leaves going on to it */
+    int is_cut;  /* something did not fit into `out`: nothing more goes in */
 
     /* of the head that is being gathered: see scan_head */
     size_t scanned, line_start;
@@ -164,9 +169,11 @@ static int on_body(llhttp_t *p, const char *at, size_t size)
 {
     http1 *h = p->data;
     h->overhead -= size; /* the caller added all bytes that it fed */
-    if (exchange_take_body(h->x, at, size))
-        return fail(h, 413, "the body is larger than this endpoint takes");
-    return 0;
+    switch (exchange_take_body(h->x, at, size)) {
+    case REALM_OK: return 0;
+    case REALM_NO_MEMORY: return fail(h, 503, "the host is out of memory");
+    default: return fail(h, 413, "the body is larger than this endpoint takes");
+    }
 }
 
 static int on_message_complete(llhttp_t *p)
@@ -186,6 +193,27 @@ static const llhttp_settings_t settings = {
     .on_message_complete = on_message_complete,
 };
 
+/* ---- what is sent ---- */
+
+static void put_bytes(http1 *h, const void *data, size_t size)
+{
+    if (!h->is_cut && buffer_add(&h->out, data, size))
+        h->is_cut = 1;
+}
+
+static void put(http1 *h, const char *text)
+{
+    put_bytes(h, text, strlen(text));
+}
+
+static void put_header(http1 *h, const char *name, const char *value)
+{
+    put(h, name);
+    put(h, ": ");
+    put(h, value);
+    put(h, "\r\n");
+}
+
 /* ---- refusing ---- */
 
 static const char *refusal_code(int status)
@@ -194,6 +222,7 @@ static const char *refusal_code(int status)
     case 413: return "request_too_large";
     case 431: return "headers_too_large";
     case 501: return "not_implemented";
+    case 503: return "unavailable";
     case 505: return "http_version_not_supported";
     default: return "malformed_request";
     }
@@ -377,7 +406,7 @@ static void begin_body(http1 *h)
         return;
     }
     if (expect)
-        buffer_add_text(&h->out, "HTTP/1.1 100 Continue\r\n\r\n");
+        put(h, "HTTP/1.1 100 Continue\r\n\r\n");
     codec_output(&h->common);
     h->state = BODY;
 }
@@ -502,7 +531,7 @@ static size_t skip_empty_lines(const http1 *h, const char *data, size_t size)
 /* One step over data; returns the bytes that were used, 0: more are needed, or an answer is awaited. */
 static size_t step(http1 *h, const char *data, size_t size)
 {
-    if (h->state == CLOSING)
+    if (h->state == CLOSING || h->is_cut)
         return size;
     if (h->state == TUNNEL) {
         h->inner->table->feed(h->inner, data, size);
@@ -587,22 +616,10 @@ static int wants_input(const codec *c)
 
 /* ---- the response ---- */
 
-static void put(http1 *h, const char *text)
-{
-    buffer_add_text(&h->out, text);
-}
-
-static void put_header(http1 *h, const char *name, const char *value)
-{
-    put(h, name);
-    put(h, ": ");
-    put(h, value);
-    put(h, "\r\n");
-}
-
 static void begin(codec *c, exchange *x)
 {
     http1 *h = http1_of(c);
+    char number[32];
     int is_old = strcmp(x->protocol, "HTTP/1.0") == 0;
     if (h->draining)
         h->keep_alive = 0;
@@ -610,12 +627,16 @@ static void begin(codec *c, exchange *x)
     h->is_chunked = x->content_length < 0 && !is_old;
     if (x->content_length < 0 && is_old)
         h->keep_alive = 0; /* only the end tells where it ends */
-    buffer_printf(&h->out, "HTTP/1.1 %d %s\r\n", x->status, codec_reason(x->status));
+    snprintf(number, sizeof number, "HTTP/1.1 %d ", x->status);
+    put(h, number);
+    put(h, codec_reason(x->status));
+    put(h, "\r\n");
     put_header(h, "date", codec_date());
     for (size_t i = 0; i < x->n_answer; i++)
         put_header(h, x->answer[i].name, x->answer[i].value);
+    snprintf(number, sizeof number, "%" PRId64, x->content_length);
     if (x->content_length >= 0 && x->status != 204)
-        buffer_printf(&h->out, "content-length: %" PRId64 "\r\n", x->content_length);
+        put_header(h, "content-length", number);
     else if (h->is_chunked)
         put_header(h, "transfer-encoding", "chunked");
     if (!h->keep_alive)
@@ -651,11 +672,13 @@ static void write_body(codec *c, exchange *x, const void *data, size_t size)
 {
     (void)x;
     http1 *h = http1_of(c);
+    char length[32];
     if (h->no_body)
         return;
+    snprintf(length, sizeof length, "%zx\r\n", size);
     if (h->is_chunked)
-        buffer_printf(&h->out, "%zx\r\n", size);
-    buffer_add(&h->out, data, size);
+        put(h, length);
+    put_bytes(h, data, size);
     if (h->is_chunked)
         put(h, "\r\n");
     codec_output(c);
@@ -667,8 +690,11 @@ static void end(codec *c, exchange *x)
     if (h->is_chunked && !h->no_body)
         put(h, "0\r\n\r\n");
     h->x = NULL;
-    h->state = h->keep_alive ? HEAD : CLOSING;
-    exchange_finished(x);
+    h->state = h->keep_alive && !h->is_cut ? HEAD : CLOSING;
+    if (h->is_cut)
+        exchange_gone(x);
+    else
+        exchange_finished(x);
     codec_output(c);
     if (!h->feeding && h->in.size)
         go_on(h);
@@ -714,6 +740,8 @@ static void pull(codec *c, buffer *out, size_t limit)
 static codec_wait wait_for(const codec *c)
 {
     const http1 *h = (const http1 *)c;
+    if (h->is_cut)
+        return CODEC_CLOSE;
     switch (h->state) {
     case HEAD:
         if (h->in.size && h->out.size)

@@ -40,6 +40,7 @@ typedef struct stream {
     buffer out;  /* what nghttp2 has not got yet begins at out_at */
     size_t out_at;
     int ended, deferred, began;
+    int is_cut; /* memory was out for a part of the answer: it is reset, so that nobody takes it for whole */
     int is_whole;       /* the client has said all: else, once it is answered, it is told to stop */
     codec *inner;       /* of a tunnel */
     uint64_t since_ns;  /* nothing has moved since: as of tick; 0: not looked at yet */
@@ -55,6 +56,7 @@ typedef struct http2 {
     nghttp2_session *session;
     stream *streams;
     int in_head, failed, draining;
+    int is_cut;      /* memory was out for what is sent: nothing may be sent after it */
     int32_t highest; /* id of a stream that the client opened */
     struct {
         int32_t first, last;
@@ -327,7 +329,10 @@ static int on_data(nghttp2_session *session, uint8_t flags, int32_t id, const ui
         s->x->on_body(s->x, data, size);
     if (!s->x || s->x->state != EXCHANGE_READING)
         return 0;
-    if (exchange_take_body(s->x, data, size))
+    realm_status status = exchange_take_body(s->x, data, size);
+    if (status == REALM_NO_MEMORY)
+        exchange_refuse(s->x, 503, "unavailable", "the host is out of memory");
+    else if (status)
         exchange_refuse(s->x, 413, "request_too_large",
                         "the body is larger than this endpoint takes");
     return 0;
@@ -416,6 +421,14 @@ static ssize_t give_data(nghttp2_session *session, int32_t id, uint8_t *to, size
     return (ssize_t)part;
 }
 
+/* The stream cannot go on; its exchange is gone when nghttp2 closes it. */
+static void cut(http2 *h, stream *s)
+{
+    s->is_cut = 1;
+    if (nghttp2_submit_rst_stream(h->session, NGHTTP2_FLAG_NONE, s->id, NGHTTP2_INTERNAL_ERROR))
+        h->failed = 1;
+}
+
 static void begin(codec *c, exchange *x)
 {
     http2 *h = http2_of(c);
@@ -437,7 +450,7 @@ static void begin(codec *c, exchange *x)
                   (x->content_length == 0 && !x->n_trailers);
     s->began = 1;
     if (nghttp2_submit_response(h->session, s->id, headers, n, no_body ? NULL : &provider))
-        nghttp2_submit_rst_stream(h->session, NGHTTP2_FLAG_NONE, s->id, NGHTTP2_INTERNAL_ERROR);
+        cut(h, s);
     codec_output(c);
 }
 
@@ -483,16 +496,17 @@ static void end_tunnel(stream *s)
 static void write_body(codec *c, exchange *x, const void *data, size_t size)
 {
     stream *s = x->stream;
-    if (strcmp(x->method, "HEAD") == 0)
+    if (strcmp(x->method, "HEAD") == 0 || s->is_cut)
         return;
-    buffer_add(&s->out, data, size);
+    if (buffer_add(&s->out, data, size))
+        cut(http2_of(c), s);
     resume(http2_of(c), s);
 }
 
 static void end(codec *c, exchange *x)
 {
     stream *s = x->stream;
-    s->ended = 1;
+    s->ended = !s->is_cut;
     resume(http2_of(c), s);
 }
 
@@ -548,17 +562,15 @@ static void tell_drained(http2 *h)
 static void pull(codec *c, buffer *out, size_t limit)
 {
     http2 *h = http2_of(c);
-    while (out->size < limit) {
+    while (out->size < limit && !h->is_cut) {
         const uint8_t *data;
         ssize_t size = nghttp2_session_mem_send(h->session, &data);
         if (size <= 0) {
             h->failed |= size < 0;
             break;
         }
-        if (buffer_add(out, data, (size_t)size)) {
-            h->failed = 1;
-            break;
-        }
+        if (buffer_add(out, data, (size_t)size))
+            h->failed = h->is_cut = 1;
     }
     tell_drained(h);
 }

@@ -44,6 +44,7 @@ typedef struct socket_codec {
     call *calls;
     int n_calls;
     buffer line; /* scratch: a message to be sent */
+    int is_cut;  /* something did not fit into line */
 } socket_codec;
 
 static socket_codec *socket_of(codec *c)
@@ -53,9 +54,32 @@ static socket_codec *socket_of(codec *c)
 
 /* ---- messages to the client ---- */
 
+static void out_of_memory(socket_codec *s)
+{
+    websocket_shut(s->w, WEBSOCKET_INTERNAL, "the host is out of memory");
+}
+
+static void put_bytes(socket_codec *s, const void *data, size_t size)
+{
+    s->is_cut |= buffer_add(&s->line, data, size) != REALM_OK;
+}
+
+static void put(socket_codec *s, const char *text)
+{
+    put_bytes(s, text, strlen(text));
+}
+
+static void put_status(socket_codec *s, int status)
+{
+    s->is_cut |= buffer_printf(&s->line, ",\"status\":%d", status) != REALM_OK;
+}
+
 static void send_line(socket_codec *s)
 {
-    websocket_send(s->w, 1, s->line.data, s->line.size);
+    if (s->is_cut)
+        out_of_memory(s);
+    else
+        websocket_send(s->w, 1, s->line.data, s->line.size);
     if (s->line.capacity > EXCHANGE_LOW)
         buffer_release(&s->line);
     codec_output(&s->common);
@@ -64,36 +88,48 @@ static void send_line(socket_codec *s)
 static void open_line(socket_codec *s, const char *type, const char *id)
 {
     buffer_clear(&s->line);
-    buffer_printf(&s->line, "{\"type\":\"%s\"", type);
-    if (id)
-        buffer_printf(&s->line, ",\"id\":%s", id);
+    s->is_cut = 0;
+    put(s, "{\"type\":\"");
+    put(s, type);
+    put(s, "\"");
+    if (id) {
+        put(s, ",\"id\":");
+        put(s, id);
+    }
 }
 
 static void add_field(socket_codec *s, const char *name, const void *json, size_t size)
 {
-    buffer_printf(&s->line, ",\"%s\":", name);
-    buffer_add(&s->line, json, size);
+    put(s, ",\"");
+    put(s, name);
+    put(s, "\":");
+    put_bytes(s, json, size);
 }
 
 /* What a client of HTTP reads from the head: these values are ours and need no escapes. */
 static void add_headers(socket_codec *s, const exchange *x)
 {
     const char *comma = "";
-    buffer_add_text(&s->line, ",\"headers\":{");
+    put(s, ",\"headers\":{");
     for (size_t i = 0; i < x->n_answer; i++) {
         const exchange_header *h = &x->answer[i];
         if (strncmp(h->name, "x-ratelimit-", 12) != 0 && strcmp(h->name, "retry-after") != 0 &&
             strcmp(h->name, "x-should-retry") != 0 && strcmp(h->name, "x-request-id") != 0)
             continue;
-        buffer_printf(&s->line, "%s\"%s\":\"%s\"", comma, h->name, h->value);
+        put(s, comma);
+        put(s, "\"");
+        put(s, h->name);
+        put(s, "\":\"");
+        put(s, h->value);
+        put(s, "\"");
         comma = ",";
     }
-    buffer_add_text(&s->line, "}");
+    put(s, "}");
 }
 
 static void close_line(socket_codec *s)
 {
-    buffer_add_text(&s->line, "}");
+    put(s, "}");
     send_line(s);
 }
 
@@ -105,7 +141,7 @@ static void send_problem(socket_codec *s, const char *id, int status, const char
                               "invalid_request_error", "param", param, "code", code);
     char *text = error ? json_dumps(error, JSON_COMPACT) : NULL;
     open_line(s, "error", id ? id : "null");
-    buffer_printf(&s->line, ",\"status\":%d", status);
+    put_status(s, status);
     add_field(s, "error", text ? text : "null", text ? strlen(text) : 4);
     close_line(s);
     free(text);
@@ -115,10 +151,12 @@ static void send_problem(socket_codec *s, const char *id, int status, const char
 static void send_ready(socket_codec *s)
 {
     open_line(s, "ready", NULL);
-    buffer_printf(&s->line,
-                  ",\"protocol\":\"" CODEC_WEBSOCKET_PROTOCOL
-                  "\",\"limits\":{\"requests\":%d,\"message_bytes\":%zu}",
-                  CODEC_WEBSOCKET_REQUESTS, s->common.limits.message_bytes);
+    char text[160];
+    snprintf(text, sizeof text,
+             ",\"protocol\":\"" CODEC_WEBSOCKET_PROTOCOL
+             "\",\"limits\":{\"requests\":%d,\"message_bytes\":%zu}",
+             CODEC_WEBSOCKET_REQUESTS, s->common.limits.message_bytes);
+    put(s, text);
     close_line(s);
 }
 
@@ -396,11 +434,6 @@ static int read_names(socket_codec *s, message *m)
     return m->type != NULL;
 }
 
-static void out_of_memory(socket_codec *s)
-{
-    websocket_shut(s->w, WEBSOCKET_INTERNAL, "the host is out of memory");
-}
-
 /* Whether a key is good is asked like anything else: by a request that needs one. */
 static void take_auth(socket_codec *s, message *m)
 {
@@ -550,7 +583,7 @@ static void send_error(socket_codec *s, call *c, const char *json, size_t size)
     static const char head[] = "{\"error\":";
     open_line(s, "error", c->id ? c->id : "null");
     if (c->x->status >= 400) /* else the answer had begun */
-        buffer_printf(&s->line, ",\"status\":%d", c->x->status);
+        put_status(s, c->x->status);
     if (size > sizeof head && memcmp(json, head, sizeof head - 1) == 0) {
         json += sizeof head - 1;
         size -= sizeof head;

@@ -212,6 +212,8 @@ void exchange_set(exchange *x, const char *name, const char *value)
     char *copy = arena_copy(&x->memory, value, strlen(value));
     if (copy)
         x->answer[x->n_answer++] = (exchange_header){name, copy};
+    else
+        x->is_cut = 1;
 }
 
 void exchange_setf(exchange *x, const char *name, const char *format, ...)
@@ -231,6 +233,8 @@ void exchange_trailer(exchange *x, const char *name, const char *value)
     char *copy = arena_copy(&x->memory, value, strlen(value));
     if (copy)
         x->trailers[x->n_trailers++] = (exchange_header){name, copy};
+    else
+        x->is_cut = 1;
 }
 
 void exchange_begin(exchange *x, int status, int64_t content_length)
@@ -241,7 +245,9 @@ void exchange_begin(exchange *x, int status, int64_t content_length)
     x->content_length = content_length;
     exchange_set(x, "x-request-id", x->id);
     x->state = EXCHANGE_SENDING;
-    if (x->held)
+    if (x->is_cut)
+        exchange_abort(x);
+    else if (x->held)
         x->keeps_head = 1;
     else
         x->codec->table->begin(x->codec, x);
@@ -264,7 +270,9 @@ void exchange_end(exchange *x)
         return;
     x->on_cancel = x->on_drained = NULL; /* the handler has finished; the client may yet go */
     x->on_body = NULL;
-    if (x->held)
+    if (x->is_cut)
+        exchange_abort(x);
+    else if (x->held)
         x->keeps_end = 1;
     else
         x->codec->table->end(x->codec, x);

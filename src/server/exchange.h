@@ -100,6 +100,7 @@ struct exchange {
     uint64_t sent_bytes; /* of the body */
     buffer kept;         /* of the body, while it is held */
     int held, keeps_head, keeps_end;
+    int is_cut;    /* memory was out for a header or a trailer: it is broken off */
     int counts_as; /* for logs and counts, where the status does not say how it went; else 0 */
     /* Tells a failure where it is not to be OpenAI's JSON (gRPC); chosen with the head. status as HTTP's;
      * param "": none. */

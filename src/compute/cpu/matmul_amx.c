@@ -120,9 +120,9 @@ static void put_in_strip(strip_group *g, int32_t t, const matmul_input *in)
 }
 
 /* A matmul_list with room for every quad of a group. */
-typedef struct group_list {
+typedef union group_list {
     matmul_list list;
-    matmul_outlier items[8 * MATMUL_GROUP];
+    char bytes[sizeof(matmul_list) + 8 * MATMUL_GROUP * sizeof(matmul_outlier)];
 } group_list;
 
 /* Appends the outliers of token t; room is of the strip's list. */
