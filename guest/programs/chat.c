@@ -1,8 +1,19 @@
 /* chat.c: the built-in program that answers a conversation with the model's own chat template.
  *
  * Request: {"messages": [{"role","content"}, ...], "tools"?, "model"?: name, "prompt_suffix"?: text that
- * follows the template's, so that the model goes on from there, ...} and the keys of answer.h. Whatever else the request holds reaches the template too, as chat_template documents. */
+ * follows the template's, so that the model goes on from there, ...} and the keys of answer.h. documents, enable_thinking,
+ * reasoning_effort and the members of chat_template_kwargs reach the template. */
 #include "answer.h"
+
+/* The members of an object as members of what is being written. */
+static void pass_members(realm_text *out, realm_slice object)
+{
+    size_t begin = object.size ? realm_json_blank(object, 1) : 0;
+    if (!object.size || object.data[0] != '{' || object.data[begin] == '}')
+        return;
+    realm_text_add_z(out, ",");
+    realm_text_add(out, object.data + 1, object.size - 2);
+}
 
 REALM_PROGRAM
 {
@@ -20,6 +31,8 @@ REALM_PROGRAM
     pass(&conversation, request, "tools");
     pass(&conversation, request, "documents");
     pass(&conversation, request, "enable_thinking");
+    pass(&conversation, request, "reasoning_effort");
+    pass_members(&conversation, realm_json_get(request, "chat_template_kwargs"));
     realm_text_add_z(&conversation, "}");
     size_t room = messages.size * 2 + 16384;
     char *text = realm_alloc(room);

@@ -13,6 +13,7 @@
 #include <strings.h>
 
 #include "server/codec_websocket.h"
+#include "server/cors.h"
 #include "server/router.h"
 
 #define KEY_PREFIX "realm.key."
@@ -75,21 +76,6 @@ static int check_handshake(exchange *x)
 
 /* ---- who asks ---- */
 
-/* "http://localhost:3000": names that stand for this machine alone. */
-static int is_of_this_machine(const char *origin)
-{
-    const char *host = strstr(origin, "://");
-    if (!host)
-        return 0; /* "null" is what any site's sandboxed frame says */
-    host += 3;
-    size_t size = *host == '[' ? strcspn(host, "]") + 1 : strcspn(host, ":/");
-    if (size == 5 && strncmp(host, "[::1]", 5) == 0)
-        return 1;
-    if (size == 9 && strncasecmp(host, "localhost", 9) == 0)
-        return 1;
-    return size > 4 && strncmp(host, "127.", 4) == 0 && strspn(host, "0123456789.") == size;
-}
-
 typedef struct protocols {
     int offered, has_ours;
     char *key; /* in the exchange's memory; NULL: none */
@@ -133,7 +119,7 @@ static int identify(server *s, exchange *x, const protocols *offered, const char
         }
     }
     const char *origin = exchange_header_get(x, "origin");
-    if (origin && !needs_key && !is_of_this_machine(origin))
+    if (origin && !needs_key && !cors_is_of_this_machine(origin))
         return refuse(x, 403, "permission_denied", "origin",
                       "a server without keys is for pages of this machine alone");
     return 1;

@@ -339,11 +339,15 @@ static int split_target(http1 *h)
         *end = 0;
     if (strncasecmp(url, "http://", 7) == 0 || strncasecmp(url, "https://", 8) == 0) {
         char *host = strstr(url, "//") + 2;
-        url = strchr(host, '/');
-        if (!url)
+        url = host + strcspn(host, "/?#");
+        if (url == host)
             return fail(h, 400, "the request target is malformed");
         x->authority = arena_copy(&x->memory, host, (size_t)(url - host));
         if (!x->authority)
+            return fail(h, 431, "the request line and headers are too large");
+        if (*url != '/') /* RFC 9110, 4.2.3: no path is the root */
+            url = arena_printf(&x->memory, "/%s", url);
+        if (!url)
             return fail(h, 431, "the request line and headers are too large");
     }
     if (*url != '/' && strcmp(url, "*") != 0)

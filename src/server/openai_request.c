@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "server/schemas.h"
 #include "server/tool_calls.h"
 
 #define MAX_BODY   ((size_t)64 << 20) /* the route's limit is smaller */
@@ -45,6 +46,9 @@ static const struct {
     {"tool_choice", "C"},
     {"parallel_tool_calls", "C"},
     {"enable_thinking", "C"},
+    {"reasoning_effort", "C"},
+    {"chat_template_kwargs", "C"},
+    {"modalities", "C"},
     {"documents", "C"},
     {"echo", "T"},
     {"suffix", "T"},
@@ -61,6 +65,8 @@ static const struct {
     {"safety_identifier", "C"},
     {"prompt_cache_key", "C"},
     {"prompt_cache_retention", "C"},
+    {"verbosity", "C"},
+    {"prediction", "C"},
 };
 
 const char *openai_request_field(openai_kind kind, size_t *at)
@@ -458,8 +464,10 @@ static int read_format(reader *d)
     if (d->r->forced && strcmp(type, "text") != 0)
         return api_wrong(d->problem, "response_format", "invalid_value",
                          "'response_format' and a forced 'tool_choice' exclude each other");
-    if (!d->r->forced)
-        json_object_set(d->r->guest, "response_format", format);
+    if (d->r->forced)
+        return 1;
+    schemas_close(json_object_get(json_object_get(format, "json_schema"), "schema"));
+    json_object_set(d->r->guest, "response_format", format);
     return 1;
 }
 
@@ -501,7 +509,7 @@ static int read_stream(reader *d)
         return api_wrong(d->problem, "stream_options", "invalid_value",
                          "'stream_options' is only allowed with 'stream': true");
     json_t *usage = json_object_get(options, "include_usage");
-    if (usage && !json_is_boolean(usage))
+    if (usage && !json_is_null(usage) && !json_is_boolean(usage))
         return wrong_type(d, "stream_options.include_usage", "a boolean", usage);
     d->r->include_usage = json_is_true(usage);
     return 1;
@@ -571,6 +579,53 @@ static int read_n(reader *d)
 
 /* ---- the three kinds ---- */
 
+/* What the template is given beside the messages, under names of their own or among chat_template_kwargs (as other
+ * servers call it). */
+static int read_template_words(reader *d)
+{
+    static const char *const ours[] = {"messages", "tools", "documents", "add_generation_prompt"};
+    static const char *const named[] = {"enable_thinking", "reasoning_effort"};
+    json_t *words = field(d, "chat_template_kwargs"), *documents = field(d, "documents");
+    if (words && !json_is_object(words))
+        return wrong_type(d, "chat_template_kwargs", "an object", words);
+    if (documents && !json_is_array(documents))
+        return wrong_type(d, "documents", "a list", documents);
+    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
+        if (json_object_get(words, ours[i]))
+            return api_wrong(d->problem, "chat_template_kwargs", "invalid_value",
+                             "'chat_template_kwargs' cannot hold '%s'", ours[i]);
+    for (size_t i = 0; i < 2; i++) {
+        json_t *value = field(d, named[i]);
+        if (!value)
+            value = json_object_get(words, named[i]);
+        if (value && !(i ? json_is_string(value) : json_is_boolean(value)))
+            return wrong_type(d, named[i], i ? "a string" : "a boolean", value);
+        if (value)
+            json_object_set(d->r->guest, named[i], value);
+        json_object_del(words, named[i]);
+    }
+    if (documents)
+        json_object_set(d->r->guest, "documents", documents);
+    if (json_object_size(words))
+        json_object_set(d->r->guest, "chat_template_kwargs", words);
+    return 1;
+}
+
+/* Text is all that models here give. */
+static int check_modalities(reader *d)
+{
+    json_t *list = field(d, "modalities");
+    if (list && !json_is_array(list))
+        return wrong_type(d, "modalities", "a list", list);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const char *kind = json_string_value(json_array_get(list, i));
+        if (!kind || strcmp(kind, "text") != 0)
+            return api_wrong(d->problem, "modalities", "unsupported_parameter",
+                             "'modalities' can only be [\"text\"]");
+    }
+    return 1;
+}
+
 static int read_chat(reader *d)
 {
     if (!d->r->model->has_template)
@@ -578,16 +633,8 @@ static int read_chat(reader *d)
                          "'%s' has no chat template; use /v1/completions", d->r->model->name);
     d->r->n_prompts = 1;
     d->r->text_bytes = d->size + 512; /* what the template adds to the body's own words */
-    json_t *thinking = field(d, "enable_thinking"), *documents = field(d, "documents");
-    if (thinking && !json_is_boolean(thinking))
-        return wrong_type(d, "enable_thinking", "a boolean", thinking);
-    if (documents && !json_is_array(documents))
-        return wrong_type(d, "documents", "a list", documents);
-    if (thinking)
-        json_object_set(d->r->guest, "enable_thinking", thinking);
-    if (documents)
-        json_object_set(d->r->guest, "documents", documents);
-    return read_messages(d) && read_tools(d) && read_n(d) && read_sampling(d);
+    return read_template_words(d) && check_modalities(d) && read_messages(d) && read_tools(d) &&
+           read_n(d) && read_sampling(d);
 }
 
 static int is_ids(const json_t *value, int64_t n_vocab)

@@ -5,9 +5,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "server/cors.h"
 #include "server/grpc.h"
 #include "server/request_spans.h"
 
@@ -30,8 +32,8 @@ typedef struct routing {
     const route *route; /* NULL: none */
     caller caller;
     api_problem problem; /* found with the head; told when the body is over */
-    int wrong_method;
-    char allowed[48]; /* methods of the path, where the request's is none */
+    int asks_methods;    /* OPTIONS */
+    char allowed[64];    /* methods of the path, where the request's is none */
 } routing;
 
 /* A star takes any rest, {name} one part that is not empty. part (may be NULL): a name whose part goes to
@@ -73,9 +75,12 @@ static void find_route(routing *g, exchange *x)
             return;
         }
         size_t used = strlen(g->allowed);
-        snprintf(g->allowed + used, sizeof g->allowed - used, "%s%s", used ? ", " : "",
-                 routes[i].method);
+        snprintf(g->allowed + used, sizeof g->allowed - used, "%s%s%s", used ? ", " : "",
+                 routes[i].method, strcmp(routes[i].method, "GET") == 0 ? ", HEAD" : "");
     }
+    g->asks_methods = strcmp(method, "OPTIONS") == 0 && (*g->allowed || strcmp(x->path, "*") == 0);
+    if (g->asks_methods)
+        return;
     if (*g->allowed)
         api_problem_set(&g->problem, 405, "invalid_request_error", "method_not_allowed", "",
                         "'%.100s' wants %s", x->path, g->allowed);
@@ -118,6 +123,15 @@ void router_identify(server *s, exchange *x, const char *authorization, int acce
                                    : "the node's keys are for the admin API alone");
 }
 
+/* No coding is undone here but gRPC's own: what a client compressed would read as broken JSON. */
+static void check_coding(routing *g, const exchange *x)
+{
+    const char *coding = exchange_header_get(x, "content-encoding");
+    if (coding && *coding && strcasecmp(coding, "identity") != 0 && g->route && !g->route->on_body)
+        api_problem_set(&g->problem, 415, "invalid_request_error", "unsupported_content_encoding",
+                        "content-encoding", "a body must come as it is, not as '%.40s'", coding);
+}
+
 static int needs_caller(const routing *g)
 {
     gate *a = g->server->gate;
@@ -155,11 +169,14 @@ static void on_head(void *context, exchange *x)
     g->server = s;
     x->on_free = on_free;
     find_route(g, x);
+    check_coding(g, x);
+    if (!x->upgrade)
+        cors_allow(x, s->gate->table->has_credentials(s->gate));
     request_spans_begin(s, x, is_probe(g, x));
     if (needs_caller(g))
         router_identify(s, x, exchange_header_get(x, "authorization"), g->route->needs_caller,
                         &g->caller, &g->problem);
-    if (g->problem.status) {
+    if (g->problem.status || g->asks_methods) {
         x->discard = 1;
         return;
     }
@@ -180,9 +197,16 @@ static void on_complete(void *context, exchange *x)
     const routing *g = x->route;
     if (!g) {
         exchange_refuse(x, 503, "unavailable", "the host is out of memory");
+    } else if (g->asks_methods) {
+        exchange_set(x, "allow", g->allowed);
+        if (exchange_header_get(x, "access-control-request-method"))
+            cors_preflight(x, g->allowed);
+        exchange_reply(x, 204, NULL, "", 0);
     } else if (g->problem.status) {
         if (*g->allowed && g->problem.status == 405)
             exchange_set(x, "allow", g->allowed);
+        if (strcmp(g->problem.param, "content-encoding") == 0)
+            exchange_set(x, "accept-encoding", "identity");
         api_reply_problem(x, &g->problem);
     } else {
         g->route->run(s, x, &g->caller);

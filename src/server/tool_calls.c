@@ -7,6 +7,8 @@
 
 #include <string.h>
 
+#include "server/schemas.h"
+
 #define MARK_HERMES  "<tool_call>"
 #define CLOSE_HERMES "</tool_call>"
 #define MARK_LLAMA   "<|python_tag|>"
@@ -162,11 +164,14 @@ static json_t *schema_of(tool_style style, const json_t *tool)
 {
     const json_t *function = json_object_get(tool, "function");
     json_t *parameters = json_object_get(function, "parameters");
+    /* OpenAI: without parameters it takes none. */
+    parameters = json_is_object(parameters)
+                     ? json_deep_copy(parameters)
+                     : json_pack("{s:s, s:{}}", "type", "object", "properties");
+    schemas_close(parameters);
     const char *key = style == TOOLS_LLAMA3 ? "parameters" : "arguments";
     return json_pack("{s:s, s:{s:{s:O}, s:o}, s:[s, s], s:b}", "type", "object", "properties",
-                     "name", "const", json_object_get(function, "name"), key,
-                     json_is_object(parameters) ? json_incref(parameters)
-                                                : json_pack("{s:s}", "type", "object"),
+                     "name", "const", json_object_get(function, "name"), key, parameters,
                      "required", "name", key, "additionalProperties", 0);
 }
 

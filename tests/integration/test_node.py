@@ -77,3 +77,6 @@ def test_openais_package_for_python_calls_tools_too(node):
     later = ask | {"tool_choice": "auto", "messages": [*ask["messages"], answer.choices[0].message.model_dump(exclude_none=True),
                                                        {"role": "tool", "tool_call_id": call.id, "content": "It rains."}]}
     assert client.chat.completions.create(**later).choices[0].message
+    bare = {**ask, "tools": [{"type": "function", "function": {"name": "now"}}]}
+    call = client.chat.completions.create(**bare).choices[0].message.tool_calls[0]
+    assert (call.function.name, call.function.arguments) == ("now", "{}"), "without parameters it takes none"

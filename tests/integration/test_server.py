@@ -2,6 +2,7 @@
 import base64
 import concurrent.futures
 import contextlib
+import gzip
 import json
 import os
 import math
@@ -222,6 +223,11 @@ WRONG = [
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools", "unsupported_parameter"),
     ({"tool_choice": "auto"}, 400, "tool_choice", "invalid_value"),
     ({"seed": "x"}, 400, "seed", "invalid_type"),
+    ({"reasoning_effort": 1}, 400, "reasoning_effort", "invalid_type"),
+    ({"chat_template_kwargs": []}, 400, "chat_template_kwargs", "invalid_type"),
+    ({"chat_template_kwargs": {"messages": []}}, 400, "chat_template_kwargs", "invalid_value"),
+    ({"chat_template_kwargs": {"enable_thinking": "no"}}, 400, "enable_thinking", "invalid_type"),
+    ({"modalities": ["text", "audio"]}, 400, "modalities", "unsupported_parameter"),
     ({"temprature": 1}, 400, "temprature", "unknown_parameter"),
 ]
 
@@ -256,6 +262,48 @@ def test_unknown_paths_and_methods_have_their_status(server):
     assert httpx.get(server.url + "/nothing").json()["error"]["code"] == "not_found"
     wrong = httpx.get(server.url + "/v1/chat/completions")
     assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"
+    assert httpx.post(server.url + "/health").headers["allow"] == "GET, HEAD"
+    assert httpx.options(server.url + "/nothing").status_code == 404
+    asked = httpx.options(server.url + "/v1/models")
+    assert asked.status_code == 204 and asked.headers["allow"] == "GET, HEAD" and asked.content == b""
+
+
+def test_what_openais_newer_parameters_say_is_taken(client):
+    for more in ({"reasoning_effort": "low"}, {"verbosity": "low"}, {"modalities": ["text"]},
+                 {"prediction": {"type": "content", "content": "Paris"}}, {"stream": True, "stream_options": {}},
+                 {"extra_body": {"chat_template_kwargs": {"enable_thinking": False, "some": {"other": [1]}}}}):
+        assert chat(client, **{"max_tokens": 1, **more})
+
+
+def test_a_schema_that_lists_properties_leaves_no_room_to_invent_others(client):
+    schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+    answer = chat(client, max_tokens=60, response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}})
+    assert answer.choices[0].finish_reason == "stop"
+    assert json.loads(answer.choices[0].message.content) == {"city": "Paris"}
+
+
+def test_a_compressed_body_is_refused_for_what_it_is(server):
+    body = gzip.compress(json.dumps({"model": "smol", "messages": FRANCE}).encode())
+    with httpx.Client(base_url=server.url) as http:
+        answer = http.post("/v1/chat/completions", content=body, headers={"content-encoding": "gzip"})
+        assert answer.status_code == 415 and answer.headers["accept-encoding"] == "identity"
+        assert answer.json()["error"]["code"] == "unsupported_content_encoding"
+        good = http.post("/v1/completions", json={"model": "smol", "prompt": "a", "max_tokens": 1},
+                         headers={"content-encoding": "identity"})
+        assert good.status_code == 200, "the connection lives on"
+
+
+def test_without_keys_pages_of_this_machine_alone_may_read(server):
+    ask = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,x-stainless-os"}
+    for origin, allowed in (("http://localhost:3000", True), ("http://127.0.0.1", True), ("https://[::1]:8443", True),
+                            ("http://localhost.evil.example", False), ("https://evil.example", False), ("null", False)):
+        with httpx.Client(base_url=server.url, headers={"origin": origin}) as http:
+            before = http.options("/v1/chat/completions", headers=ask)
+            assert before.status_code == 204 and before.headers["access-control-allow-methods"] == "POST"
+            assert before.headers["access-control-allow-headers"] == ask["access-control-request-headers"]
+            for answer in (before, http.get("/v1/models"), http.get("/nothing")):
+                assert answer.headers.get("access-control-allow-origin") == (origin if allowed else None), origin
+    assert "access-control-allow-origin" not in httpx.get(server.url + "/v1/models").headers
     assert httpx.post(server.url + "/v1/programs/none", json={}).json()["error"]["code"] == "program_not_found"
 
 

@@ -56,6 +56,15 @@ def test_requests_without_a_good_key_are_refused_in_openais_shape(node, authoriz
     assert answer.headers["x-request-id"]
 
 
+def test_where_keys_are_needed_any_page_may_ask_with_one(node):
+    page = {"origin": "https://app.example"}
+    before = httpx.options(node.server.url + "/v1/models", headers={**page, "access-control-request-method": "GET"})
+    assert before.status_code == 204 and before.headers["access-control-allow-origin"] == "*"
+    refused = httpx.get(node.server.url + "/v1/models", headers=page)
+    assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == "*"
+    assert "x-request-id" in refused.headers["access-control-expose-headers"]
+
+
 def test_the_official_client_sees_an_authentication_error(node):
     with pytest.raises(openai.AuthenticationError):
         node.client("rk_wrong").models.list()

@@ -86,6 +86,42 @@ static void any_pieces_give_the_same(void **state)
     }
 }
 
+/* What proxies are sent (RFC 9112, 3.2.2); no path is the root. */
+static void absolute_targets_are_taken(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *target, *authority, *last;
+    } cases[] = {
+        {"http://name:80/a?b", "name:80", "GET /a?b 1 0"},
+        {"HTTP://name/", "name", "GET /? 1 0"},
+        {"http://name", "name", "GET /? 1 0"},
+        {"https://name?b=/c", "name", "GET /?b=/c 1 0"},
+        {"http://", NULL, NULL},
+        {"http:///a", NULL, NULL},
+        {"http://name#a", NULL, NULL},
+        {"ftp://name/", NULL, NULL},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        run r;
+        char text[128];
+        begin(&r);
+        r.e.holds = 1;
+        int size = snprintf(text, sizeof text, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n",
+                            cases[i].target);
+        feed(&r, text, (size_t)size);
+        assert_int_equal(r.e.held != NULL, cases[i].last != NULL);
+        if (r.e.held) {
+            assert_string_equal(r.e.held->authority, cases[i].authority);
+            assert_string_equal(r.e.last, cases[i].last);
+            echo_answer(r.e.held);
+        } else {
+            assert_holds(buffer_text(&r.out), "HTTP/1.1 400");
+        }
+        end(&r);
+    }
+}
+
 static void headers_are_lower_case_and_trimmed(void **state)
 {
     (void)state;
@@ -394,6 +430,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(any_pieces_give_the_same),
+        cmocka_unit_test(absolute_targets_are_taken),
         cmocka_unit_test(headers_are_lower_case_and_trimmed),
         cmocka_unit_test(what_could_be_smuggled_is_refused),
         cmocka_unit_test(malformed_chunks_are_refused),

@@ -117,6 +117,28 @@ static void a_forced_call_has_a_schema_and_is_read_whole(void **state)
     json_decref(calls);
 }
 
+/* OpenAI: "omitting parameters defines a function with an empty parameter list". */
+static void a_function_without_parameters_is_called_with_none(void **state)
+{
+    (void)state;
+    static const char *const functions[] = {
+        "[{\"function\":{\"name\":\"f\"}}]",
+        "[{\"function\":{\"name\":\"f\",\"parameters\":null}}]",
+        "[{\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\",\"properties\":{}}}}]"};
+    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
+        json_t *tools = json_loads(functions[i], 0, NULL), *before = json_deep_copy(tools);
+        json_t *schema = tool_calls_schema(TOOLS_HERMES, tools, "f");
+        const json_t *arguments = json_object_get(json_object_get(schema, "properties"),
+                                                  "arguments");
+        assert_int_equal(json_object_size(json_object_get(arguments, "properties")), 0);
+        assert_true(json_is_false(json_object_get(arguments, "additionalProperties")));
+        assert_true(json_equal(tools, before)); /* the template shows them as they came */
+        json_decref(schema);
+        json_decref(before);
+        json_decref(tools);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -125,6 +147,7 @@ int main(void)
         cmocka_unit_test(each_style_is_read),
         cmocka_unit_test(what_is_no_call_stays_text),
         cmocka_unit_test(a_forced_call_has_a_schema_and_is_read_whole),
+        cmocka_unit_test(a_function_without_parameters_is_called_with_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
