@@ -115,6 +115,9 @@ int main(int argc, char **argv)
     /* A reader that goes away early, like head(1), ends us quietly, as it ends every filter, even
      * if whoever started us ignores the signal. What opens sockets ignores it for itself. */
     signal(SIGPIPE, SIG_DFL);
+    signal(
+        SIGXFSZ,
+        SIG_IGN); /* a limit of file sizes is a write's error, which says what could not be written */
     if (set_log_level() != EXIT_OK)
         return EXIT_USAGE;
     if (argc < 2) {
@@ -122,6 +125,13 @@ int main(int argc, char **argv)
         return EXIT_USAGE;
     }
     const char *word = argv[1];
+    if (strcmp(word, "help") == 0 && argc > 2) { /* "help run" is "run --help" */
+        static char flag[] = "--help";
+        argv[1] = argv[2];
+        argv[2] = flag;
+        argc = 3;
+        word = argv[1];
+    }
     if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0 || strcmp(word, "help") == 0) {
         print_help();
         return finish_output(EXIT_OK);

@@ -149,7 +149,7 @@ realm_status api_scopes_parse(const char *text, unsigned *scopes, realm_error *e
         if (size && !bit)
             return realm_fail(
                 error, REALM_INVALID,
-                "there is no scope '%.*s'; there are inference, deploy, usage and admin",
+                "there is no scope '%.*s'; there are inference, deploy, usage, metrics and admin",
                 (int)(size < 40 ? size : 40), at);
         found |= bit;
         at += size;

@@ -49,7 +49,12 @@ realm_status sqlite_file_fail(sqlite_file *f, int code, realm_error *error)
     if (status == REALM_BUSY)
         return realm_fail(error, status, "'%s' is locked by another process (%s): try again",
                           f->path, reason);
-    return realm_fail(error, status, "'%s': %s", f->path, reason);
+    /* SQLite says "disk I/O error" of a full disk, and "unable to open" of one that is read only. */
+    int system = f->db && status == REALM_IO ? sqlite3_system_errno(f->db) : 0;
+    if ((code & 0xff) == SQLITE_CANTOPEN)
+        system = access(f->path, W_OK) ? errno : 0;
+    return system ? realm_fail(error, status, "'%s': %s (%s)", f->path, reason, strerror(system))
+                  : realm_fail(error, status, "'%s': %s", f->path, reason);
 }
 
 /* ---- asking ---- */

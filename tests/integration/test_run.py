@@ -398,3 +398,9 @@ def test_a_closed_output_is_an_error_and_no_file_of_ours(realm, smollm2):
     done = subprocess.run(["sh", "-c", '"$0" run --model "$1" --prompt x --max-tokens 2 >&-', realm, smollm2],
                           capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and "standard output" in done.stderr
+
+
+def test_help_of_a_command_is_shown_in_both_ways(run):
+    assert run("help", "run").out == run("run", "--help").out
+    assert run("help").out == run("--help").out
+    assert "no command 'nothing'" in run("help", "nothing", check=False).err

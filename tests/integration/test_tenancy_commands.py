@@ -288,6 +288,18 @@ def test_a_damaged_database_says_so(realm_in):
     assert done.code == 1 and "damaged" in done.err and "backup" in done.err and len(done.err.splitlines()) == 1
 
 
+def test_a_disk_that_takes_no_more_is_said_and_loses_nothing(realm, realm_in, tmp_path):
+    """A limit of file sizes stands for a full disk: the system answers a write in the same way."""
+    realm_in("tenant", "create", "before")
+    small = f"trap '' XFSZ; ulimit -f 8; exec {realm} tenant create after --data {tmp_path / 'data'}"
+    for shell in (small, small.replace("trap '' XFSZ; ", "")):
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+        assert done.returncode == 1 and "File too large" in done.stderr, done
+    realm_in("tenant", "create", "later")
+    names = [t["name"] for t in realm_in("tenant", "list", "--json").json]
+    assert names == ["before", "later"]
+
+
 def test_commands_at_the_same_time_do_not_disturb_each_other(realm, realm_in):
     realm_in("tenant", "create", "first")
     env = {**os.environ, "REALM_DATA": str(realm_in.folder)}
