@@ -4,6 +4,7 @@
 #include <assert.h>
 
 #include "base/condition.h"
+#include "base/spin.h"
 
 void queue_init(queue *q)
 {
@@ -52,21 +53,12 @@ static queue_node *take_locked(queue *q)
     return node;
 }
 
-static void pause_briefly(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
 queue_node *queue_take(queue *q, uint64_t spin_ns, uint64_t wait_ns)
 {
     if (spin_ns) {
         uint64_t end = clock_ns() + spin_ns;
         while (queue_count(q) == 0 && clock_ns() < end)
-            pause_briefly();
+            spin_pause();
     }
     uint64_t until_ns = CONDITION_FOREVER;
     if (wait_ns && wait_ns != UINT64_MAX) {

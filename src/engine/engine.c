@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/prefetch.h"
+#include "base/spin.h"
 #include "engine/compute.h"
 #include "engine/embed.h"
 #include "engine/engine_internal.h"
@@ -270,24 +271,19 @@ static void drain(engine *e)
 
 /* ---- waiting ----------------------------------------------------------------------------------- */
 
-static void pause_briefly(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-/* Until something is in the queue or the time is over. At first without yielding: on a busy machine
- * the core comes back milliseconds later, when the guest has long answered. Then with it, as it may
- * be this very core that the guest waits for. */
+/* Until something is in the queue or the time is over, with whatever errands there are. At first without
+ * yielding: on a busy machine the core comes back milliseconds later, when the guest has long answered.
+ * Then with it, as it may be this very core that the guest waits for. */
 static void spin_until(engine *e, uint64_t end_ns)
 {
     uint64_t patient = clock_ns() + SPIN_ALONE_NS;
-    for (uint64_t now = 0; queue_count(&e->queue) == 0 && now < end_ns; now = clock_ns()) {
+    for (uint64_t now = 0; now < end_ns; now = clock_ns()) {
+        if (errand_run(&e->errands))
+            continue;
+        if (queue_count(&e->queue) > 0)
+            return;
         for (int i = 0; i < 8; i++)
-            pause_briefly();
+            spin_pause();
         if (now > patient)
             sched_yield();
     }
@@ -738,6 +734,16 @@ void engine_submit(engine *e, work *w)
 int engine_lend(engine *e, int (*wanted)(void *context), void *context)
 {
     return e->device.table->lend && e->device.table->lend(&e->device, wanted, context);
+}
+
+int engine_offer(engine *e, const engine_errand *errand)
+{
+    return errand_offer(&e->errands, errand);
+}
+
+void engine_recall(engine *e)
+{
+    errand_recall(&e->errands);
 }
 
 int engine_uses_host(const engine *e)

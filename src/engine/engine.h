@@ -14,6 +14,7 @@
 #define REALM_ENGINE_ENGINE_H
 
 #include "base/queue.h"
+#include "engine/errand.h"
 #include "engine/sampler.h"
 #include "model/adapter.h"
 #include "model/model.h"
@@ -206,6 +207,11 @@ void engine_submit(engine *e, work *w);
  * meanwhile. Any thread of ordinary priority; wanted is asked every few microseconds on it and must
  * answer within less than one. */
 int engine_lend(engine *e, int (*wanted)(void *context), void *context);
+/* What the works of the next batch wait for: the engine's thread shares in it while it gathers them
+ * (errand.h), or does not if it has better to do. 0: it has another thread's. Recalled before the engine
+ * closes. Any thread, and engine_recall the same one. */
+int engine_offer(engine *e, const engine_errand *errand);
+void engine_recall(engine *e);
 /* 1 if the host's threads compute for it: who waits leaves the cores to them. Any thread. */
 int engine_uses_host(const engine *e);
 

@@ -24,6 +24,8 @@ struct engine {
     pthread_t thread;
     command stop;
 
+    errand_slot errands; /* any thread */
+
     /* any thread, under registry */
     pthread_mutex_t registry;
     map tenants; /* number -> tenant_entry */

@@ -18,6 +18,9 @@
 
 #define EPOCHS_A_LOOK 1 /* at every tick a running guest is looked at */
 
+#define SHORT_TURN_NS 200000u /* turns so short are timed by the wall clock alone */
+#define SHORT_SUM_NS  1000000u
+
 /* ---- references and waking ------------------------------------------------------------------------ */
 
 void request_retain(sandbox_request *r)
@@ -146,7 +149,7 @@ static wasmtime_error_t *on_epoch(wasmtime_context_t *context, void *data, uint6
     uint64_t now = clock_ns(), slice = now - r->slice_started_ns;
     *delta = EPOCHS_A_LOOK;
     *kind = WASMTIME_UPDATE_DEADLINE_CONTINUE;
-    if (slice >= limits->slice_ns || r->usage.cpu_ns + slice > limits->cpu_ns ||
+    if (r->shared || slice >= limits->slice_ns || r->usage.cpu_ns + slice > limits->cpu_ns ||
         now >= r->deadline_ns || atomic_load_explicit(&r->cancelled, memory_order_relaxed)) {
         atomic_fetch_add_explicit(&r->host->preemptions, 1, memory_order_relaxed);
         *kind = WASMTIME_UPDATE_DEADLINE_YIELD;
@@ -162,7 +165,7 @@ static void check_limits(sandbox_request *r)
     else if (r->usage.cpu_ns > limits->cpu_ns)
         request_fail(r, REALM_QUOTA, "the program used its %" PRIu64 " ms of CPU time",
                      limits->cpu_ns / 1000000);
-    else if (r->thread->now_ns >= r->deadline_ns)
+    else if (r->clock->now_ns >= r->deadline_ns)
         request_fail(r, REALM_DEADLINE, "the request took longer than its %" PRIu64 " ms",
                      (r->deadline_ns - r->submitted_ns) / 1000000);
 }
@@ -182,12 +185,6 @@ int request_take_output(sandbox_request *r, uint64_t bytes)
     return 1;
 }
 
-void request_emit_text(sandbox_request *r, const char *text, size_t size)
-{
-    if (size && r->input.on_text)
-        r->input.on_text(r->input.context, text, size);
-}
-
 void request_note_model(sandbox_request *r, const char *name)
 {
     const char *known = r->usage.model;
@@ -195,7 +192,31 @@ void request_note_model(sandbox_request *r, const char *name)
         r->usage.model = known && strcmp(known, name) != 0 ? "" : name;
 }
 
-static void write_log(sandbox_request *r, int level, const char *text, size_t size)
+/* ---- what it says ---------------------------------------------------------------------------------
+ *
+ * In a shared turn it is held: whoever listens may do what must not be done on the engine's thread. */
+
+#define HELD_TEXT (-1)
+
+static void hold(sandbox_request *r, int level, const char *text, size_t size)
+{
+    request_held piece = {.size = size, .level = level};
+    realm_status status = buffer_reserve(&r->held, sizeof piece + size);
+    if (status != REALM_OK) {
+        request_fail(r, status, "%zu bytes that the program wrote do not fit in memory", size);
+        return;
+    }
+    buffer_add(&r->held, &piece, sizeof piece);
+    buffer_add(&r->held, text, size);
+}
+
+static void tell_text(sandbox_request *r, const char *text, size_t size)
+{
+    if (r->input.on_text)
+        r->input.on_text(r->input.context, text, size);
+}
+
+static void tell_log(sandbox_request *r, int level, const char *text, size_t size)
 {
     if (r->input.on_log)
         r->input.on_log(r->input.context, level, text, size);
@@ -204,11 +225,42 @@ static void write_log(sandbox_request *r, int level, const char *text, size_t si
                   (int)(size < 4096 ? size : 4096), text);
 }
 
+static void release_held(sandbox_request *r)
+{
+    for (size_t at = 0; at < r->held.size;) {
+        request_held piece;
+        memcpy(&piece, r->held.data + at, sizeof piece);
+        const char *text = r->held.data + at + sizeof piece;
+        if (piece.level == HELD_TEXT)
+            tell_text(r, text, piece.size);
+        else
+            tell_log(r, piece.level, text, piece.size);
+        at += sizeof piece + piece.size;
+    }
+    buffer_clear(&r->held);
+}
+
+void request_emit_text(sandbox_request *r, const char *text, size_t size)
+{
+    if (size && r->shared)
+        hold(r, HELD_TEXT, text, size);
+    else if (size)
+        tell_text(r, text, size);
+}
+
+static void write_log(sandbox_request *r, int level, const char *text, size_t size)
+{
+    if (r->shared)
+        hold(r, level, text, size);
+    else
+        tell_log(r, level, text, size);
+}
+
 int request_log(sandbox_request *r, int level, const char *text, size_t size)
 {
     static const char cut[] = "the request's log is full; what follows is dropped";
-    if (!r->log_cut && size <= r->tenant->grants.limits.log_bytes - r->log_bytes) {
-        r->log_bytes += size;
+    if (!r->log_cut && size < r->tenant->grants.limits.log_bytes - r->log_bytes) {
+        r->log_bytes += size + 1; /* a line is never for nothing */
         write_log(r, level, text, size);
         return 1;
     }
@@ -348,7 +400,7 @@ static int any_step_is_over(sandbox_request *r)
         session_entry *s = r->wait.sessions[i];
         over |= s->stepping && engine_op_collect(r, &s->op);
     }
-    return over || r->thread->now_ns >= r->wait.until_ns;
+    return over || r->clock->now_ns >= r->wait.until_ns;
 }
 
 int request_wait_is_over(sandbox_request *r)
@@ -408,17 +460,33 @@ void request_prefetch(const sandbox_request *r, int stage)
     }
 }
 
+/* CLOCK_THREAD_CPUTIME_ID costs a system call, four times a whole suspending host call. A short
+ * turn's wall time is its CPU time unless the kernel took the core away in just that moment, and
+ * then it is no longer short. A longer turn is held against the CPU clock since it was last read. */
+static uint64_t cpu_time(turn_clock *c, uint64_t wall_ns)
+{
+    if (wall_ns < SHORT_TURN_NS && c->cpu_short_ns < SHORT_SUM_NS) {
+        c->cpu_short_ns += wall_ns;
+        return wall_ns;
+    }
+    uint64_t now = clock_thread_cpu_ns(), since = now - c->cpu_read_ns;
+    uint64_t mine = since > c->cpu_short_ns ? since - c->cpu_short_ns : 0;
+    c->cpu_read_ns = now;
+    c->cpu_short_ns = 0;
+    return mine < wall_ns ? mine : wall_ns;
+}
+
 /* Runs the guest until it waits, yields or is through with this stage; 1 if it is through. */
 static int poll_guest(sandbox_request *r)
 {
-    uint64_t began = r->thread->now_ns;
+    uint64_t began = r->clock->now_ns;
     r->slice_started_ns = began;
     r->wait.fresh = 0;
     ticker_enter(&r->host->ticker);
     int through = wasmtime_call_future_poll(r->future);
     ticker_leave(&r->host->ticker);
-    r->thread->now_ns = clock_ns();
-    uint64_t cpu_ns = sandbox_thread_cpu(r->thread, r->thread->now_ns - began);
+    r->clock->now_ns = clock_ns();
+    uint64_t cpu_ns = cpu_time(r->clock, r->clock->now_ns - began);
     r->usage.cpu_ns += cpu_ns;
     r->stretch_ns = !through && r->wait.kind == WAIT_NONE ? r->stretch_ns + cpu_ns : 0;
     return through;
@@ -450,7 +518,7 @@ static void run_guest(sandbox_request *r)
             request_wake(r); /* it yielded: to the end of the queue */
         else if (request_wait_is_over(r))
             request_wake(r); /* what it waits for came before it waited */
-        else
+        else if (!r->shared)
             sandbox_thread_mind(r->thread, request_next_time(r));
         return;
     }
@@ -506,6 +574,7 @@ static void release_all(sandbox_request *r)
     helper_clear(r);
     handles_release(&r->handles);
     buffer_release(&r->child_output);
+    buffer_release(&r->held);
     buffer_release(&r->kept);
     buffer_release(&r->piece);
     free(r->child_json);
@@ -543,9 +612,10 @@ static void end(sandbox_request *r)
     sandbox_host_leave(r->host, r);
 }
 
-void request_turn(sandbox_request *r)
+void request_turn(sandbox_request *r, turn_clock *clock)
 {
     request_assert(r);
+    r->clock = clock;
     if (r->state != REQUEST_ENDING) {
         host_generate_drain(r);
         check_limits(r);
@@ -556,6 +626,26 @@ void request_turn(sandbox_request *r)
     if (r->state == REQUEST_ENDING || r->failure.status != REALM_OK)
         end(r);
     request_assert(r);
+}
+
+void request_turn_shared(sandbox_request *r, turn_clock *clock)
+{
+    uint64_t began = clock->now_ns;
+    r->clock = clock;
+    r->shared = 1;
+    check_limits(r);
+    run_guest(r);
+    r->shared = 0;
+    r->turn_ns = clock->now_ns - began;
+}
+
+void request_settle(sandbox_request *r, turn_clock *clock)
+{
+    release_held(r);
+    if (r->state == REQUEST_ENDING || r->failure.status != REALM_OK)
+        request_turn(r, clock);
+    else
+        sandbox_thread_mind(r->thread, request_next_time(r));
 }
 
 void request_assert(const sandbox_request *r)

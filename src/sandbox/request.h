@@ -1,7 +1,7 @@
 /* sandbox/request.h: the inside of a request, for the files of this folder alone.
  *
  * One request is one instance of a program with everything that hangs on it. Its sandbox thread
- * owns it; other threads meet it in what is marked shared, in the `done` flags of its engine
+ * owns it, and lends it for a turn to the engine's (shared_turns.h); other threads meet it in what is marked shared, in the `done` flags of its engine
  * operations, and in request_wake, which puts it into its thread's ready queue.
  *
  * States (request_state), each left by request.c alone:
@@ -55,6 +55,16 @@
 
 typedef struct sandbox_thread sandbox_thread;
 typedef struct host_function host_function;
+
+/* The time of a thread that runs turns. */
+typedef struct turn_clock {
+    uint64_t
+        now_ns; /* when it last looked: after every wait and every poll. Looking costs as much as
+                              a plain host call */
+    uint64_t
+        cpu_read_ns; /* the thread's CPU clock when it was last read; 0: never, then wall time counts */
+    uint64_t cpu_short_ns; /* wall time of short turns since */
+} turn_clock;
 
 /* ---- tenants, as opened ------------------------------------------------------------------------ */
 
@@ -188,6 +198,12 @@ typedef struct mapped_range {
     size_t size;
 } mapped_range;
 
+/* What a guest said in a shared turn lies in `held`: this, then the text. */
+typedef struct request_held {
+    size_t size;
+    int level; /* of the log; below 0: it is text */
+} request_held;
+
 /* ---- the request --------------------------------------------------------------------------------- */
 
 typedef enum request_state {
@@ -225,11 +241,14 @@ struct sandbox_request {
     int slow_turns;          /* turns until it counts as quick again; see runtime.h */
     uint64_t stretch_ns;     /* CPU time since the guest last waited for something */
 
-    /* the sandbox thread's */
+    /* the sandbox thread's; in a shared turn, that of the thread that runs it */
     request_state state;
-    int has_instance;                           /* counts among the host's active ones */
-    int in_line_since;                          /* it has asked for an instance */
-    int ending;                                 /* end() has begun */
+    turn_clock *clock; /* of the thread that runs its turn, or ran the last */
+    int shared;        /* this turn is a shared one */
+    uint64_t turn_ns;  /* how long its last turn took */
+    int has_instance;  /* counts among the host's active ones */
+    int in_line_since; /* it has asked for an instance */
+    int ending;        /* end() has begun */
     sandbox_request *previous_live, *next_live; /* the thread's list */
     arena arena;
     rng random;
@@ -268,6 +287,7 @@ struct sandbox_request {
     char *child_json;
     realm_status child_status;
     int child_done;
+    buffer held;  /* text and log lines of a shared turn, for request_release_held */
     buffer kept;  /* a result that did not fit and will be asked for again */
     buffer piece; /* scratch of decode_token and others */
 
@@ -282,8 +302,15 @@ struct sandbox_request {
 
 /* request.c. Sandbox thread unless noted. */
 
-/* One turn: starts it, runs its guest until it waits, yields or ends, or finishes it. */
-void request_turn(sandbox_request *r);
+/* One turn: starts it, runs its guest until it waits, yields or ends, or finishes it. clock is the calling
+ * thread's and has just been read; it is read again at the end. */
+void request_turn(sandbox_request *r, turn_clock *clock);
+/* The same where another thread than its own may run it (shared_turns.h): what the guest says is held until
+ * its own thread lets it out, a guest that computes for long yields at once, and nothing is finished.
+ * r->wait.op is a step that is over. */
+void request_turn_shared(sandbox_request *r, turn_clock *clock);
+/* Its own thread, after a shared turn: lets out what is held, and finishes what ended. */
+void request_settle(sandbox_request *r, turn_clock *clock);
 /* Hints that its turn comes soon, the later the stage the sooner (base/prefetch.h): each stage follows
  * pointers that the one before has asked for. */
 void request_prefetch(const sandbox_request *r, int stage);

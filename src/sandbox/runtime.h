@@ -8,6 +8,7 @@
 #define REALM_SANDBOX_RUNTIME_H
 
 #include "sandbox/request.h"
+#include "sandbox/shared_turns.h"
 
 /* ---- the ticker: makes spinning guests come up for air ------------------------------------------
  *
@@ -52,8 +53,9 @@ void ticker_leave(ticker *t);
  * that the others use. So a guest that waits for an engine moves to a thread that computes along, unless
  * one of its last turns was long: those keep to threads that do not, where they are in the way of nobody
  * who answers quickly. */
-#define SLOW_TURN_NS   1000000u
-#define SLOW_FOR_TURNS 64
+#define SLOW_TURN_NS          1000000u
+#define SLOW_FOR_TURNS        64
+#define SLOW_FOR_TURNS_SHARED 1024 /* after one on the engine's thread, which held up everybody */
 
 /* The same holds for a tenant whose many short requests add up: while they have used more than
  * WINDOW_SHARE of WINDOW of sandbox threads, new ones start in the background. */
@@ -70,8 +72,8 @@ struct sandbox_thread {
     queue_node **taken_end; /* where the next ones are linked in */
     sandbox_request *live;  /* all its requests */
     atomic_int n_requests;  /* for choosing the least busy */
-    uint64_t now_ns;       /* the time when it last looked: after every wait and every poll. Looking
-                                   costs as much as a plain host call */
+    turn_clock clock;
+    shared_turns shared;   /* its ready guests' turns while it runs them */
     uint64_t next_time_ns; /* the earliest request_next_time, or earlier */
     atomic_int seated; /* its last wait was spent computing for an engine. Written by the thread */
     uint64_t lends_after_ns; /* until then it sleeps while its guests wait */
@@ -80,8 +82,6 @@ struct sandbox_thread {
     uint64_t usual_wait_ns;  /* moving average of how long nothing was ready */
     int watches;             /* a guest waits for a device, and cores are left over */
     uint64_t usual_step_ns;  /* moving average of the waits while it did */
-    uint64_t cpu_read_ns;    /* the thread's CPU clock when it was last read */
-    uint64_t cpu_short_ns;   /* wall time of short turns since */
 };
 
 realm_status sandbox_thread_open(sandbox_thread *t, sandbox_host *h, realm_error *error);
@@ -92,8 +92,6 @@ void sandbox_thread_add(sandbox_thread *t, sandbox_request *r);
 void sandbox_thread_mind(sandbox_thread *t, uint64_t time_ns);
 /* 1 if the tenant's requests have lately used more than their share of sandbox threads. Any thread. */
 int sandbox_thread_tenant_is_heavy(sandbox_tenant *t, uint64_t now_ns);
-/* CPU time of a turn that took wall_ns and has just ended. Its own thread. */
-uint64_t sandbox_thread_cpu(sandbox_thread *t, uint64_t wall_ns);
 
 /* ---- the host ------------------------------------------------------------------------------------- */
 

@@ -66,6 +66,8 @@ static realm_status make(sandbox_request **out, sandbox_host *h, const sandbox_i
     map_init(&r->tensors.parts);
     arena_init(&r->tensors.inputs, 0); /* host_tensor.c bounds it */
     buffer_init(&r->child_output, limits->output_bytes);
+    buffer_init(&r->held, (limits->output_bytes + limits->log_bytes) *
+                              (sizeof(request_held) + 1)); /* of one byte each */
     buffer_init(&r->kept, limits->output_bytes + ((size_t)1 << 20));
     buffer_init(&r->piece, (size_t)1 << 16);
     realm_status status = copy_input(r, error);

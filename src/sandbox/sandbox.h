@@ -5,10 +5,11 @@
  *     sandbox_tenant   what one tenant was granted and where its limits are, shared and counted
  *     sandbox_request  one run of a program: an instance, its stack, its sessions and handles
  *
- * A request lives on one sandbox thread from sandbox_start to on_done. While the engine works for
- * it, it costs no thread. Its failures (traps, limits, cancelling) end it and nothing else. All
- * callbacks come on that thread and must neither block nor throw work back at the sandbox that
- * waits; text is complete and in order when on_done comes, and nothing comes after on_done.
+ * A request lives on one sandbox thread from sandbox_start to on_done; in between, the engine's
+ * thread may run short turns of its guest (shared_turns.h). While the engine works for it, it costs
+ * no thread. Its failures (traps, limits, cancelling) end it and nothing else. All callbacks come on the sandbox
+ * thread and must neither block nor throw work back at the sandbox that waits; text is complete and in
+ * order when on_done comes, and nothing comes after on_done.
  *
  * Every pointer in an options struct is copied unless its comment says that it is borrowed. */
 #ifndef REALM_SANDBOX_SANDBOX_H

@@ -12,9 +12,7 @@
 #include "base/clock.h"
 
 #define SPIN_NS        50000u
-#define SPIN_IF_NS     100000u /* usual waits up to this */
-#define SHORT_TURN_NS  200000u /* turns so short are timed by the wall clock alone */
-#define SHORT_SUM_NS   1000000u
+#define SPIN_IF_NS     100000u  /* usual waits up to this */
 #define LOST_NS        1000000u /* of one wait: less than any time slice, more than an interrupt */
 #define AWAY_LEAST_NS  4000000u
 #define AWAY_MOST_NS   256000000u
@@ -24,22 +22,6 @@
 #define CORES_OF_OTHERS 2
 /* Waits of a device's steps count as at most so long. */
 #define WATCHED_STEP_NS 20000000u
-
-/* CLOCK_THREAD_CPUTIME_ID costs a system call, four times a whole suspending host call. A short
- * turn's wall time is its CPU time unless the kernel took the core away in just that moment, and
- * then it is no longer short. A longer turn is held against the CPU clock since it was last read. */
-uint64_t sandbox_thread_cpu(sandbox_thread *t, uint64_t wall_ns)
-{
-    if (wall_ns < SHORT_TURN_NS && t->cpu_short_ns < SHORT_SUM_NS) {
-        t->cpu_short_ns += wall_ns;
-        return wall_ns;
-    }
-    uint64_t now = clock_thread_cpu_ns(), since = now - t->cpu_read_ns;
-    uint64_t mine = since > t->cpu_short_ns ? since - t->cpu_short_ns : 0;
-    t->cpu_read_ns = now;
-    t->cpu_short_ns = 0;
-    return mine < wall_ns ? mine : wall_ns;
-}
 
 void sandbox_thread_mind(sandbox_thread *t, uint64_t time_ns)
 {
@@ -52,7 +34,7 @@ static void look_at_clock(sandbox_thread *t)
 {
     if (t->next_time_ns == UINT64_MAX)
         return;
-    uint64_t now = t->now_ns;
+    uint64_t now = t->clock.now_ns;
     if (now < t->next_time_ns)
         return;
     t->next_time_ns = UINT64_MAX;
@@ -65,14 +47,19 @@ static void look_at_clock(sandbox_thread *t)
     }
 }
 
-/* The oldest that is ready, or NULL. All that are ready are taken at once, so that it is known who comes
- * next. */
-static queue_node *next_ready(sandbox_thread *t)
+/* All that are ready are taken at once, so that it is known who comes next. */
+static queue_node *first_ready(sandbox_thread *t)
 {
     *t->taken_end = queue_take_all(&t->ready);
     while (*t->taken_end)
         t->taken_end = &(*t->taken_end)->next;
-    queue_node *node = t->taken;
+    return t->taken;
+}
+
+/* The oldest that is ready, or NULL. */
+static queue_node *next_ready(sandbox_thread *t)
+{
+    queue_node *node = first_ready(t);
     if (node)
         t->taken = node->next;
     if (!t->taken)
@@ -129,10 +116,10 @@ static void lend_to_engine(sandbox_thread *t)
     atomic_store_explicit(&t->seated, seated, memory_order_relaxed);
     if (!seated)
         return;
-    t->cpu_read_ns = clock_thread_cpu_ns(); /* what was computed is no guest's time */
-    t->cpu_short_ns = 0;
+    t->clock.cpu_read_ns = clock_thread_cpu_ns(); /* what was computed is no guest's time */
+    t->clock.cpu_short_ns = 0;
     uint64_t now = clock_ns();
-    note_lending(t, now, now - began > t->cpu_read_ns - cpu_began + LOST_NS);
+    note_lending(t, now, now - began > t->clock.cpu_read_ns - cpu_began + LOST_NS);
 }
 
 /* A moving average, in which one long pause is soon forgotten. */
@@ -167,24 +154,29 @@ static queue_node *sleep_for_work(sandbox_thread *t)
     int spin = t->live && t->usual_wait_ns < SPIN_IF_NS;
     queue_node *node = t->watches ? watch_for_work(t)
                                   : sleep_at_most(t, spin ? SPIN_NS : 0, UINT64_MAX);
-    t->now_ns = clock_ns();
+    t->clock.now_ns = clock_ns();
     if (t->watches)
-        average(&t->usual_step_ns, t->now_ns - began, WATCHED_STEP_NS);
+        average(&t->usual_step_ns, t->clock.now_ns - began, WATCHED_STEP_NS);
     else if (t->live)
-        average(&t->usual_wait_ns, t->now_ns - began, SPIN_IF_NS * 8);
+        average(&t->usual_wait_ns, t->clock.now_ns - began, SPIN_IF_NS * 8);
     return node;
 }
 
-static queue_node *wait_for_work(sandbox_thread *t)
+/* What came is in taken. */
+static void wait_for_work(sandbox_thread *t)
 {
     if (t != &t->host->background) { /* whose pieces the engine would wait for */
         lend_to_engine(t);
-        t->now_ns = clock_ns();
-        queue_node *node = next_ready(t);
-        if (node || t->now_ns >= t->next_time_ns)
-            return node;
+        t->clock.now_ns = clock_ns();
+        if (first_ready(t) || t->clock.now_ns >= t->next_time_ns)
+            return;
     }
-    return sleep_for_work(t);
+    queue_node *node = sleep_for_work(t);
+    if (node) {
+        node->next = NULL;
+        t->taken = node;
+        t->taken_end = &node->next;
+    }
 }
 
 static void take_in(sandbox_thread *t, sandbox_request *r)
@@ -233,7 +225,7 @@ static sandbox_thread *place_by_pace(sandbox_thread *t, sandbox_request *r, uint
 {
     int seated = atomic_load_explicit(&t->seated, memory_order_relaxed);
     if (turn_ns > SLOW_TURN_NS)
-        r->slow_turns = SLOW_FOR_TURNS;
+        r->slow_turns = r->clock == &t->shared.visitor ? SLOW_FOR_TURNS_SHARED : SLOW_FOR_TURNS;
     else if (r->slow_turns > 0)
         r->slow_turns--;
     if (seated && r->slow_turns > 0)
@@ -286,6 +278,18 @@ int sandbox_thread_tenant_is_heavy(sandbox_tenant *t, uint64_t now_ns)
            atomic_load_explicit(&t->window_cpu_ns, memory_order_relaxed) > WINDOW_SHARE_NS;
 }
 
+/* What follows from a turn that took r->turn_ns; lets go of the queue's reference. */
+static void after_turn(sandbox_thread *t, sandbox_request *r)
+{
+    count_for_tenant(r->tenant, r->clock->now_ns - r->turn_ns, r->clock->now_ns);
+    sandbox_thread *to = r->state == REQUEST_DONE ? t : place_for(t, r, r->turn_ns);
+    if (r->state == REQUEST_DONE)
+        let_go(t, r);
+    else if (to != t)
+        move(t, to, r);
+    request_unretain(r);
+}
+
 static void turn(sandbox_thread *t, sandbox_request *r)
 {
     sandbox_thread *now = atomic_load(&r->thread);
@@ -295,21 +299,75 @@ static void turn(sandbox_thread *t, sandbox_request *r)
     }
     /* Before anything of the request is looked at (invariant 2). */
     atomic_store(&r->scheduled, 0);
-    if (r->state != REQUEST_DONE) {
-        if (!is_live(t, r))
-            take_in(t, r);
-        uint64_t began = t->now_ns = clock_ns();
-        prefetch_next(t);
-        request_turn(r);
-        t->now_ns = clock_ns();
-        count_for_tenant(r->tenant, began, t->now_ns);
-        sandbox_thread *to = r->state == REQUEST_DONE ? t : place_for(t, r, t->now_ns - began);
-        if (r->state == REQUEST_DONE)
-            let_go(t, r);
-        else if (to != t)
-            move(t, to, r);
+    if (r->state == REQUEST_DONE) {
+        request_unretain(r);
+        return;
     }
-    request_unretain(r); /* the queue's */
+    if (!is_live(t, r))
+        take_in(t, r);
+    uint64_t began = t->clock.now_ns = clock_ns();
+    prefetch_next(t);
+    request_turn(r, &t->clock);
+    t->clock.now_ns = clock_ns();
+    r->turn_ns = t->clock.now_ns - began;
+    after_turn(t, r);
+}
+
+/* ---- shared turns ------------------------------------------------------------------------------------ */
+
+/* The engine whose step has ended for it, or NULL if the turn is one for its own thread alone. Programs that
+ * call each other share buffers, so they keep to one thread. */
+static engine *shares_with(sandbox_thread *t, sandbox_request *r)
+{
+    if (atomic_load(&r->thread) != t || !is_live(t, r) || r->state != REQUEST_RUNNING ||
+        r->slow_turns > 0 || r->parent || r->child || r->wait.kind != WAIT_OP)
+        return NULL;
+    const engine_op *op = r->wait.op;
+    return op->work.kind == WORK_STEP && op->in_flight && atomic_load(&op->done) ? op->engine
+                                                                                 : NULL;
+}
+
+static void line_up(sandbox_thread *t, engine *e)
+{
+    queue_node *node;
+    while ((node = first_ready(t)) != NULL && shared_turns_room(&t->shared) > 0) {
+        sandbox_request *r = QUEUE_OWNER(node, sandbox_request, node);
+        if (shares_with(t, r) != e)
+            return;
+        next_ready(t);
+        atomic_store(&r->scheduled,
+                     0); /* invariant 2: what is looked at up to now decides who runs it, no more */
+        shared_turns_add(&t->shared, r);
+    }
+}
+
+/* The turns of all whose steps end now, together with the engine's thread. */
+static void share_turns(sandbox_thread *t, engine *e)
+{
+    shared_turns *s = &t->shared;
+    shared_turns_start(s, e);
+    t->clock.now_ns = clock_ns();
+    do
+        line_up(t, e);
+    while (shared_turns_run(s, &t->clock));
+    shared_turns_end(s);
+    for (int i = 0; i < s->n_all; i++) {
+        request_settle(s->all[i], &t->clock);
+        after_turn(t, s->all[i]);
+    }
+}
+
+/* The turn of the first that is ready, with those of all that are for the same reason. */
+static void take_turns(sandbox_thread *t)
+{
+    sandbox_request *r = QUEUE_OWNER(t->taken, sandbox_request, node);
+    engine *e = t->live && t->live->next_live ? shares_with(t, r) : NULL;
+    if (e) {
+        share_turns(t, e);
+    } else {
+        next_ready(t);
+        turn(t, r);
+    }
 }
 
 static void *run(void *argument)
@@ -319,15 +377,14 @@ static void *run(void *argument)
     if (t == &t->host->background)
         setpriority(PRIO_PROCESS, 0, 19);
 #endif
-    t->cpu_read_ns = clock_thread_cpu_ns();
-    t->now_ns = clock_ns();
+    t->clock.cpu_read_ns = clock_thread_cpu_ns();
+    t->clock.now_ns = clock_ns();
     for (;;) {
         look_at_clock(t);
-        queue_node *node = next_ready(t);
-        if (!node)
-            node = wait_for_work(t);
-        if (node)
-            turn(t, QUEUE_OWNER(node, sandbox_request, node));
+        if (!first_ready(t))
+            wait_for_work(t);
+        if (t->taken)
+            take_turns(t);
         else if (atomic_load(&t->n_requests) < 0)
             return NULL;
     }

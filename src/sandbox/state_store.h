@@ -1,7 +1,7 @@
 /* sandbox/state_store.h: what a tenant's programs remember between requests.
  *
  * A store is one struct behind one table, so that memory, SQLite or a cluster are one file each.
- * It is called on sandbox threads, several at once, and may neither block for long nor call back:
+ * It is called on sandbox threads and engines', several at once, and may neither block for long nor call back:
  * a store that writes to disk does so behind the caller's back. Tenants are numbers; a store
  * never shows one tenant's keys to another. */
 #ifndef REALM_SANDBOX_STATE_STORE_H

@@ -49,6 +49,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/spin.h"
+
 #define OPEN        ((uint64_t)1 << 16)
 #define INSIDE_MASK (OPEN - 1)
 #define GENERATION  (OPEN << 1)
@@ -102,15 +104,6 @@ typedef struct sitter {
     int (*wanted)(void *); /* NULL: the seat's own helper */
     void *context;
 } sitter;
-
-static inline void relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("isb" ::: "memory");
-#endif
-}
 
 static int64_t now_ns(void)
 {
@@ -236,7 +229,7 @@ static int sit(pool *p, sitter *w)
         for (int i = 0; i < PAUSES; i++) {
             if (atomic_load_explicit(&p->state, memory_order_relaxed) / GENERATION != w->seen)
                 break;
-            relax();
+            spin_pause();
         }
         int64_t now = now_ns();
         idle += now - last < LOOK_NS ? now - last : LOOK_NS;
@@ -290,7 +283,7 @@ static int wait_for_hand_over(seat *s, sitter *w)
     while (atomic_load_explicit(&s->state, memory_order_acquire) == SEAT_ASKED) {
         for (int i = 0;
              i < PAUSES && atomic_load_explicit(&s->state, memory_order_relaxed) == SEAT_ASKED; i++)
-            relax();
+            spin_pause();
         int64_t waited = now_ns() - since;
         if ((must_leave(w) || waited > SPIN_NS) && change(s, SEAT_ASKED, SEAT_OWN))
             return 0;
@@ -336,7 +329,7 @@ static void wait_until_empty(pool *p)
         for (int i = 0; i < PAUSES; i++) {
             if (!(atomic_load_explicit(&p->state, memory_order_relaxed) & INSIDE_MASK))
                 break;
-            relax();
+            spin_pause();
         }
         /* A helper may have lost its core in the middle of a piece: give it ours. */
         if (!since)

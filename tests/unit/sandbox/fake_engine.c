@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "engine/errand.h"
 #include "text/chat_template.h"
 
 #define N_VOCAB   256
@@ -35,7 +36,8 @@ struct engine {
     fake_options options;
     pthread_t thread;
     queue works;
-    atomic_int sessions, tensors, submitted, lent;
+    errand_slot slot;
+    atomic_int sessions, tensors, submitted, lent, errands;
 };
 
 static char the_model, the_tokenizer, the_gguf; /* only their addresses matter */
@@ -551,11 +553,49 @@ realm_status engine_tenant_set(engine *e, uint32_t tenant, const engine_tenant *
     return REALM_OK;
 }
 
+int engine_offer(engine *e, const engine_errand *errand)
+{
+    return errand_offer(&e->slot, errand);
+}
+
+void engine_recall(engine *e)
+{
+    errand_recall(&e->slot);
+}
+
+int fake_engine_errands(engine *e)
+{
+    return atomic_load(&e->errands);
+}
+
+int fake_engine_is_here(engine *e)
+{
+    return pthread_equal(pthread_self(), e->thread);
+}
+
+static void gather(engine *e)
+{
+    uint64_t end = clock_ns() + 1000000;
+    while (queue_count(&e->works) < e->options.gathers && clock_ns() < end) {
+        if (errand_run(&e->slot))
+            atomic_fetch_add(&e->errands, 1);
+        else
+            sched_yield();
+    }
+}
+
 static void *run(void *argument)
 {
     engine *e = argument;
-    for (queue_node *n; (n = queue_take(&e->works, 20000, UINT64_MAX));)
+    for (queue_node *n; (n = queue_take(&e->works, 20000, UINT64_MAX));) {
         do_work(e, QUEUE_OWNER(n, work, node));
+        queue_node *others = e->options.gathers ? queue_take_all(&e->works) : NULL;
+        for (queue_node *next; others; others = next) {
+            next = others->next;
+            do_work(e, QUEUE_OWNER(others, work, node));
+        }
+        gather(e);
+    }
     return NULL;
 }
 

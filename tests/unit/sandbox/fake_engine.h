@@ -15,6 +15,7 @@ typedef struct fake_options {
     int computes_elsewhere; /* as a GPU, with cores to spare: no thread may lend itself */
     uint64_t token_ns;      /* each token of a work takes so long */
     const atomic_int *held; /* and until this is 0; may be NULL */
+    int gathers;            /* shares in errands until so many works are there, or for a moment */
 } fake_options;
 
 engine *fake_engine_open(const fake_options *options);
@@ -27,6 +28,11 @@ int fake_engine_tensors(engine *e);
 int fake_engine_works(engine *e);
 /* How often a thread has lent itself and left again. */
 int fake_engine_lent(engine *e);
+
+/* How many pieces of errands its thread has run. */
+int fake_engine_errands(engine *e);
+/* 1 on its thread. */
+int fake_engine_is_here(engine *e);
 
 /* The token that follows a sequence. */
 token_id fake_next_token(const token_id *tokens, int32_t length);
