@@ -33,6 +33,8 @@ struct serve {
     int64_t port, n_threads, n_sandboxes, kv_bytes, connections, body_mb, drain_s, jwt_leeway_s;
     int kv_q8_0, quiet;
     trace_settings traces;
+    tracer_options tracer; /* what they come to */
+    int is_traced;
     arena memory;     /* what settings of the file point to */
     json_t *settings; /* the file */
     realm_runtime *runtime;
@@ -285,8 +287,6 @@ static realm_status on_reload(void *context, server_options *changed, realm_erro
 
 static realm_status set_up(serve *s, realm_error *error)
 {
-    tracer_options traces;
-    int is_traced;
     realm_runtime_options runtime = {.device = s->device,
                                      .n_threads = (int32_t)s->n_threads,
                                      .n_sandboxes = (int32_t)s->n_sandboxes,
@@ -294,7 +294,7 @@ static realm_status set_up(serve *s, realm_error *error)
                                      .kv_q8_0 = s->kv_q8_0};
     realm_status status = placement_parse_layers(s->gpu_layers, &runtime.gpu_layers, error);
     if (!status)
-        status = trace_settings_read(&s->traces, &s->memory, &traces, &is_traced, error);
+        status = trace_settings_read(&s->traces, &s->memory, &s->tracer, &s->is_traced, error);
     if (status)
         return status;
     const server_options options = {.host = s->host,
@@ -304,7 +304,7 @@ static realm_status set_up(serve *s, realm_error *error)
                                     .max_connections = (int32_t)s->connections,
                                     .max_body_bytes = (uint64_t)s->body_mb << 20,
                                     .drain_s = (int32_t)s->drain_s,
-                                    .traces = is_traced ? &traces : NULL,
+                                    .traces = s->is_traced ? &s->tracer : NULL,
                                     .aliases = s->aliases.items,
                                     .n_aliases = s->aliases.count,
                                     .reload = on_reload,
@@ -632,13 +632,35 @@ static int same_value(const option *a, const option *b)
     return same;
 }
 
+static int is_of_traces(const option *o)
+{
+    return strncmp(o->name, "traces-", 7) == 0;
+}
+
+/* What the server exports by from now on: the same as so far (of s, or of a SIGHUP's) unless a row of theirs differs. */
+static const tracer_options *traces_of(serve *s, serve *fresh, const tracer_options *so_far)
+{
+    option old[MAX_OPTIONS], new[MAX_OPTIONS];
+    serve *of = so_far == &s->tracer ? s : s->reread;
+    while (of && so_far != &of->tracer)
+        of = of->reread;
+    if (!fresh->is_traced || !of)
+        return fresh->is_traced ? &fresh->tracer : NULL;
+    fill_options(of, old);
+    fill_options(fresh, new);
+    for (int i = 0; old[i].name; i++)
+        if (is_of_traces(&old[i]) && !same_value(&old[i], &new[i]))
+            return &fresh->tracer;
+    return so_far;
+}
+
 /* Says which settings have changed that hold only from the next start on. */
 static void tell_what_waits(const option *running, const option *fresh)
 {
     static const char *const applied[] = {"config",   "alias", "tls-cert",   "tls-key",
                                           "max-body", "drain", "log-format", "quiet"};
     for (int i = 0; running[i].name; i++) {
-        int is_applied = 0;
+        int is_applied = is_of_traces(&running[i]);
         for (size_t k = 0; k < sizeof applied / sizeof *applied; k++)
             is_applied |= strcmp(running[i].name, applied[k]) == 0;
         if (!is_applied && !same_value(&running[i], &fresh[i]))
@@ -673,8 +695,12 @@ static realm_status on_reload(void *context, server_options *changed, realm_erro
     fill_options(fresh, options);
     const options_command command = command_of(options);
     realm_status status = reread(fresh, &command, error);
+    if (!status)
+        status = trace_settings_read(&fresh->traces, &fresh->memory, &fresh->tracer,
+                                     &fresh->is_traced, error);
     if (status)
         return status;
+    changed->traces = traces_of(s, fresh, changed->traces);
     tell_what_waits(running, options);
     changed->tls_certificate = fresh->certificate;
     changed->tls_key = fresh->key;

@@ -151,9 +151,14 @@ static void write_traces(server *s, buffer *out)
 {
     static const char exported[] = "realm_traces_exported_total",
                       dropped[] = "realm_traces_dropped_total";
-    tracer_stats stats = {0};
-    if (s->tracer)
-        tracer_stats_get(s->tracer, &stats);
+    tracer *tracers[] = {s->tracer, s->leaving};
+    tracer_stats stats = s->traces_before, its;
+    for (size_t i = 0; i < 2; i++) {
+        if (!tracers[i])
+            continue;
+        tracer_stats_get(tracers[i], &its);
+        tracer_stats_add(&stats, &its);
+    }
     metrics_write_head(out, exported, "counter", "Spans that a collector has taken.");
     metrics_write_value(out, exported, "", (double)stats.exported);
     metrics_write_head(out, dropped, "counter", "Spans that were given up.");

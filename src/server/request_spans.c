@@ -129,8 +129,10 @@ void request_spans_over(exchange *x, const route *by, int outcome)
 
 void request_spans_send(server *s, exchange *x)
 {
-    if (x->spans)
+    if (x->spans && s->tracer)
         tracer_take(s->tracer, x->spans);
+    else if (x->spans) /* traces were switched off meanwhile */
+        spans_close(x->spans);
     x->spans = NULL;
 }
 

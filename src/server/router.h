@@ -51,7 +51,9 @@ struct server {
     gate *gate;
     exchange_sink sink;
     net *net;
-    tracer *tracer; /* NULL: no spans */
+    tracer *tracer;             /* NULL: no spans */
+    tracer *leaving;            /* the one before, while it posts what it has; NULL: none */
+    tracer_stats traces_before; /* of those that are gone */
     sandbox_host *sandbox;
     served_model models[SERVER_MAX_MODELS];
     int n_models;

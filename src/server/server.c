@@ -195,7 +195,11 @@ void server_close(server *s)
     if (s->gate->table->stop)
         s->gate->table->stop(s->gate);
     net_close(s->net);
-    tracer_close(s->tracer, s->interrupted > 1 ? 0 : TRACES_WAIT_MS);
+    int32_t wait_ms = s->interrupted > 1 ? 0 : TRACES_WAIT_MS;
+    if (s->tracer)
+        tracer_leave(s->tracer, wait_ms, &s->traces_before); /* both at once */
+    tracer_close(s->leaving, wait_ms);
+    tracer_close(s->tracer, wait_ms);
     for (int i = 0; i < BUILTIN_COUNT; i++)
         realm_program_close(s->builtin[i]);
     metrics_release(&s->metrics);
@@ -242,9 +246,22 @@ static realm_status reload_tls(server *s, const server_options *changed, realm_e
     return status;
 }
 
+/* Requests on their way hand their spans to the new one. fresh NULL: from now on there are none. */
+static void set_tracer(server *s, tracer *fresh)
+{
+    tracer_close(
+        s->leaving,
+        0); /* settings that change twice in some seconds: the first collector had its time */
+    s->leaving = s->tracer;
+    if (s->leaving)
+        tracer_leave(s->leaving, TRACES_WAIT_MS, &s->traces_before);
+    s->tracer = fresh;
+}
+
 static realm_status reload(server *s, realm_error *error)
 {
     server_options changed = s->options;
+    tracer *fresh = NULL;
     model_alias aliases[SERVER_MAX_ALIASES];
     int n_aliases = 0;
     realm_status status = REALM_OK;
@@ -252,12 +269,19 @@ static realm_status reload(server *s, realm_error *error)
         status = s->options.reload(s->options.context, &changed, error);
     if (!status)
         status = read_aliases(s, &changed, aliases, &n_aliases, error);
+    int traces_change = changed.traces != s->options.traces;
+    if (!status && traces_change && changed.traces)
+        status = tracer_open(&fresh, changed.traces, error);
     if (!status)
         status = reload_tls(s, &changed, error); /* the last that can fail */
     if (status) {
+        tracer_close(fresh, 0);
         free_aliases(aliases, n_aliases);
         return status;
     }
+    if (traces_change)
+        set_tracer(s, fresh);
+    s->options.traces = changed.traces;
     set_aliases(s, aliases, n_aliases);
     if (s->options.tls_certificate) {
         s->options.tls_certificate = changed.tls_certificate;

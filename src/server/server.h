@@ -26,8 +26,8 @@ struct server_options {
     const char *const *aliases; /* [n_aliases] "NAME=MODEL": other names that clients may use */
     int n_aliases;
     /* Rereads the settings (SIGHUP); may be NULL. *changed begins as these options; what it makes of tls_*,
-     * max_body_bytes, drain_s and the aliases holds from then on, the rest of it is not looked at. A failure
-     * leaves everything as it was. */
+     * max_body_bytes, drain_s, the aliases and traces (if it points to others than before) holds from then on, the rest
+     * of it is not looked at. A failure leaves everything as it was. */
     realm_status (*reload)(void *context, server_options *changed, realm_error *error);
     void *context;
     /* It listens: the address as a URL. May be NULL. */

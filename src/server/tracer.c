@@ -46,6 +46,8 @@ struct tracer {
     int closing;
     uint64_t close_by_ns;
     tracer_stats stats;
+
+    tracer_stats *sum; /* of whoever let it leave; NULL: nobody's */
 };
 
 /* ---- sampling ---- */
@@ -555,19 +557,42 @@ realm_status tracer_open(tracer **out, const tracer_options *options, realm_erro
     return status;
 }
 
+static void begin_to_close(tracer *t, int32_t wait_ms)
+{
+    uint64_t by_ns = clock_ns() + (uint64_t)wait_ms * MILLISECOND_NS;
+    pthread_mutex_lock(&t->mutex);
+    if (!t->closing || by_ns < t->close_by_ns)
+        t->close_by_ns = by_ns;
+    t->closing = 1;
+    pthread_cond_signal(&t->changed);
+    pthread_mutex_unlock(&t->mutex);
+    if (t->running)
+        curl_multi_wakeup(t->multi);
+}
+
+void tracer_leave(tracer *t, int32_t wait_ms, tracer_stats *sum)
+{
+    t->sum = sum;
+    begin_to_close(t, wait_ms);
+}
+
+void tracer_stats_add(tracer_stats *sum, const tracer_stats *more)
+{
+    sum->exported += more->exported;
+    sum->dropped_full += more->dropped_full;
+    sum->dropped_failed += more->dropped_failed;
+    sum->dropped_oversize += more->dropped_oversize;
+}
+
 void tracer_close(tracer *t, int32_t wait_ms)
 {
     if (!t)
         return;
-    pthread_mutex_lock(&t->mutex);
-    t->closing = 1;
-    t->close_by_ns = clock_ns() + (uint64_t)wait_ms * MILLISECOND_NS;
-    pthread_cond_signal(&t->changed);
-    pthread_mutex_unlock(&t->mutex);
-    if (t->running) {
-        curl_multi_wakeup(t->multi);
+    begin_to_close(t, wait_ms);
+    if (t->running)
         pthread_join(t->thread, NULL);
-    }
+    if (t->sum)
+        tracer_stats_add(t->sum, &t->stats);
     curl_easy_cleanup(t->easy);
     curl_multi_cleanup(t->multi);
     curl_slist_free_all(t->headers);

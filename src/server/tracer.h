@@ -49,7 +49,10 @@ typedef struct tracer_stats {
 /* Copies what options point to.
  *   REALM_INVALID  the endpoint, a header, the ratio */
 realm_status tracer_open(tracer **out, const tracer_options *options, realm_error *error);
-/* What is left is posted, once and for at most wait_ms; NULL allowed. */
+/* For one whose place another takes: takes nothing more and posts what is left as tracer_close does, but does not wait
+ * for it. What it came to is added to *sum (may be NULL) when it is closed. */
+void tracer_leave(tracer *t, int32_t wait_ms, tracer_stats *sum);
+/* What is left is posted, once and for at most wait_ms, or what is left of that since tracer_leave; NULL allowed. */
 void tracer_close(tracer *t, int32_t wait_ms);
 
 /* "parentbased_traceidratio" and the like, as OTEL_TRACES_SAMPLER has them; 0: there is no such sampler. */
@@ -61,5 +64,6 @@ int tracer_samples(const tracer *t, const trace_context *context);
 void tracer_take(tracer *t, spans *s);
 /* Any thread. */
 void tracer_stats_get(tracer *t, tracer_stats *out);
+void tracer_stats_add(tracer_stats *sum, const tracer_stats *more);
 
 #endif

@@ -6,6 +6,7 @@ import importlib
 import json
 import pathlib
 import re
+import signal
 import socket
 import sys
 import threading
@@ -582,6 +583,40 @@ def test_flags_win_over_the_environment_and_that_over_the_file(plain, tmp_path):
         assert paths == ["/v1/traces", "/in/v1/traces", "/", "/v1/traces", "/here"]
         assert [c.posts[0][2]["x-from"] for c in (file, otel, flag)] == ["file", "otel", "otel"]
         assert sum(len(c.posts) for c in (flag, own, otel, base, file)) == 5
+
+
+def test_settings_that_change_hold_without_a_restart(plain, tmp_path):
+    def switch(server, text):
+        path.write_text(text)
+        before = server.read_log().count('"reloaded"')
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: server.read_log().count('"reloaded"') > before)
+
+    with Collector() as first, Collector() as second:
+        path = tmp_path / "realm.yaml"
+        path.write_text("drain: 7\n")
+        with plain(None, "--config", path, OTEL_BSP_SCHEDULE_DELAY="60000") as s, httpx.Client(base_url=s.url) as http:
+            http.get("/v1/models")
+            switch(s, f"traces-endpoint: {first.url}\n")
+            http.get("/v1/models", headers=parent(LOW))
+            switch(s, f"traces-endpoint: {second.url}\ntraces-header: [x-from=file]\n")
+            first.wait(lambda c: c.spans)  # what waited for its minute goes before the collector is left
+            http.get("/v1/models")
+            switch(s, f"traces-endpoint: {second.url}\ntraces-header: [x-from=file]\ndrain: 9\n")
+            http.get("/v1/models")
+            assert not second.posts, "nothing of it has changed, so it goes on gathering"
+            path.write_text("traces-endpoint: nowhere\n")
+            s.process.send_signal(signal.SIGHUP)
+            eventually(lambda: "reload failed, nothing was changed" in s.read_log())
+            http.get("/v1/models")
+            switch(s, "drain: 7\n")
+            second.wait(lambda c: len(c.spans) == 3)
+            http.get("/v1/models")
+            assert s.metric("realm_traces_exported_total") == 4, "of all collectors"
+            assert "needs a restart" not in s.read_log()
+            s.stop()
+        assert [x.trace for x in first.spans] == [LOW] and len(second.spans) == 3
+        assert second.posts[0][2]["x-from"] == "file"
 
 
 def test_spans_are_off_unless_asked_for(plain):
