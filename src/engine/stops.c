@@ -18,6 +18,8 @@ stops_result stops_scan(const char *const *stops, int32_t n_stops, const char *t
 {
     stops_result result = {.emit = size};
     size_t held = 0;
+    if (!size) /* a first token that is no text yet: text may be NULL, which memmem must not get */
+        return result;
     for (int32_t i = 0; i < n_stops; i++) {
         const char *at = memmem(text, size, stops[i], strlen(stops[i]));
         if (at && (size_t)(at - text) < result.emit) {

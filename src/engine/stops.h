@@ -10,7 +10,7 @@ typedef struct stops_result {
     int found;   /* 1: a stop string begins there; what follows is never emitted */
 } stops_result;
 
-/* text: everything that is not emitted yet. Where several stop strings are in it, the one that
+/* text: everything that is not emitted yet; NULL if size is 0. Where several stop strings are in it, the one that
  * begins first counts. */
 stops_result stops_scan(const char *const *stops, int32_t n_stops, const char *text, size_t size);
 

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/rng.h"
+#include "engine/stops.h"
 
 typedef struct collected {
     char text[4096];
@@ -241,6 +242,16 @@ static void generation_ends_where_no_token_may_be_appended(void **state)
     assert_int_equal(w.n_generated, 0);
     session_close(s);
     engine_close(e);
+}
+
+/* The first token may be a control token, or the beginning of a character. */
+static void no_text_holds_no_stop_string(void **state)
+{
+    (void)state;
+    const char *stops[] = {"a"};
+    stops_result none = stops_scan(stops, 1, NULL, 0);
+    assert_int_equal(none.found, 0);
+    assert_int_equal(none.emit, 0);
 }
 
 /* The text that generation emits is checked for every stop string cut out of what it would be. */
@@ -881,6 +892,7 @@ int main(void)
         cmocka_unit_test(generation_gives_the_model_s_tokens_and_goes_on_after_waking),
         cmocka_unit_test(generation_ends_at_eos_and_on_request),
         cmocka_unit_test(generation_ends_where_no_token_may_be_appended),
+        cmocka_unit_test(no_text_holds_no_stop_string),
         cmocka_unit_test(no_part_of_a_stop_string_is_ever_emitted),
         cmocka_unit_test(held_text_comes_out_when_the_length_ends_generation),
         cmocka_unit_test(logprobs_are_those_of_the_untempered_model),
