@@ -41,6 +41,8 @@ typedef struct simulation {
     token_id prompts[4][N_CONTEXT]; /* that requests begin with: caches hit */
     uint64_t works_left, done, in_flight, embeds;
     uint64_t by_status[64], iterations_since_done;
+    uint64_t began_ns,
+        digest; /* of what ended, in its order and when: two runs with equal ones are the same */
     int ending;
     command forget;
     atomic_int forgotten;
@@ -147,6 +149,10 @@ static void on_done(work *w)
     m->done++;
     m->iterations_since_done = 0;
     m->by_status[-(int)w->status & 63]++;
+    uint64_t parts[] = {(uint64_t)(t - m->slots), (uint64_t)w->kind, (uint64_t)w->status,
+                        atomic_load(&virtual_ns) - m->began_ns};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        m->digest = (m->digest ^ parts[i]) * 0x9E3779B97F4A7C15u;
     if (!is_expected(w->status))
         fail_msg("%s: %s", realm_status_name(w->status), w->error.message);
     if (t->closing) {
@@ -381,11 +387,11 @@ static void hours_of_random_load_lose_no_page_and_end_every_work(void **state)
             m->prompts[i][j] = (token_id)(i < 2 && j < 100 ? j % 250 : (int32_t)below(m, 250));
     for (int i = 0; i < N_SLOTS; i++)
         m->slots[i].owner = m;
-    uint64_t began = clock_ns();
+    m->began_ns = clock_ns();
     start(m);
     while (!atomic_load(&m->finished))
         usleep(1000);
-    double hours = (double)(clock_ns() - began) / 3.6e12;
+    double hours = (double)(clock_ns() - m->began_ns) / 3.6e12;
     for (slot *t = m->slots; t < m->slots + N_SLOTS; t++)
         if (t->session)
             session_close(t->session);
@@ -393,13 +399,14 @@ static void hours_of_random_load_lose_no_page_and_end_every_work(void **state)
     engine_stats_get(m->engine, &stats);
     print_message(
         "seed %llu: %llu works (%llu done, %llu cancelled, %llu late, %llu without pages, "
-        "%llu without memory), %llu iterations, %llu preemptions, %.1f hours\n",
+        "%llu without memory), %llu iterations, %llu preemptions, %.1f hours, digest %016llx\n",
         (unsigned long long)seed, (unsigned long long)m->done, (unsigned long long)m->by_status[0],
         (unsigned long long)m->by_status[-REALM_CANCELLED & 63],
         (unsigned long long)m->by_status[-REALM_DEADLINE & 63],
         (unsigned long long)m->by_status[-REALM_QUOTA & 63],
         (unsigned long long)m->by_status[-REALM_NO_MEMORY & 63],
-        (unsigned long long)stats.iterations, (unsigned long long)stats.preemptions, hours);
+        (unsigned long long)stats.iterations, (unsigned long long)stats.preemptions, hours,
+        (unsigned long long)m->digest);
     assert_true(m->by_status[0] > m->done / 2);
     assert_true(stats.preemptions > 0 && m->by_status[-REALM_NO_MEMORY & 63] > 0);
     engine_close(m->engine);
