@@ -75,8 +75,8 @@ static void find_route(routing *g, exchange *x)
             return;
         }
         size_t used = strlen(g->allowed);
-        snprintf(g->allowed + used, sizeof g->allowed - used, "%s%s%s", used ? ", " : "",
-                 routes[i].method, strcmp(routes[i].method, "GET") == 0 ? ", HEAD" : "");
+        snprintf(g->allowed + used, sizeof g->allowed - used, "%s%s", used ? ", " : "",
+                 routes[i].method);
     }
     g->asks_methods = strcmp(method, "OPTIONS") == 0 && (*g->allowed || strcmp(x->path, "*") == 0);
     if (g->asks_methods)
@@ -191,6 +191,16 @@ static void on_head(void *context, exchange *x)
     }
 }
 
+/* HEAD is answered where GET is. */
+static const char *with_head(exchange *x, const char *methods)
+{
+    const char *get = strstr(methods, "GET");
+    const char *all = get ? arena_printf(&x->memory, "%.*sGET, HEAD%s", (int)(get - methods),
+                                         methods, get + 3)
+                          : methods;
+    return all ? all : methods;
+}
+
 static void on_complete(void *context, exchange *x)
 {
     server *s = context;
@@ -198,13 +208,14 @@ static void on_complete(void *context, exchange *x)
     if (!g) {
         exchange_refuse(x, 503, "unavailable", "the host is out of memory");
     } else if (g->asks_methods) {
-        exchange_set(x, "allow", g->allowed);
+        const char *methods = with_head(x, g->allowed);
+        exchange_set(x, "allow", methods);
         if (exchange_header_get(x, "access-control-request-method"))
-            cors_preflight(x, g->allowed);
+            cors_preflight(x, methods);
         exchange_reply(x, 204, NULL, "", 0);
     } else if (g->problem.status) {
         if (*g->allowed && g->problem.status == 405)
-            exchange_set(x, "allow", g->allowed);
+            exchange_set(x, "allow", with_head(x, g->allowed));
         if (strcmp(g->problem.param, "content-encoding") == 0)
             exchange_set(x, "accept-encoding", "identity");
         api_reply_problem(x, &g->problem);
