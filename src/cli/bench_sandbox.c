@@ -18,6 +18,7 @@ static realm_status open_tenants(bench *b, int64_t count, realm_error *error)
                                 .models = &granted,
                                 .n_models = 1};
         grants.limits.cpu_ns = UINT64_MAX / 4;
+        grants.capabilities = b->options.candidates > 0 ? CAPABILITY_LOGITS : 0;
         realm_status status = sandbox_tenant_open(&b->tenants[i], &grants, error);
         if (status)
             return status;
@@ -75,11 +76,13 @@ static void guest_done(void *context, const sandbox_result *result)
 static realm_status start_guest(bench *b, int index, int64_t context, token_id first,
                                 guest_run *run, realm_error *error)
 {
-    char body[160];
+    char body[200];
     int size = snprintf(body, sizeof body,
-                        "{\"tokens\":%lld,\"prompt\":%d,\"context\":%lld,\"vocabulary\":%d}",
+                        "{\"tokens\":%lld,\"prompt\":%d,\"context\":%lld,\"vocabulary\":%d,"
+                        "\"candidates\":%lld}",
                         (long long)b->options.n_generate, (int)first, (long long)context,
-                        (int)model_hyperparameters(b->model)->n_vocab);
+                        (int)model_hyperparameters(b->model)->n_vocab,
+                        (long long)b->options.candidates);
     sandbox_input input = {.program = b->driver,
                            .tenant = b->tenants[index],
                            .body = body,
