@@ -18,6 +18,7 @@
  * bytes; the 32 tokens of a page are dealt to instructions in the order that makes the scores' registers
  * the next product's operand (token 8c/2 + 2j + c%2 is column c of key tile j). */
 #include "compute/cuda/fragments.cuh"
+#include "compute/cuda/wgmma.cuh"
 
 #define UNIT_PAGES (ATTENTION_UNIT_TOKENS / KV_PAGE_TOKENS)
 #define KEY_TILES  (ATTENTION_UNIT_TOKENS / 8)
@@ -84,28 +85,42 @@ __device__ __forceinline__ uint4 bytes_to_halves(uint2 v, __half2 s0, __half2 s1
     return out;
 }
 
+/* Sixteen bytes of a page, in the device's memory or, by its 32-bit address, in shared memory. */
+__device__ __forceinline__ uint4 load_page(const uint8_t *at)
+{
+    return __ldg((const uint4 *)at);
+}
+
+__device__ __forceinline__ uint4 load_page(uint32_t at)
+{
+    return load_16(at);
+}
+
 /* Dimensions 8t .. 8t+7 of half c of a page's key at slot. */
-template <bool Q8>
-__device__ __forceinline__ uint4 load_key(const cuda_kv_layer &l, const uint8_t *head, int32_t slot,
+template <bool Q8, typename ADDRESS>
+__device__ __forceinline__ uint4 load_key(const cuda_kv_layer &l, ADDRESS head, int32_t slot,
                                           int32_t c, int t)
 {
-    if constexpr (!Q8)
-        return __ldg((const uint4 *)(head + ((int64_t)slot * l.key_stride + c * 32 + t * 8) * 2));
-    uint2 v = load_8(head + l.key_data + (int64_t)slot * l.key_stride + c * 32 + t * 8);
-    __half2 s = __half2half2(((const __half *)head)[c * KV_PAGE_TOKENS + slot]);
-    return bytes_to_halves(v, s, s, s, s);
+    if constexpr (!Q8) {
+        return load_page(head + (slot * l.key_stride + c * 32 + t * 8) * 2);
+    } else {
+        uint2 v = load_8(head + l.key_data + (int64_t)slot * l.key_stride + c * 32 + t * 8);
+        __half2 s = __half2half2(((const __half *)head)[c * KV_PAGE_TOKENS + slot]);
+        return bytes_to_halves(v, s, s, s, s);
+    }
 }
 
 /* Tokens 8t .. 8t+7 of a page's values at dimension d. */
-template <bool Q8>
-__device__ __forceinline__ uint4 load_values(const cuda_kv_layer &l, const uint8_t *head, int32_t d,
-                                             int t)
+template <bool Q8, typename ADDRESS>
+__device__ __forceinline__ uint4 load_values(const cuda_kv_layer &l, ADDRESS head, int32_t d, int t)
 {
-    if constexpr (!Q8)
-        return __ldg((const uint4 *)(head + l.values + ((int64_t)d * KV_PAGE_TOKENS + t * 8) * 2));
-    uint2 bytes = load_8(head + l.value_data + (int64_t)d * KV_PAGE_TOKENS + t * 8);
-    uint4 s = __ldg((const uint4 *)(head + l.values + (d / 32 * KV_PAGE_TOKENS + t * 8) * 2));
-    return bytes_to_halves(bytes, as_half2(s.x), as_half2(s.y), as_half2(s.z), as_half2(s.w));
+    if constexpr (!Q8) {
+        return load_page(head + (int32_t)l.values + (d * KV_PAGE_TOKENS + t * 8) * 2);
+    } else {
+        uint2 bytes = load_8(head + l.value_data + (int64_t)d * KV_PAGE_TOKENS + t * 8);
+        uint4 s = __ldg((const uint4 *)(head + l.values + (d / 32 * KV_PAGE_TOKENS + t * 8) * 2));
+        return bytes_to_halves(bytes, as_half2(s.x), as_half2(s.y), as_half2(s.z), as_half2(s.w));
+    }
 }
 
 /* What keeps, of the lane's eight tokens of each page, those before n_seen: the others may be what another
@@ -158,10 +173,9 @@ __device__ __forceinline__ float tanh_of(float x)
 
 /* Scores of the unit's positions: s[key tile] as the instruction has them. CHUNKS: key_stride / 32, or 0:
  * any. */
-template <bool Q8, int CHUNKS>
+template <bool Q8, int CHUNKS, typename ADDRESS>
 __device__ __forceinline__ void score_unit(float s[KEY_TILES][4], const uint4 *queries,
-                                           const attention_args &a, const uint8_t *const *heads,
-                                           int lane)
+                                           const attention_args &a, const ADDRESS *heads, int lane)
 {
     const cuda_kv_layer &l = a.layer;
     const int g = lane / 4, t = lane % 4, slot = g / 2 * 8 + g % 2;
@@ -255,9 +269,9 @@ __device__ __forceinline__ unit_rows weigh_unit(uint32_t p[UNIT_PAGES][2][4], fl
 }
 
 /* Values of dimensions 8d .. 8d+7 of the unit's pages. */
-template <bool Q8>
+template <bool Q8, typename ADDRESS>
 __device__ __forceinline__ void load_unit_values(uint4 v[UNIT_PAGES], const attention_args &a,
-                                                 const uint8_t *const *heads, int32_t d, int lane)
+                                                 const ADDRESS *heads, int32_t d, int lane)
 {
 #pragma unroll
     for (int page = 0; page < UNIT_PAGES; page++)
@@ -340,34 +354,19 @@ __device__ __forceinline__ float *partial_of(const attention_args &a, const atte
            ((query * a.layer.n_kv_heads + kv_head) * a.units + unit) * partial_floats(a);
 }
 
-/* CHUNKS, GROUPS: key_stride / 32 and value_stride / 8, or 0 and 0: any. */
-template <bool Q8, int CHUNKS, int GROUPS>
-__device__ __forceinline__ void split(const attention_args &a)
+/* A unit of a tile into its partials; last: the tile's last position. By a warp. CHUNKS, GROUPS: key_stride / 32
+ * and value_stride / 8, or 0 and 0: any. */
+template <bool Q8, int CHUNKS, int GROUPS, typename ADDRESS>
+__device__ __forceinline__ void split_unit(const attention_args &a, const attention_tile &tile,
+                                           int32_t kv_head, int32_t unit, int32_t last,
+                                           const uint4 *queries, const ADDRESS *heads, int lane)
 {
-    extern __shared__ uint4 shared[];
-    const attention_tile tile = a.tiles[blockIdx.z];
-    const int32_t kv_head = (int32_t)blockIdx.y, last = tile_last_position(a, tile);
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, g = lane / 4,
-              t = lane % 4;
-    const int32_t unit = (int32_t)blockIdx.x * SPLIT_WARPS + warp,
-                  n_groups = GROUPS ? GROUPS : a.layer.value_stride / 8;
-    const bool seen = unit >= tile_first_unit(a, tile) && unit * ATTENTION_UNIT_TOKENS <= last;
-    const uint8_t *heads[UNIT_PAGES];
-    if (seen) { /* most of a unit was written in earlier steps, and this waits for the rest */
-        find_heads(heads, a, tile, kv_head, unit, last);
-        fetch_heads(a, heads, unit, last, lane);
-    }
-    await_inputs();
-    if ((int32_t)blockIdx.x * SPLIT_WARPS * ATTENTION_UNIT_TOKENS > last)
-        return;
-    load_queries(shared, a, tile, kv_head, lane, warp, SPLIT_WARPS);
-    __syncthreads();
-    if (!seen)
-        return;
+    const int g = lane / 4, t = lane % 4;
+    const int32_t n_groups = GROUPS ? GROUPS : a.layer.value_stride / 8;
     float s[KEY_TILES][4];
     uint4 v[VALUES_AHEAD][UNIT_PAGES], masks[UNIT_PAGES];
     seen_masks(masks, UNIT_PAGES, last + 1 - unit * ATTENTION_UNIT_TOKENS, t);
-    score_unit<Q8, CHUNKS>(s, shared, a, heads, lane);
+    score_unit<Q8, CHUNKS>(s, queries, a, heads, lane);
 #pragma unroll
     for (int i = 0; i < VALUES_AHEAD; i++) /* while the weights are made */
         if (GROUPS || i < n_groups)
@@ -403,6 +402,30 @@ __device__ __forceinline__ void split(const attention_args &a)
                         a.layer.value_stride) = make_float2(rows.largest[r], rows.weights[r]);
 }
 
+template <bool Q8, int CHUNKS, int GROUPS>
+__device__ __forceinline__ void split(const attention_args &a)
+{
+    extern __shared__ uint4 shared[];
+    const attention_tile tile = a.tiles[blockIdx.z];
+    const int32_t kv_head = (int32_t)blockIdx.y, last = tile_last_position(a, tile);
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const int32_t unit = (int32_t)blockIdx.x * SPLIT_WARPS + warp;
+    const bool seen = unit >= tile_first_unit(a, tile) && unit * ATTENTION_UNIT_TOKENS <= last;
+    const uint8_t *heads[UNIT_PAGES];
+    if (seen) { /* most of a unit was written in earlier steps, and this waits for the rest */
+        find_heads(heads, a, tile, kv_head, unit, last);
+        fetch_heads(a, heads, unit, last, lane);
+    }
+    await_inputs();
+    if ((int32_t)blockIdx.x * SPLIT_WARPS * ATTENTION_UNIT_TOKENS > last)
+        return;
+    load_queries(shared, a, tile, kv_head, lane, warp, SPLIT_WARPS);
+    __syncthreads();
+    if (!seen)
+        return;
+    split_unit<Q8, CHUNKS, GROUPS>(a, tile, kv_head, unit, last, shared, heads, lane);
+}
+
 static __global__ void __launch_bounds__(SPLIT_WARPS * 32) attention_split_kernel(attention_args a)
 {
     allow_next();
@@ -412,6 +435,174 @@ static __global__ void __launch_bounds__(SPLIT_WARPS * 32) attention_split_kerne
         split<false, 4, 16>(a);
     else
         split<false, 0, 0>(a);
+}
+
+/* ---- split, with pages in bulk ------------------------------------------------------------------- */
+
+/* On 9.0, heads of 128 dimensions as F16: blocks that stay on the device go through the units of all tiles and
+ * heads, the first unit of all of them first. A warp fetches units' pages in bulk copies, as many units ahead as
+ * there are stages, those that nobody writes in this step before the inputs are there. It says long before which
+ * units come, so that the warps that make them in turn have the queries when the pages are there. */
+#define BULK_DIM    128
+#define BULK_HEAD   (KV_PAGE_TOKENS * BULK_DIM * 2 * 2) /* bytes of a head in a page */
+#define BULK_STAGE  (UNIT_PAGES * BULK_HEAD)
+#define BULK_QUERY  (BULK_DIM / 32 * 2 * 32 * 16) /* bytes of a tile's queries as operands */
+#define BULK_WARPS  6 /* at most as many as stages: a barrier tells a phase from the next alone */
+#define BULK_STAGES 6
+#define BULK_QUEUE  64 /* over 32 that are looked up at once and those in stages */
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+struct bulk_item {
+    attention_tile tile;
+    int32_t kv_head, unit, last;
+    bool seen;
+};
+
+/* Item i of units by tiles by heads. */
+__device__ __forceinline__ bulk_item find_item(const attention_args &a, int32_t i)
+{
+    const int32_t heads = a.layer.n_kv_heads, each = heads * a.n_tiles;
+    bulk_item item;
+    item.unit = i / each;
+    item.kv_head = i % heads;
+    item.tile = a.tiles[i % each / heads];
+    item.last = tile_last_position(a, item.tile);
+    item.seen = item.unit >= tile_first_unit(a, item.tile) &&
+                item.unit * ATTENTION_UNIT_TOKENS <= item.last;
+    return item;
+}
+
+/* What a block's warps tell each other, in shared memory. */
+struct bulk_queue {
+    volatile int32_t items[BULK_QUEUE]; /* the block's items that are seen, in turn */
+    volatile int32_t announced, total;  /* of them; total: INT32_MAX until it is known */
+};
+
+/* A warp. Each lane looks up one of the next 32 items; those that are seen are then fetched in order. */
+__device__ __forceinline__ void bulk_fetch(const attention_args &a, uint32_t stages, uint32_t full,
+                                           uint32_t empty, bulk_queue &queue, int lane)
+{
+    const int32_t n = a.units * a.layer.n_kv_heads * a.n_tiles;
+    int32_t count = 0;
+    int stage = 0, waited = 0;
+    uint32_t parity = 1; /* of what is empty at first */
+    for (int32_t first = (int32_t)blockIdx.x; first < n; first += 32 * (int32_t)gridDim.x) {
+        const int32_t mine = first + lane * (int32_t)gridDim.x;
+        uint64_t from[UNIT_PAGES] = {};
+        int pages = 0, old = 0;
+        if (mine < n) {
+            const bulk_item item = find_item(a, mine);
+            if (item.seen) {
+                const uint8_t *heads[UNIT_PAGES];
+                find_heads(heads, a, item.tile, item.kv_head, item.unit, item.last);
+#pragma unroll
+                for (int i = 0; i < UNIT_PAGES; i++) {
+                    from[i] = (uint64_t)heads[i];
+                    pages += (item.unit * UNIT_PAGES + i) * KV_PAGE_TOKENS <= item.last;
+                }
+                old = (item.unit + 1) * ATTENTION_UNIT_TOKENS <= item.tile.position;
+            }
+        }
+        uint32_t left = __ballot_sync(0xFFFFFFFF, pages > 0);
+        if (pages > 0)
+            queue.items[(count + __popc(left & ((1u << lane) - 1))) % BULK_QUEUE] = mine;
+        count += __popc(left);
+        __threadfence_block();
+        __syncwarp();
+        if (lane == 0)
+            queue.announced = count;
+        for (; left; left &= left - 1) {
+            const int lead = __ffs((int)left) - 1;
+            uint64_t page[UNIT_PAGES];
+#pragma unroll
+            for (int i = 0; i < UNIT_PAGES; i++)
+                page[i] = __shfl_sync(0xFFFFFFFF, from[i], lead);
+            const int n_pages = __shfl_sync(0xFFFFFFFF, pages, lead);
+            if (!waited && !__shfl_sync(0xFFFFFFFF, old, lead)) {
+                await_inputs();
+                waited = 1;
+            }
+            if (lane == 0) {
+                barrier_wait(empty + stage * 8, parity);
+                barrier_expect(full + stage * 8, n_pages * BULK_HEAD);
+#pragma unroll
+                for (int i = 0; i < UNIT_PAGES; i++)
+                    if (i < n_pages)
+                        copy_bulk(stages + stage * BULK_STAGE + i * BULK_HEAD,
+                                  (const void *)page[i], BULK_HEAD, full + stage * 8);
+            }
+            __syncwarp();
+            if (++stage == BULK_STAGES)
+                stage = 0, parity ^= 1;
+        }
+    }
+    if (lane == 0)
+        queue.total = count;
+    if (!waited)
+        await_inputs();
+}
+
+__device__ __forceinline__ void bulk_split(const attention_args &a, uint32_t stages, uint32_t full,
+                                           uint32_t empty, const bulk_queue &queue, uint4 *queries,
+                                           int warp, int lane)
+{
+    await_inputs();
+    for (int32_t i = warp;; i += BULK_WARPS) {
+        while (queue.announced <= i && queue.total > i)
+            __nanosleep(20);
+        if (queue.announced <= i)
+            return;
+        __threadfence_block();
+        const bulk_item item = find_item(a, queue.items[i % BULK_QUEUE]);
+        load_queries(queries, a, item.tile, item.kv_head, lane, 0, 1);
+        __syncwarp();
+        const int stage = i % BULK_STAGES;
+        barrier_wait(full + stage * 8, (uint32_t)(i / BULK_STAGES) & 1);
+        uint32_t heads[UNIT_PAGES];
+#pragma unroll
+        for (int page = 0; page < UNIT_PAGES; page++)
+            heads[page] = stages + stage * BULK_STAGE + page * BULK_HEAD;
+        split_unit<false, BULK_DIM / 32, BULK_DIM / 8>(a, item.tile, item.kv_head, item.unit,
+                                                       item.last, queries, heads, lane);
+        __syncwarp();
+        if (lane == 0)
+            barrier_arrive(empty + stage * 8);
+    }
+}
+
+#endif
+
+static __global__ void __launch_bounds__(BULK_WARPS * 32 + 32)
+    attention_bulk_kernel(attention_args a)
+{
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    extern __shared__ uint4 shared[];
+    __shared__ uint64_t full[BULK_STAGES], empty[BULK_STAGES];
+    __shared__ bulk_queue queue;
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    const uint32_t from = (uint32_t)__cvta_generic_to_shared(shared),
+                   full_at = (uint32_t)__cvta_generic_to_shared(full),
+                   empty_at = (uint32_t)__cvta_generic_to_shared(empty);
+    const uint32_t before = (128 - from % 128) % 128; /* copies want whole lines */
+    uint4 *queries = shared + (before + BULK_STAGES * BULK_STAGE) / 16;
+    allow_next();
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < BULK_STAGES; i++) {
+            barrier_init(full_at + i * 8, 1);
+            barrier_init(empty_at + i * 8, 1);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        queue.announced = 0;
+        queue.total = INT32_MAX;
+    }
+    __syncthreads();
+    if (warp == BULK_WARPS)
+        bulk_fetch(a, from + before, full_at, empty_at, queue, lane);
+    else
+        bulk_split(a, from + before, full_at, empty_at, queue, queries + warp * (BULK_QUERY / 16),
+                   warp, lane);
+#endif
 }
 
 /* Four dimensions of a query: its units in order. part: of the query's first unit. */
@@ -586,6 +777,13 @@ static __global__ void __launch_bounds__(128, 3) attention_walk_kernel(attention
 extern "C" const void *cuda_kernel_attention_split(void)
 {
     return (const void *)attention_split_kernel;
+}
+
+extern "C" const void *cuda_kernel_attention_bulk(int32_t *threads, int32_t *shared_bytes)
+{
+    *threads = BULK_WARPS * 32 + 32;
+    *shared_bytes = BULK_STAGES * BULK_STAGE + BULK_WARPS * BULK_QUERY + 128;
+    return (const void *)attention_bulk_kernel;
 }
 
 extern "C" const void *cuda_kernel_attention_combine(void)

@@ -418,7 +418,11 @@ static cudaError_t prepare_kernels(cuda_backend *b)
 {
     size_t part_bytes = 0;
     int most_blocks = 0;
+    int32_t threads, bulk_bytes;
+    const void *bulk = cuda_kernel_attention_bulk(&threads, &bulk_bytes);
     cudaError_t code = allow_shared(cuda_kernel_attention_split(), b->shared_most);
+    if (code == cudaSuccess && b->wgmma)
+        code = allow_shared(bulk, bulk_bytes);
     if (code == cudaSuccess)
         code = allow_shared(cuda_kernel_attention_walk(), b->shared_most);
     for (int32_t kind = PACKED_F16; kind < PACKED_KINDS; kind++)

@@ -221,6 +221,8 @@ const void *cuda_kernel_kv_write(void); /* grid: rows, kv heads */
 const void *cuda_kernel_kv_read(void);  /* grid: tokens */
 const void *cuda_kernel_matmul_f32(void);
 const void *cuda_kernel_attention_split(void);       /* grid: units / 4, kv heads, tiles */
+/* On 9.0 (compute_90a), heads of 128 dimensions as F16; grid: as many as can run at once. */
+const void *cuda_kernel_attention_bulk(int32_t *threads, int32_t *shared_bytes);
 const void *cuda_kernel_attention_combine(void);     /* grid: queries of a tile, kv heads, tiles */
 const void *cuda_kernel_attention_combine_row(void); /* grid: rows */
 const void *cuda_kernel_attention_walk(void);        /* grid: tiles, kv heads */

@@ -413,13 +413,20 @@ static __global__ void __launch_bounds__(256, BLOCKS) tiles(matmul_args a)
 extern "C" matmul_kernel MATMUL_NAME(int which)
 {
     constexpr int threads = PACKED_SEGMENTS * 32;
+    constexpr int tall = KIND == PACKED_F16 ? 1 : 2; /* two blocks' rings must have room */
     switch (which) {
     case MATMUL_8:
         return {(const void *)few<1, 1, 2>, 16, 8, threads, few_memory<1, 1>::bytes, 1, 0};
     case MATMUL_8_LONG:
         return {(const void *)few<1, 2, 2>, 32, 8, threads, few_memory<1, 2>::bytes, 1, 0};
     case MATMUL_16:
-        return {(const void *)few<2, 1, 3>, 16, 16, threads, few_memory<2, 1>::bytes, 1, 0};
+        return {(const void *)few<2, tall, 4 - tall>,
+                PACKED_ROWS * tall,
+                16,
+                threads,
+                few_memory<2, tall>::bytes,
+                1,
+                0};
     case MATMUL_32:
         return {(const void *)few<4, 2, 1>, 32, 32, threads, few_memory<4, 2>::bytes, 1, 0};
     case MATMUL_64:

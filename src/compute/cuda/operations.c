@@ -585,6 +585,26 @@ static int32_t warp_bytes(const cuda_kv_layer *l, int walk)
     return l->key_stride / 32 * 2 * 32 * 16 + (walk ? l->value_stride / 8 * 32 * 16 : 0);
 }
 
+/* With more sequences attention_split is as fast or faster. */
+#define BULK_HEADS_MOST 8 /* tiles times kv heads, a multiprocessor */
+
+static void record_split(cuda_backend *b, const attention_args *a)
+{
+    const cuda_kv_layer *l = &a->layer;
+    uint32_t heads = (uint32_t)l->n_kv_heads, tiles = (uint32_t)a->n_tiles,
+             blocks = (uint32_t)b->n_multiprocessors, items = (uint32_t)a->units * heads * tiles;
+    if (b->wgmma && !l->q8 && l->key_stride == 128 && l->value_stride == 128 &&
+        heads * tiles <= BULK_HEADS_MOST * blocks) {
+        int32_t threads, shared_bytes;
+        const void *kernel = cuda_kernel_attention_bulk(&threads, &shared_bytes);
+        step_record(b, kernel, items < blocks ? items : blocks, 1, 1, (uint32_t)threads,
+                    (uint32_t)shared_bytes, a, sizeof *a);
+        return;
+    }
+    step_record(b, cuda_kernel_attention_split(), (uint32_t)a->units / 4, heads, tiles, 128,
+                (uint32_t)a->warp_bytes, a, sizeof *a);
+}
+
 static void attention(backend *backend_, tensor out, tensor q, kv_store *kv,
                       const attention_options *o)
 {
@@ -628,8 +648,7 @@ static void attention(backend *backend_, tensor out, tensor q, kv_store *kv,
         a.tiles = p->split;
         a.n_tiles = p->n_split;
         a.warp_bytes = warp_bytes(l, 0);
-        step_record(b, cuda_kernel_attention_split(), (uint32_t)p->units / 4, heads,
-                    (uint32_t)p->n_split, 128, (uint32_t)a.warp_bytes, &a, sizeof a);
+        record_split(b, &a);
         if (p->n_walk == 0 && l->value_dim % 8 == 0) {
             a.positions = staged_positions(b, b->rows.positions, b->rows.n_tokens);
             a.p = prepare_along(b, out);
