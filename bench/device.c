@@ -35,8 +35,10 @@ static const shape shapes[] = {
 
 #define HEAD_DIM(s) ((s)->n_embd / (s)->n_heads)
 #define MAX_BATCH   256
-/* A row of logits with its peaks behind it, as the engine keeps them. */
-#define RESULT_FLOATS(s) ((size_t)(s)->n_vocab + (size_t)peaks_count((s)->n_vocab))
+/* A row of logits, behind it its peaks and the room for its largest, as the engine keeps them. */
+#define RESULT_FLOATS(s)                                                                           \
+    ((size_t)(s)->n_vocab + (size_t)peaks_count((s)->n_vocab) +                                    \
+     TOP_COLUMNS * sizeof(top_column) / sizeof(float))
 
 static void die(const char *what, const char *why)
 {

@@ -52,6 +52,14 @@ static inline int32_t peaks_count(int32_t n_cols)
     return (n_cols + PEAK_COLS - 1) / PEAK_COLS;
 }
 
+/* One of a row's largest columns, where a backend finds them (gives_tops). */
+#define TOP_COLUMNS 64
+
+typedef struct top_column {
+    int32_t column;
+    float value;
+} top_column;
+
 /* The same memory seen with rows of another length; n_rows * n_cols stays. */
 static inline tensor tensor_reshape(tensor t, int32_t n_cols)
 {
@@ -167,6 +175,9 @@ typedef struct backend_table {
      * columns, NaN where one of them is NaN; what host threads there are share the work. Waits. NULL:
      * read is all there is. */
     void (*read_peaks)(backend *b, float *const *to, float *const *peaks, tensor from);
+    /* 1: read_peaks also writes, behind a row's peaks, its TOP_COLUMNS largest columns (all, if it has fewer;
+     * the room is the same): largest first, of equal ones the first one first, a NaN as -INFINITY. */
+    int gives_tops;
     /* Host memory that read_peaks fills fastest, for to and peaks alike; other memory is right as
      * well, and slower. Uninitialized, aligned to 64 bytes. NULL: there is none left. Any thread. Both
      * NULL where memory is all the same. */

@@ -550,6 +550,7 @@ realm_status backend_split_open(backend **out, backend *front, backend *back, in
         s->table.lend = lend;
     if (back->table->read_peaks)
         s->table.read_peaks = read_peaks;
+    s->table.gives_tops = back->table->gives_tops;
     if (back->table->host_open) {
         s->table.host_open = host_open;
         s->table.host_close = host_close;

@@ -110,6 +110,7 @@ void device_init_model(device *d, model *m)
         .n_embd = h->n_embd,
         .n_context = h->n_context,
         .gives_peaks = model_gives_peaks(m),
+        .gives_tops = model_gives_tops(m),
         .uses_host = b->table->lend != NULL,
         .fills = b->table->filled_rows != NULL,
         .max_rows = model_max_tokens(m),

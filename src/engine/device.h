@@ -35,7 +35,7 @@ typedef struct device_table {
 struct device {
     const device_table *table;
     int32_t n_vocab, n_embd, n_context;
-    int gives_peaks;               /* forward fills in input->peaks */
+    int gives_peaks, gives_tops;   /* forward fills in input->peaks; also the largest behind them */
     int uses_host;                 /* the host's threads compute */
     int fills;                     /* a step's time grows by jumps */
     int32_t max_rows, max_outputs; /* of one forward; hidden states count only as rows */

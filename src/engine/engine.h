@@ -101,6 +101,8 @@ sampler *session_sampler(session *s);
 const float *session_logits(const session *s);
 /* Their peaks (compute/backend.h), for sampler_choose; NULL: nobody has found them. */
 const float *session_peaks(const session *s);
+/* And their TOP_COLUMNS largest (all, if there are fewer), as logits_top gives them; NULL likewise. */
+const token_logit *session_tops(const session *s);
 /* Hints that the session will be used soon (base/prefetch.h), and then that its logits will be looked
  * at, which is for after the first has had its time. Owner, or with a work in flight the engine. */
 void session_prefetch(const session *s);

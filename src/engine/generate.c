@@ -157,7 +157,8 @@ realm_status generate_next(engine *e, session *s, work *w, int *finished)
         w->finish = FINISH_WAKE;
         return REALM_OK;
     }
-    realm_status status = sampler_choose(s->sampler, s->logits, s->peaks, &token.id, &w->error);
+    realm_status status = sampler_choose(s->sampler, s->logits, s->peaks, s->tops, &token.id,
+                                         &w->error);
     if (status != REALM_OK)
         return status;
     if (!w->generate.ignore_eos && e->device.table->ends_generation(&e->device, token.id)) {

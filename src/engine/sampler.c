@@ -364,10 +364,11 @@ static realm_status change_row(sampler *s, const float *logits, int masked, cons
 typedef struct choice {
     const float *row; /* [n] */
     int32_t n;
-    float max;         /* of what is left */
-    double total;      /* of exp(row - max) over the row; 0: not known yet. Dense only */
-    token_logit *list; /* [count] scratch for candidates */
-    int32_t count;     /* -1: dense */
+    float max;               /* of what is left */
+    double total;            /* of exp(row - max) over the row; 0: not known yet. Dense only */
+    const token_logit *tops; /* the TOP_COLUMNS largest, or NULL */
+    token_logit *list;       /* [count] scratch for candidates */
+    int32_t count;           /* -1: dense */
 } choice;
 
 /* exp((value - max) * scale) of at most LOGITS_BLOCK candidates from first on; returns how many. */
@@ -434,7 +435,10 @@ static void cut_at_mass(choice *c, double wanted)
 
 static void keep_top_k(choice *c, int32_t k)
 {
-    c->count = logits_top(c->row, c->n, k, c->list);
+    if (c->tops && k <= TOP_COLUMNS)
+        memcpy(c->list, c->tops, (size_t)(c->count = k) * sizeof *c->list);
+    else
+        c->count = logits_top(c->row, c->n, k, c->list);
     while (c->list[c->count - 1].value == -INFINITY)
         c->count--;
 }
@@ -727,10 +731,11 @@ static void truncate_choice(const sampler *s, choice *c)
         keep_min_p(c, o->min_p);
 }
 
-static realm_status draw(sampler *s, const float *row, float max, token_id *out, realm_error *error)
+static realm_status draw(sampler *s, const float *row, const token_logit *tops, float max,
+                         token_id *out, realm_error *error)
 {
     size_t n = (size_t)s->n_vocab;
-    choice c = {.row = row, .n = s->n_vocab, .max = max, .count = -1};
+    choice c = {.row = row, .n = s->n_vocab, .max = max, .tops = tops, .count = -1};
     realm_status status;
     if (is_truncating(s))
         status = reserve((void **)&s->candidates, n * sizeof *s->candidates, error);
@@ -745,9 +750,9 @@ static realm_status draw(sampler *s, const float *row, float max, token_id *out,
     return REALM_OK;
 }
 
-/* peaks: of the row, or NULL. */
-static realm_status choose_from(sampler *s, const float *row, const float *peaks, token_id *out,
-                                realm_error *error)
+/* peaks, tops: of the row, or NULL. */
+static realm_status choose_from(sampler *s, const float *row, const float *peaks,
+                                const token_logit *tops, token_id *out, realm_error *error)
 {
     int has_nan;
     float max;
@@ -759,7 +764,7 @@ static realm_status choose_from(sampler *s, const float *row, const float *peaks
     if (max == -INFINITY)
         return realm_fail(error, REALM_INVALID, "no token is left to choose: all are forbidden");
     if (s->options.temperature > 0)
-        return draw(s, row, max, out, error);
+        return draw(s, row, tops, max, out, error);
     *out = best;
     return REALM_OK;
 }
@@ -775,8 +780,17 @@ static int is_allowed(sampler *s, token_id token)
     return grammar_rollback(s->grammar, 1, NULL) == REALM_OK;
 }
 
-realm_status sampler_choose(sampler *s, const float *logits, const float *peaks, token_id *out,
-                            realm_error *error)
+/* choose_from the logits as the model gave them, whose peaks and tops those are, or changed ones. */
+static realm_status choose_from_row(sampler *s, const float *row, const float *logits,
+                                    const float *peaks, const token_logit *tops, token_id *out,
+                                    realm_error *error)
+{
+    int same = row == logits;
+    return choose_from(s, row, same ? peaks : NULL, same ? tops : NULL, out, error);
+}
+
+realm_status sampler_choose(sampler *s, const float *logits, const float *peaks,
+                            const token_logit *tops, token_id *out, realm_error *error)
 {
     const float *row = NULL;
     int masked = s->grammar != NULL;
@@ -784,12 +798,12 @@ realm_status sampler_choose(sampler *s, const float *logits, const float *peaks,
     if (try_free) {
         realm_status status = change_row(s, logits, 0, &row, error);
         if (status == REALM_OK)
-            status = choose_from(s, row, row == logits ? peaks : NULL, out, error);
+            status = choose_from_row(s, row, logits, peaks, tops, out, error);
         if (status != REALM_OK || is_allowed(s, *out))
             return status;
     }
     realm_status status = change_row(s, logits, masked, &row, error);
     if (status != REALM_OK)
         return status;
-    return choose_from(s, row, row == logits ? peaks : NULL, out, error);
+    return choose_from_row(s, row, logits, peaks, tops, out, error);
 }

@@ -50,23 +50,24 @@ realm_status sampler_bias(sampler *s, const token_id *ids, const float *values, 
 void sampler_constrain(sampler *s, grammar *g);
 const grammar *sampler_grammar(const sampler *s);
 
+typedef struct token_logit {
+    token_id id;
+    float value;
+} token_logit;
+
 /* Chooses a token from logits [n_vocab], which are not changed. Does not record it. peaks, if not NULL:
  * the largest of every PEAK_COLS logits, NaN where one of them is (compute/backend.h); with them the
- * likeliest token is found without reading the row.
+ * likeliest token is found without reading the row. tops, if not NULL: the TOP_COLUMNS largest, as logits_top
+ * gives them; with them no more is read where top-k is that or less.
  *   REALM_INVALID  nothing is left to choose: all forbidden, or the grammar is complete */
-realm_status sampler_choose(sampler *s, const float *logits, const float *peaks, token_id *out,
-                            realm_error *error);
+realm_status sampler_choose(sampler *s, const float *logits, const float *peaks,
+                            const token_logit *tops, token_id *out, realm_error *error);
 /* Records a token that joined the sequence: penalties and the grammar see it. Prompt tokens go
  * through sampler_see (penalties only). */
 realm_status sampler_accept(sampler *s, token_id token, realm_error *error);
 void sampler_see(sampler *s, const token_id *tokens, int32_t count);
 
 /* ---- pure helpers over a row of logits ---------------------------------------------------------- */
-
-typedef struct token_logit {
-    token_id id;
-    float value;
-} token_logit;
 
 /* The k largest of logits [n], descending, ties by id; returns how many (k or n). */
 int32_t logits_top(const float *logits, int32_t n, int32_t k, token_logit *out);

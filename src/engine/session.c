@@ -1,6 +1,7 @@
 /* engine/session.c: what a session's owner does to it. See session.h for who owns what when. */
 #include "engine/session.h"
 
+#include <stddef.h>
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -96,11 +97,15 @@ static void discard(session *s)
     session_free(s);
 }
 
-/* With the peaks behind them. */
+_Static_assert(sizeof(token_logit) == sizeof(top_column) &&
+                   offsetof(token_logit, value) == offsetof(top_column, value),
+               "what a device writes is read as the engine's own");
+
+/* With the peaks behind them, and the largest behind those. */
 static size_t logits_bytes(const device *d)
 {
     int32_t count = d->n_vocab + (d->gives_peaks ? peaks_count(d->n_vocab) : 0);
-    return (size_t)count * sizeof(float);
+    return (size_t)count * sizeof(float) + (d->gives_tops ? TOP_COLUMNS * sizeof(top_column) : 0);
 }
 
 realm_status session_reserve_logits(session *s, realm_error *error)
@@ -112,6 +117,9 @@ realm_status session_reserve_logits(session *s, realm_error *error)
     if (!s->logits)
         return realm_fail_memory(error, logits_bytes(d), "logits");
     s->peaks = d->gives_peaks ? s->logits + d->n_vocab : NULL;
+    s->tops = d->gives_tops
+                  ? (const token_logit *)(const void *)(s->peaks + peaks_count(d->n_vocab))
+                  : NULL;
     return REALM_OK;
 }
 
@@ -219,6 +227,11 @@ const float *session_peaks(const session *s)
     return s->has_logits ? s->peaks : NULL;
 }
 
+const token_logit *session_tops(const session *s)
+{
+    return s->has_logits ? s->tops : NULL;
+}
+
 void session_prefetch(const session *s)
 {
     prefetch_to_write(s, sizeof *s);
@@ -229,6 +242,8 @@ void session_prefetch_logits(const session *s)
     if (s->peaks)
         prefetch_to_read(s->peaks,
                          (size_t)logits_blocks(s->engine->device.n_vocab) * sizeof *s->peaks);
+    if (s->tops)
+        prefetch_to_read(s->tops, TOP_COLUMNS * sizeof *s->tops);
     prefetch_to_write(s->sampler, 2 * PREFETCH_LINE);
     prefetch_to_write(s->tokens + s->length, sizeof *s->tokens);
 }

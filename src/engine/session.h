@@ -80,6 +80,7 @@ struct session {
     int32_t length, capacity;
     float *logits; /* [n_vocab], NULL until first needed */
     float *peaks;  /* of logits, behind them in their memory; NULL: the device gives none */
+    const token_logit *tops; /* the largest of logits, behind the peaks; NULL likewise */
     int has_logits;
     sampler *sampler;
     adapter *adapter;

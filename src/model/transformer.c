@@ -206,6 +206,11 @@ int model_gives_peaks(const model *m)
     return m->backend->table->read_peaks != NULL;
 }
 
+int model_gives_tops(const model *m)
+{
+    return model_gives_peaks(m) && m->backend->table->gives_tops;
+}
+
 void model_forward(model *m, const forward_input *input, float *const *results)
 {
     int32_t n = input->rows.n_tokens;

@@ -417,21 +417,28 @@ int64_t host_session_logits(guest_call *c)
     return (int64_t)n;
 }
 
-static int64_t give_top(guest_call *c, const float *logits, int32_t n, int32_t k)
+/* tops: the TOP_COLUMNS largest, if the device found them. */
+static int64_t give_top(guest_call *c, const float *logits, const token_logit *tops, int32_t n,
+                        int32_t k)
 {
     token_id *ids = guest_words_at(c, 2, (uint64_t)k);
     float *values = ids ? guest_words_at(c, 3, (uint64_t)k) : NULL;
     if (!values)
         return GUEST_TRAPPED;
-    token_logit *top = malloc((size_t)k * sizeof *top);
-    if (!top)
-        return REALM_NO_MEMORY;
-    int32_t found = logits_top(logits, n, k, top);
-    for (int32_t i = 0; i < found; i++) {
-        ids[i] = top[i].id;
-        values[i] = top[i].value;
+    token_logit *made = NULL;
+    int32_t found = k;
+    if (!tops || k > TOP_COLUMNS) {
+        made = malloc((size_t)k * sizeof *made);
+        if (!made)
+            return REALM_NO_MEMORY;
+        found = logits_top(logits, n, k, made);
+        tops = made;
     }
-    free(top);
+    for (int32_t i = 0; i < found; i++) {
+        ids[i] = tops[i].id;
+        values[i] = tops[i].value;
+    }
+    free(made);
     return found;
 }
 
@@ -445,7 +452,8 @@ int64_t host_session_top_logits(guest_call *c)
     if (k <= 0)
         return guest_trap(c, REALM_INVALID, "argument 'k': %" PRId32 " is not positive", k);
     const float *logits = session_logits(s->session);
-    return logits ? give_top(c, logits, n, k < n ? k : n) : REALM_NOT_FOUND;
+    return logits ? give_top(c, logits, session_tops(s->session), n, k < n ? k : n)
+                  : REALM_NOT_FOUND;
 }
 
 int64_t host_session_bias(guest_call *c)
@@ -508,7 +516,8 @@ int64_t host_session_sample(guest_call *c)
     token_id token;
     s->sampled = 1;
     realm_status status = sampler_choose(session_sampler(s->session), logits,
-                                         session_peaks(s->session), &token, &error);
+                                         session_peaks(s->session), session_tops(s->session),
+                                         &token, &error);
     return status == REALM_OK ? token : guest_note(c, &error);
 }
 

@@ -345,6 +345,7 @@ static backend_table table = {
     .write = write_tensor,
     .read = cuda_read,
     .read_peaks = cuda_read_peaks,
+    .gives_tops = 1,
     .host_open = cuda_host_open,
     .host_close = cuda_host_close,
     .kv_open = kv_open,

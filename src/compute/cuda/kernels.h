@@ -41,10 +41,10 @@ typedef struct rows_args { /* prepare, gated, add, soft_cap, gather */
     int32_t zero;
 } rows_args;
 
+/* rows: [2 * n_rows] where each row goes, then where its peaks and tops go: pinned host memory. */
 typedef struct peaks_args {
-    const float *x;     /* [n_rows, n_cols] */
-    float *const *rows; /* [2 * n_rows] where each row goes, then where its peaks go: pinned host
-                             memory */
+    const float *x; /* [n_rows, n_cols] */
+    float *const *rows;
     int32_t n_rows, n_cols;
 } peaks_args;
 
@@ -211,16 +211,16 @@ const void *cuda_kernel_prepare(void); /* grid: rows */
 const void *cuda_kernel_gated(void);   /* grid: parts of a row, a cluster; rows */
 const void *cuda_kernel_add(void);     /* grid: elements / 1024, block: 256 */
 const void *cuda_kernel_soft_cap(void);
-const void *cuda_kernel_gather(void); /* grid: rows */
-const void *cuda_kernel_peaks(void);  /* grid: peaks / 8, rows; block: 256 */
-const void *cuda_kernel_norm(void);   /* grid: rows */
-const void *cuda_kernel_embed(void);  /* grid: rows */
+const void *cuda_kernel_gather(void);  /* grid: rows */
+const void *cuda_kernel_results(void); /* grid: 1 + peaks / 32, rows; block: 1024 */
+const void *cuda_kernel_norm(void);    /* grid: rows */
+const void *cuda_kernel_embed(void);   /* grid: rows */
 const void *cuda_kernel_angles(void);
 const void *cuda_kernel_rope(void);     /* grid: rows, tensors */
 const void *cuda_kernel_kv_write(void); /* grid: rows, kv heads */
 const void *cuda_kernel_kv_read(void);  /* grid: tokens */
 const void *cuda_kernel_matmul_f32(void);
-const void *cuda_kernel_attention_split(void);       /* grid: units / 4, kv heads, tiles */
+const void *cuda_kernel_attention_split(void); /* grid: units / 4, kv heads, tiles */
 /* On 9.0 (compute_90a), heads of 128 dimensions as F16; grid: as many as can run at once. */
 const void *cuda_kernel_attention_bulk(int32_t *threads, int32_t *shared_bytes);
 const void *cuda_kernel_attention_combine(void);     /* grid: queries of a tile, kv heads, tiles */

@@ -1,7 +1,7 @@
 /* compute/cuda/reading.c: results on their way to the host.
  *
  * A step's logits are megabytes, and the host's own copies of them would cost as much as a layer: so
- * read_peaks lets the device write each row, and its peaks, to where the host wants them, if that is
+ * read_peaks lets the device write each row, its peaks and its largest columns to where the host wants them, if that is
  * pinned memory (host_open). What is read row by row comes through one pinned copy of the last
  * operation's whole result, the landing. */
 #include <math.h>
@@ -109,6 +109,26 @@ static float peak_of(const float *x, int32_t n)
     return most;
 }
 
+/* x's largest columns to out: each new one goes up to its place. */
+static void find_tops(const float *x, int32_t n, top_column *out)
+{
+    int32_t count = 0;
+    for (int32_t i = 0; i < n; i++) {
+        float v = isnan(x[i]) ? -INFINITY : x[i];
+        if (count == TOP_COLUMNS && !(v > out[count - 1].value))
+            continue;
+        int32_t at = count < TOP_COLUMNS ? count++ : count - 1;
+        for (; at > 0 && out[at - 1].value < v; at--)
+            out[at] = out[at - 1];
+        out[at] = (top_column){i, v};
+    }
+}
+
+static top_column *tops_behind(float *peaks, int32_t n_cols)
+{
+    return (top_column *)(void *)(peaks + peaks_count(n_cols));
+}
+
 static void read_by_rows(backend *b, float *const *to, float *const *peaks, tensor from)
 {
     for (int32_t i = 0; i < from.n_rows; i++) {
@@ -117,6 +137,7 @@ static void read_by_rows(backend *b, float *const *to, float *const *peaks, tens
             int32_t first = p * PEAK_COLS, left = from.n_cols - first;
             peaks[i][p] = peak_of(to[i] + first, left < PEAK_COLS ? left : PEAK_COLS);
         }
+        find_tops(to[i], from.n_cols, tops_behind(peaks[i], from.n_cols));
     }
 }
 
@@ -139,14 +160,15 @@ void cuda_read_peaks(backend *backend_, float *const *to, float *const *peaks, t
             memcpy(host, to, n * sizeof *to);
             memcpy((uint8_t *)host + n * sizeof *to, peaks, n * sizeof *peaks);
         }
-        step_record(b, cuda_kernel_peaks(), (uint32_t)(n_peaks + 7) / 8, (uint32_t)n, 1, 256, 0, &a,
-                    sizeof a);
+        step_record(b, cuda_kernel_results(), 1 + (uint32_t)(n_peaks + 31) / 32, (uint32_t)n, 1,
+                    1024, 0, &a, sizeof a);
         step_flush(b);
         cuda_ok(b, cudaStreamSynchronize(b->stream), "reading a step's results");
     }
     for (size_t i = 0; i < n && b->failed; i++) {
         cuda_fill_nan(to[i], (size_t)from.n_cols);
         cuda_fill_nan(peaks[i], (size_t)n_peaks);
+        find_tops(to[i], from.n_cols, tops_behind(peaks[i], from.n_cols));
     }
 }
 

@@ -198,17 +198,16 @@ static __global__ void gather_kernel(rows_args a)
         out[k] = x[k];
 }
 
+/* ---- results for the host ---------------------------------------------------------------------- */
+
 /* Rows and peaks as backend.h's read_peaks has them, written through to the host. A warp has the columns
  * of a peak; its stores are whole lines. */
-static __global__ void peaks_kernel(peaks_args a)
+__device__ __forceinline__ void write_peak(const peaks_args &a, const float *x, int32_t peak,
+                                           int lane)
 {
-    allow_next();
-    await_inputs();
-    int32_t peak = (int32_t)(blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
-    int32_t first = peak * PEAK_COLS;
+    const int32_t first = peak * PEAK_COLS;
     if (first >= a.n_cols)
         return;
-    const float *x = a.x + (int64_t)blockIdx.y * a.n_cols;
     float *to = a.rows[blockIdx.y], most = -INFINITY;
     int odd = 0;
 #pragma unroll
@@ -225,6 +224,130 @@ static __global__ void peaks_kernel(peaks_args a)
     odd = __any_sync(0xffffffffu, odd);
     if (lane == 0)
         a.rows[a.n_rows + blockIdx.y][peak] = odd ? NAN : most;
+}
+
+#define RESULT_THREADS 1024
+#define GROUPS_MOST    256 /* of a row's columns, whose largest say where the row's largest may be */
+#define CANDIDATES                                                                                 \
+    2048 /* usually as many as TOP_COLUMNS and a few; more of a row of equal numbers */
+
+/* Columns in the order of tops: the larger number first, of equal ones the first; no two are the same. */
+__device__ __forceinline__ uint32_t order_of(float x)
+{
+    uint32_t bits = __float_as_uint((x == x ? x : -INFINITY) + 0.0f); /* -0 is 0 */
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+__device__ __forceinline__ uint64_t place_of(float x, int32_t column)
+{
+    return (uint64_t)order_of(x) << 32 | (uint32_t)~column;
+}
+
+/* The k-th place from the top, digit by digit; by the block. */
+__device__ __forceinline__ uint64_t kth_place(const float *x, int32_t n, int32_t k, int32_t *counts)
+{
+    __shared__ uint64_t found;
+    __shared__ int32_t left;
+    if (threadIdx.x == 0)
+        found = 0, left = k;
+    for (int shift = 56; shift >= 0; shift -= 8) {
+        if (threadIdx.x < 256)
+            counts[threadIdx.x] = 0;
+        __syncthreads();
+        for (int32_t i = (int32_t)threadIdx.x; i < n; i += RESULT_THREADS) {
+            const uint64_t place = place_of(x[i], i);
+            if (shift == 56 || place >> (shift + 8) == found)
+                atomicAdd(counts + (place >> shift & 255), 1);
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            int digit = 255;
+            for (; counts[digit] < left; digit--)
+                left -= counts[digit];
+            found = found << 8 | (uint64_t)digit;
+        }
+        __syncthreads();
+    }
+    return found;
+}
+
+/* The largest columns of a row, by a block: the largest of groups of columns give a bound that at least
+ * TOP_COLUMNS reach, what reaches it is collected, and how many stand before each is its place. */
+__device__ __forceinline__ void write_tops(const float *x, int32_t n, top_column *out)
+{
+    __shared__ uint64_t candidates[CANDIDATES];
+    __shared__ uint32_t largest[GROUPS_MOST], bound;
+    __shared__ int32_t counts[256], count;
+    const int32_t thread = (int32_t)threadIdx.x, k = min(n, TOP_COLUMNS);
+    const int32_t group = ((n + GROUPS_MOST - 1) / GROUPS_MOST + 31) / 32 * 32;
+    const int32_t groups = (n + group - 1) / group;
+    for (int32_t g = thread / 32; g < groups; g += RESULT_THREADS / 32) {
+        uint32_t most = 0;
+#pragma unroll 4
+        for (int32_t i = thread % 32; i < group; i += 32)
+            if (g * group + i < n)
+                most = max(most, order_of(x[g * group + i]));
+        most = __reduce_max_sync(0xffffffffu, most);
+        if (thread % 32 == 0)
+            largest[g] = most;
+    }
+    if (thread == 0)
+        count = 0, bound = 0;
+    __syncthreads();
+    if (thread < groups && groups >= TOP_COLUMNS) {
+        int32_t before = 0;
+        for (int32_t g = 0; g < groups; g++)
+            before += largest[g] > largest[thread] || (largest[g] == largest[thread] && g < thread);
+        if (before == TOP_COLUMNS - 1)
+            bound = largest[thread];
+    }
+    __syncthreads();
+    for (int32_t i = thread; i < n; i += RESULT_THREADS) {
+        const float v = x[i];
+        if (order_of(v) >= bound) {
+            const int32_t at = atomicAdd(&count, 1);
+            if (at < CANDIDATES)
+                candidates[at] = place_of(v, i);
+        }
+    }
+    __syncthreads();
+    const bool too_many = count > CANDIDATES;
+    __syncthreads();
+    if (too_many) {
+        const uint64_t last = kth_place(x, n, k, counts);
+        if (thread == 0)
+            count = 0;
+        __syncthreads();
+        for (int32_t i = thread; i < n; i += RESULT_THREADS)
+            if (place_of(x[i], i) >= last)
+                candidates[atomicAdd(&count, 1)] = place_of(x[i], i);
+        __syncthreads();
+    }
+    for (int32_t i = thread; i < count; i += RESULT_THREADS) {
+        const uint64_t place = candidates[i];
+        int32_t before = 0;
+        for (int32_t j = 0; j < count; j++)
+            before += candidates[j] > place;
+        if (before < k) {
+            const int32_t column = (int32_t) ~(uint32_t)place;
+            const float v = x[column];
+            out[before] = {column, v == v ? v : -INFINITY};
+        }
+    }
+}
+
+/* A row's first block finds its largest columns, the others write it. */
+static __global__ void __launch_bounds__(RESULT_THREADS) results_kernel(peaks_args a)
+{
+    allow_next();
+    await_inputs();
+    const float *x = a.x + (int64_t)blockIdx.y * a.n_cols;
+    const int32_t peaks = (a.n_cols + PEAK_COLS - 1) / PEAK_COLS;
+    if (blockIdx.x == 0)
+        write_tops(x, a.n_cols, (top_column *)(a.rows[a.n_rows + blockIdx.y] + peaks));
+    else
+        write_peak(a, x, (int32_t)((blockIdx.x - 1) * RESULT_THREADS + threadIdx.x) / 32,
+                   threadIdx.x % 32);
 }
 
 static __global__ void embed_kernel(embed_args a)
@@ -413,7 +536,7 @@ KERNEL(gated)
 KERNEL(add)
 KERNEL(soft_cap)
 KERNEL(gather)
-KERNEL(peaks)
+KERNEL(results)
 KERNEL(norm)
 KERNEL(embed)
 KERNEL(angles)

@@ -267,6 +267,21 @@ static void products_of_every_type_are_those_of_the_reference(void **state)
     }
 }
 
+/* More rows than the device has at once, and more columns than shared memory has room for. */
+static void products_of_long_matrices_are_those_of_the_reference(void **state)
+{
+    (void)state;
+    static const uint32_t types[] = {DTYPE_Q4_K, DTYPE_Q6_K, DTYPE_F16};
+    rng r;
+    rng_init(&r, 4);
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
+        check_product(types[t], 13000, 512, 64, &r);
+        check_product(types[t], 9000, 1280, 20, &r);
+        check_product(types[t], 200, 28672, 49, &r);
+        check_product(types[t], 130, 28672, 16, &r);
+    }
+}
+
 static void products_of_few_columns_work(void **state)
 {
     (void)state;
@@ -550,21 +565,45 @@ static void keys_and_values_are_read_back_and_copied_with_their_page(void **stat
 /* ---- refusals ----------------------------------------------------------------------------------- */
 
 /* Rows with their peaks, to pinned memory and to any. */
+/* tops are x's largest, by going through x for each. */
+static void assert_tops(const top_column *tops, const float *x, int32_t n)
+{
+    uint8_t *taken = calloc((size_t)n, 1);
+    assert_int_equal(cuda->table->gives_tops, 1);
+    for (int32_t i = 0; i < TOP_COLUMNS && i < n; i++) {
+        int32_t best = -1;
+        float most = -INFINITY;
+        for (int32_t k = 0; k < n; k++) {
+            float v = isnan(x[k]) ? -INFINITY : x[k];
+            if (!taken[k] && (best < 0 || v > most))
+                best = k, most = v;
+        }
+        taken[best] = 1;
+        assert_int_equal(tops[i].column, best);
+        assert_memory_equal(&tops[i].value, isnan(x[best]) ? &most : &x[best], sizeof most);
+    }
+    free(taken);
+}
+
 static void results_are_read_with_their_peaks(void **state)
 {
     (void)state;
     enum { ROWS = 5 };
-    static const int32_t lengths[] = {1, 255, 256, 257, 1000, 32003};
+    static const int32_t lengths[] = {1, 255, 256, 257, 1000, 2500, 32003, 150001};
     rng r;
     rng_init(&r, 77);
     for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
         int32_t n = lengths[l], n_peaks = peaks_count(n);
-        size_t width = (size_t)n + (size_t)n_peaks;
+        size_t width = (size_t)n + (size_t)n_peaks + 2 * TOP_COLUMNS;
         float *x = malloc((size_t)n * ROWS * sizeof *x);
         for (size_t i = 0; i < (size_t)n * ROWS; i++)
             x[i] = (float)rng_double(&r) * 20 - 10;
         x[(size_t)n * 2 + (size_t)n / 2] = NAN;
         x[(size_t)n * 3] = -INFINITY;
+        for (int32_t k = 0; k < n; k++) { /* many equal numbers, both zeros among them */
+            x[(size_t)n + (size_t)k] = roundf(x[(size_t)n + (size_t)k] / 4);
+            x[(size_t)n * 4 + (size_t)k] = 1;
+        }
         tensor t = open_tensor(cuda, ROWS, n, x);
         for (int pinned = 0; pinned < 2; pinned++) {
             size_t bytes = width * ROWS * sizeof(float);
@@ -585,6 +624,7 @@ static void results_are_read_with_their_peaks(void **state)
                         most = isnan(most) || isnan(to[i][k]) ? NAN : fmaxf(most, to[i][k]);
                     assert_true(isnan(most) ? isnan(peaks[i][p]) : peaks[i][p] == most);
                 }
+                assert_tops((const top_column *)(const void *)(peaks[i] + n_peaks), to[i], n);
             }
             if (pinned)
                 cuda->table->host_close(cuda, memory);
@@ -643,6 +683,7 @@ int main(void)
         cmocka_unit_test(rows_and_elements_are_those_of_the_reference),
         cmocka_unit_test(rows_of_every_type_are_embedded_to_the_bit),
         cmocka_unit_test(products_of_every_type_are_those_of_the_reference),
+        cmocka_unit_test(products_of_long_matrices_are_those_of_the_reference),
         cmocka_unit_test(products_of_few_columns_work),
         cmocka_unit_test(products_that_share_an_input_are_those_alone),
         cmocka_unit_test(attention_is_that_of_the_reference),

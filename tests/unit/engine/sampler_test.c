@@ -128,7 +128,7 @@ static token_id choose(sampler *s)
 {
     token_id id = -1;
     realm_error error;
-    assert_status(sampler_choose(s, row, NULL, &id, &error), REALM_OK, error);
+    assert_status(sampler_choose(s, row, NULL, NULL, &id, &error), REALM_OK, error);
     return id;
 }
 
@@ -431,7 +431,7 @@ static void biases_add_and_forbid(void **state)
     row[9] = 1;
     for (o.temperature = 0; o.temperature < 2; o.temperature++) {
         assert_status(sampler_set(s, &o, &error), REALM_OK, error);
-        assert_int_equal(sampler_choose(s, row, NULL, &id, &error), REALM_INVALID);
+        assert_int_equal(sampler_choose(s, row, NULL, NULL, &id, &error), REALM_INVALID);
         assert_holds(error.message, "no token is left");
     }
     sampler_close(s);
@@ -451,7 +451,7 @@ static void logits_that_are_no_numbers_are_refused_by_every_stage(void **state)
         fill_row(600, 2, 1);
         row[round * 25] = odd[round % 2];
         sampler *s = open_sampler(600, &o);
-        assert_int_equal(sampler_choose(s, row, NULL, &id, &error), REALM_INVALID);
+        assert_int_equal(sampler_choose(s, row, NULL, NULL, &id, &error), REALM_INVALID);
         sampler_close(s);
     }
     for (int32_t i = 0; i < 600; i++)
@@ -483,17 +483,22 @@ static void peaks_of_the_row_choose_the_same(void **state)
             float *peak = &peaks[i / PEAK_COLS];
             *peak = i % PEAK_COLS == 0 || row[i] > *peak || isnan(row[i]) ? row[i] : *peak;
         }
-        token_id ids[2] = {-1, -1};
-        realm_status statuses[2];
-        for (int with = 0; with < 2; with++) {
+        token_logit tops[TOP_COLUMNS];
+        logits_top(row, n, TOP_COLUMNS, tops);
+        token_id ids[3] = {-1, -1, -1};
+        realm_status statuses[3];
+        for (int with = 0; with < 3; with++) {
             sampler *s = open_sampler(n, &o);
             const token_id seen[] = {logits_argmax(row, n)};
             sampler_see(s, seen, 1);
-            statuses[with] = sampler_choose(s, row, with ? peaks : NULL, &ids[with], &error);
+            statuses[with] = sampler_choose(s, row, with ? peaks : NULL, with == 2 ? tops : NULL,
+                                            &ids[with], &error);
             sampler_close(s);
         }
-        assert_int_equal(statuses[0], statuses[1]);
-        assert_int_equal(ids[0], ids[1]);
+        for (int with = 1; with < 3; with++) {
+            assert_int_equal(statuses[0], statuses[with]);
+            assert_int_equal(ids[0], ids[with]);
+        }
     }
 }
 

@@ -224,10 +224,10 @@ void sampler_constrain(sampler *s, grammar *g)
 {
     s->constraint = g;
 }
-realm_status sampler_choose(sampler *s, const float *logits, const float *peaks, token_id *out,
-                            realm_error *error)
+realm_status sampler_choose(sampler *s, const float *logits, const float *peaks,
+                            const token_logit *tops, token_id *out, realm_error *error)
 {
-    (void)error, (void)peaks;
+    (void)error, (void)peaks, (void)tops;
     token_id best = 1;
     for (token_id i = 1; i < N_VOCAB; i++)
         if (logits[i] > logits[best])
@@ -325,6 +325,11 @@ const float *session_peaks(const session *s)
     (void)s;
     return NULL;
 }
+const token_logit *session_tops(const session *s)
+{
+    (void)s;
+    return NULL;
+}
 
 void session_prefetch(const session *s)
 {
@@ -397,7 +402,7 @@ static realm_status step(work *w)
     if (w->token < 0 && !s->has_logits)
         return REALM_INVALID;
     if (w->token < 0)
-        sampler_choose(&s->sampler, s->logits, NULL, &w->token, NULL);
+        sampler_choose(&s->sampler, s->logits, NULL, NULL, &w->token, NULL);
     realm_status status = pass_time(w);
     if (status == REALM_OK)
         status = append(w, w->token);
@@ -422,7 +427,7 @@ static realm_status generate(work *w)
             return REALM_OK;
         }
         token_id token;
-        sampler_choose(&s->sampler, s->logits, NULL, &token, NULL);
+        sampler_choose(&s->sampler, s->logits, NULL, NULL, &token, NULL);
         if (w->may_append && !w->may_append(w)) {
             w->finish = FINISH_LENGTH;
             return REALM_OK;
