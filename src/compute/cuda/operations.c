@@ -585,8 +585,8 @@ static int32_t warp_bytes(const cuda_kv_layer *l, int walk)
     return l->key_stride / 32 * 2 * 32 * 16 + (walk ? l->value_stride / 8 * 32 * 16 : 0);
 }
 
-/* With more sequences attention_split is as fast or faster. */
-#define BULK_HEADS_MOST 8 /* tiles times kv heads, a multiprocessor */
+/* With more units of sequences and query heads, a multiprocessor, attention_split is as fast or faster. */
+#define BULK_UNITS_MOST 32
 
 static void record_split(cuda_backend *b, const attention_args *a)
 {
@@ -594,7 +594,7 @@ static void record_split(cuda_backend *b, const attention_args *a)
     uint32_t heads = (uint32_t)l->n_kv_heads, tiles = (uint32_t)a->n_tiles,
              blocks = (uint32_t)b->n_multiprocessors, items = (uint32_t)a->units * heads * tiles;
     if (b->wgmma && !l->q8 && l->key_stride == 128 && l->value_stride == 128 &&
-        heads * tiles <= BULK_HEADS_MOST * blocks) {
+        items * (uint32_t)a->group <= BULK_UNITS_MOST * blocks) {
         int32_t threads, shared_bytes;
         const void *kernel = cuda_kernel_attention_bulk(&threads, &shared_bytes);
         step_record(b, kernel, items < blocks ? items : blocks, 1, 1, (uint32_t)threads,
