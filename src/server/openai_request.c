@@ -323,14 +323,20 @@ static int read_tool(reader *d, size_t index, json_t *tool)
     return 1;
 }
 
-static int has_tool(const json_t *tools, const char *name)
+static const char *name_of(const json_t *tool)
 {
-    for (size_t i = 0; i < json_array_size(tools); i++) {
-        const json_t *function = json_object_get(json_array_get(tools, i), "function");
-        if (strcmp(json_string_value(json_object_get(function, "name")), name) == 0)
-            return 1;
+    return json_string_value(json_object_get(json_object_get(tool, "function"), "name"));
+}
+
+/* tools are checked; NULL: there is none of that name, which may be NULL. */
+static json_t *find_tool(const json_t *tools, const char *name)
+{
+    for (size_t i = 0; name && i < json_array_size(tools); i++) {
+        json_t *tool = json_array_get(tools, i);
+        if (strcmp(name_of(tool), name) == 0)
+            return tool;
     }
-    return 0;
+    return NULL;
 }
 
 static int force_tool(reader *d, const json_t *tools, const char *name)
@@ -345,19 +351,57 @@ static int force_tool(reader *d, const json_t *tools, const char *name)
     return 1;
 }
 
+/* Those of tools that {"allowed_tools":{"tools":[...]}} names, as a new list; NULL: it names another, or none. */
+static json_t *allowed_of(const json_t *allowed, json_t *tools)
+{
+    const json_t *names = json_object_get(allowed, "tools");
+    json_t *some = json_array_size(names) ? json_array() : NULL;
+    for (size_t i = 0; some && i < json_array_size(names); i++) {
+        json_t *tool = find_tool(tools, name_of(json_array_get(names, i)));
+        if (tool)
+            json_array_append(some, tool);
+    }
+    if (json_array_size(some) != json_array_size(names)) {
+        json_decref(some);
+        some = NULL;
+    }
+    return some;
+}
+
+/* auto or required over some of the tools; the model is shown no others. */
+static int read_allowed(reader *d, const json_t *allowed, json_t *tools)
+{
+    const char *mode = json_string_value(json_object_get(allowed, "mode"));
+    json_t *some = allowed_of(allowed, tools);
+    int is_required = mode && strcmp(mode, "required") == 0;
+    if (!some || (!is_required && (!mode || strcmp(mode, "auto") != 0))) {
+        json_decref(some);
+        return api_wrong(
+            d->problem, "tool_choice", "invalid_value",
+            "'tool_choice.allowed_tools' must have a mode, auto or required, and some of "
+            "'tools'");
+    }
+    d->r->has_tools = 1;
+    json_object_set(d->r->guest, "tools", some);
+    int ok = is_required ? force_tool(d, some, NULL) : 1;
+    json_decref(some);
+    return ok;
+}
+
 static int read_choice(reader *d, json_t *tools)
 {
     json_t *choice = field(d, "tool_choice");
     const char *word = choice ? json_string_value(choice) : "auto";
     if (choice && !word && json_is_object(choice))
         word = "named";
+    if (tools && json_is_object(json_object_get(choice, "allowed_tools")))
+        return read_allowed(d, json_object_get(choice, "allowed_tools"), tools);
     if (choice && !tools && (!word || strcmp(word, "none") != 0))
         return api_wrong(d->problem, "tool_choice", "invalid_value",
                          "'tool_choice' is only allowed with 'tools'");
     if (!tools)
         return 1;
-    const char *name = json_string_value(
-        json_object_get(json_object_get(choice, "function"), "name"));
+    const char *name = name_of(choice);
     if (word && strcmp(word, "none") == 0)
         return 1;
     d->r->has_tools = 1;
@@ -366,7 +410,7 @@ static int read_choice(reader *d, json_t *tools)
         return 1;
     if (word && strcmp(word, "required") == 0)
         return force_tool(d, tools, NULL);
-    if (word && strcmp(word, "named") == 0 && name && has_tool(tools, name))
+    if (word && strcmp(word, "named") == 0 && find_tool(tools, name))
         return force_tool(d, tools, name);
     return api_wrong(d->problem, "tool_choice", "invalid_value",
                      "'tool_choice' must be none, auto, required or the name of one of 'tools'");

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 
+import openai
 import pytest
 
 import nodes
@@ -77,6 +78,14 @@ def test_openais_package_for_python_calls_tools_too(node):
     later = ask | {"tool_choice": "auto", "messages": [*ask["messages"], answer.choices[0].message.model_dump(exclude_none=True),
                                                        {"role": "tool", "tool_call_id": call.id, "content": "It rains."}]}
     assert client.chat.completions.create(**later).choices[0].message
+    other = {"type": "function", "function": {"name": "other"}}
+    some = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "weather"}}]}}
+    call = client.chat.completions.create(**{**ask, "tools": [other, tool], "tool_choice": some}).choices[0].message.tool_calls[0]
+    assert call.function.name == "weather"
+    for wrong in {"mode": "required", "tools": []}, {"mode": "any", "tools": [other]}, {"mode": "auto", "tools": [other]}, {}:
+        with pytest.raises(openai.BadRequestError) as e:
+            client.chat.completions.create(**{**ask, "tool_choice": {"type": "allowed_tools", "allowed_tools": wrong}})
+        assert e.value.param == "tool_choice"
     bare = {**ask, "tools": [{"type": "function", "function": {"name": "now"}}]}
     call = client.chat.completions.create(**bare).choices[0].message.tool_calls[0]
     assert (call.function.name, call.function.arguments) == ("now", "{}"), "without parameters it takes none"
