@@ -14,6 +14,7 @@ void queue_init(queue *q)
     atomic_init(&q->count, 0);
     q->sleepers = 0;
     q->closed = 0;
+    q->deputy = NULL;
 }
 
 void queue_release(queue *q)
@@ -25,6 +26,11 @@ void queue_release(queue *q)
 
 void queue_put(queue *q, queue_node *node)
 {
+    queue_put_for(q, node, NULL);
+}
+
+void queue_put_for(queue *q, queue_node *node, const void *deputy)
+{
     node->next = NULL;
     pthread_mutex_lock(&q->mutex);
     if (q->tail)
@@ -35,8 +41,15 @@ void queue_put(queue *q, queue_node *node)
     atomic_fetch_add_explicit(&q->count, 1, memory_order_release);
     /* Under the mutex: once it is free the taker may have what it waited for and release the
      * queue. */
-    if (q->sleepers > 0)
+    if (q->sleepers > 0 && (!deputy || q->deputy != deputy))
         pthread_cond_signal(&q->filled);
+    pthread_mutex_unlock(&q->mutex);
+}
+
+void queue_set_deputy(queue *q, const void *deputy)
+{
+    pthread_mutex_lock(&q->mutex);
+    q->deputy = deputy;
     pthread_mutex_unlock(&q->mutex);
 }
 

@@ -22,6 +22,7 @@ typedef struct queue {
     atomic_int count;        /* written under mutex, read anywhere */
     int sleepers;            /* guarded by mutex */
     int closed;              /* guarded by mutex */
+    const void *deputy;      /* guarded by mutex; see queue_set_deputy */
 } queue;
 
 void queue_init(queue *q);
@@ -30,6 +31,13 @@ void queue_init(queue *q);
 void queue_release(queue *q);
 
 void queue_put(queue *q, queue_node *node);
+
+/* Waking a sleeping taker costs both sides some microseconds. A taker who knows that whoever puts will soon look
+ * after the queue in its stead says so before it sleeps, with any address that stands for that deputy (NULL:
+ * nobody): then queue_put_for that deputy wakes nobody. What is put by others wakes as ever, and a taker that
+ * is awake takes whatever is there. */
+void queue_set_deputy(queue *q, const void *deputy);
+void queue_put_for(queue *q, queue_node *node, const void *deputy);
 
 /* The oldest node. Spins for at most spin_ns, then sleeps for at most wait_ns (UINT64_MAX: for
  * ever). NULL when the time is over, or the queue is closed and empty. */

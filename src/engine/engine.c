@@ -466,6 +466,8 @@ static void *run(void *context)
     while (!e->stopping) {
         drain(e);
         end_overdue(e);
+        while (errand_run(&e->errands))
+            ; /* whose works have ended in whatever way finds its answer looked after (queue_set_deputy) */
         if (e->n_active > 0)
             iterate(e);
         else if (!e->stopping) {

@@ -211,7 +211,8 @@ void engine_submit(engine *e, work *w);
 int engine_lend(engine *e, int (*wanted)(void *context), void *context);
 /* What the works of the next batch wait for: the engine's thread shares in it while it gathers them
  * (errand.h), or does not if it has better to do. 0: it has another thread's. Recalled before the engine
- * closes. Any thread, and engine_recall the same one. */
+ * closes. Whatever works have ended, what is offered is run before the engine's thread does anything long
+ * or sleeps. Any thread, and engine_recall the same one. */
 int engine_offer(engine *e, const engine_errand *errand);
 void engine_recall(engine *e);
 /* 1 if the host's threads compute for it: who waits leaves the cores to them. Any thread. */

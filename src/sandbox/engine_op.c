@@ -8,8 +8,9 @@ static void on_done(work *w)
 {
     engine_op *op = w->context;
     sandbox_request *r = op->request; /* op may be gone once done is set */
+    const engine *e = op->engine;
     atomic_store_explicit(&op->done, 1, memory_order_release);
-    request_wake_give(r);
+    request_wake_give(r, e);
 }
 
 static int take(const sandbox_request *r, uint64_t count)

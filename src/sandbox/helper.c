@@ -14,7 +14,7 @@ static void *run(void *argument)
         job->work(job);
         job->cpu_ns = clock_thread_cpu_ns() - began;
         atomic_store_explicit(&job->done, 1, memory_order_release);
-        request_wake_give(r);
+        request_wake_give(r, NULL);
     }
     return NULL;
 }

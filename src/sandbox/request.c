@@ -38,10 +38,10 @@ void request_unretain(sandbox_request *r)
     free(r);
 }
 
-void request_wake_give(sandbox_request *r)
+void request_wake_give(sandbox_request *r, const engine *e)
 {
     if (atomic_exchange(&r->scheduled, 1) == 0)
-        queue_put(&r->thread->ready, &r->node); /* the reference goes along */
+        queue_put_for(&r->thread->ready, &r->node, e); /* the reference goes along */
     else
         request_unretain(r);
 }
@@ -49,7 +49,7 @@ void request_wake_give(sandbox_request *r)
 void request_wake(sandbox_request *r)
 {
     request_retain(r);
-    request_wake_give(r);
+    request_wake_give(r, NULL);
 }
 
 /* ---- failing -------------------------------------------------------------------------------------- */
@@ -448,7 +448,7 @@ void request_prefetch(const sandbox_request *r, int stage)
         prefetch_to_write(&r->store,
                           (size_t)((const char *)(&r->handles + 1) - (const char *)&r->store));
         prefetch_to_write(&r->usage, offsetof(sandbox_usage, answers));
-    } else if (r->wait.kind == WAIT_OP) {
+    } else if (r->state == REQUEST_RUNNING && r->wait.kind == WAIT_OP) {
         const work *w = &r->wait.op->work;
         int done = stage > 1 && atomic_load_explicit(&r->wait.op->done, memory_order_acquire);
         if (stage == 1)
@@ -628,7 +628,7 @@ void request_turn(sandbox_request *r, turn_clock *clock)
     request_assert(r);
 }
 
-void request_turn_shared(sandbox_request *r, turn_clock *clock)
+void request_turn_shared(sandbox_request *r, turn_clock *clock, int visits)
 {
     uint64_t began = clock->now_ns;
     r->clock = clock;
@@ -637,10 +637,13 @@ void request_turn_shared(sandbox_request *r, turn_clock *clock)
     run_guest(r);
     r->shared = 0;
     r->turn_ns = clock->now_ns - began;
+    if (visits && r->turn_ns > SLOW_TURN_NS)
+        r->slow_turns = SLOW_FOR_TURNS_SHARED;
 }
 
 void request_settle(sandbox_request *r, turn_clock *clock)
 {
+    r->unsettled = 0;
     release_held(r);
     if (r->state == REQUEST_ENDING || r->failure.status != REALM_OK)
         request_turn(r, clock);

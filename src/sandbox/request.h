@@ -245,6 +245,8 @@ struct sandbox_request {
     request_state state;
     turn_clock *clock; /* of the thread that runs its turn, or ran the last */
     int shared;        /* this turn is a shared one */
+    int lined_up;      /* for shared turns that are not settled yet: not a second time */
+    int unsettled;     /* a deputy has run a turn; see request_settle */
     uint64_t turn_ns;  /* how long its last turn took */
     int has_instance;  /* counts among the host's active ones */
     int in_line_since; /* it has asked for an instance */
@@ -307,8 +309,8 @@ struct sandbox_request {
 void request_turn(sandbox_request *r, turn_clock *clock);
 /* The same where another thread than its own may run it (shared_turns.h): what the guest says is held until
  * its own thread lets it out, a guest that computes for long yields at once, and nothing is finished.
- * r->wait.op is a step that is over. */
-void request_turn_shared(sandbox_request *r, turn_clock *clock);
+ * r->wait.op is a step that is over. visits: the thread is not its own. */
+void request_turn_shared(sandbox_request *r, turn_clock *clock, int visits);
 /* Its own thread, after a shared turn: lets out what is held, and finishes what ended. */
 void request_settle(sandbox_request *r, turn_clock *clock);
 /* Hints that its turn comes soon, the later the stage the sooner (base/prefetch.h): each stage follows
@@ -320,8 +322,9 @@ void request_fail(sandbox_request *r, realm_status status, const char *format, .
     REALM_PRINTF(3, 4);
 /* Any thread: its thread will look at it soon. */
 void request_wake(sandbox_request *r);
-/* The same with a reference that the caller gives away. */
-void request_wake_give(sandbox_request *r);
+/* The same with a reference that the caller gives away. e: the calling thread is this engine's, and its thread
+ * sleeps on if that one is its deputy (sandbox_thread.c). NULL: it is not. */
+void request_wake_give(sandbox_request *r, const engine *e);
 void request_retain(sandbox_request *r);
 void request_unretain(sandbox_request *r); /* any thread; frees memory with the last one */
 /* What wait is for has happened. Collects finished operations. */

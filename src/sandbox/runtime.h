@@ -55,7 +55,7 @@ void ticker_leave(ticker *t);
  * who answers quickly. */
 #define SLOW_TURN_NS          1000000u
 #define SLOW_FOR_TURNS        64
-#define SLOW_FOR_TURNS_SHARED 1024 /* after one on the engine's thread, which held up everybody */
+#define SLOW_FOR_TURNS_SHARED 1024 /* after one on an engine's thread, which held up everybody */
 
 /* The same holds for a tenant whose many short requests add up: while they have used more than
  * WINDOW_SHARE of WINDOW of sandbox threads, new ones start in the background. */
@@ -73,7 +73,17 @@ struct sandbox_thread {
     sandbox_request *live;  /* all its requests */
     atomic_int n_requests;  /* for choosing the least busy */
     turn_clock clock;
-    shared_turns shared;   /* its ready guests' turns while it runs them */
+    shared_turns shared; /* its ready guests' turns while it runs them */
+    /* While it computes for an engine (sandbox_thread.c). */
+    engine *deputy_of;
+    engine_errand deputy;
+    int has_deputy; /* the engine's thread may run turns for it: all but what is atomic is its */
+    sandbox_request *left; /* whose turn the deputy ran and did not finish; NULL: none's */
+    atomic_int called;     /* the deputy wants it back */
+    uint64_t
+        seen_ns; /* since when something is ready that the deputy has not taken; 0: nothing is */
+    uint64_t lends_until_ns;
+
     uint64_t next_time_ns; /* the earliest request_next_time, or earlier */
     atomic_int seated; /* its last wait was spent computing for an engine. Written by the thread */
     uint64_t lends_after_ns; /* until then it sleeps while its guests wait */

@@ -205,7 +205,7 @@ void sandbox_host_give_back(sandbox_host *h, sandbox_request *r)
     }
     pthread_mutex_unlock(&h->mutex);
     if (next)
-        request_wake_give(next);
+        request_wake_give(next, NULL);
 }
 
 void sandbox_host_leave_line(sandbox_host *h, sandbox_request *r)

@@ -40,13 +40,13 @@ static int claim(shared_turns *s, int from_back, sandbox_request **claimed)
     return (int)n;
 }
 
-static void run_claimed(sandbox_request **claimed, int n, turn_clock *clock)
+static void run_claimed(sandbox_request **claimed, int n, turn_clock *clock, int visits)
 {
     for (int i = 0; i < n; i++) {
         int stage = REQUEST_PREFETCH_STAGES;
         for (int k = i + 1; k < n && stage-- > 0; k++)
             request_prefetch(claimed[k], stage);
-        request_turn_shared(claimed[i], clock);
+        request_turn_shared(claimed[i], clock, visits);
     }
 }
 
@@ -57,7 +57,7 @@ static int run_as_visitor(void *context)
     int n = claim(s, 1, claimed);
     if (n) {
         s->visitor = (turn_clock){.now_ns = clock_ns()};
-        run_claimed(claimed, n, &s->visitor);
+        run_claimed(claimed, n, &s->visitor, 1);
     }
     return n > 0;
 }
@@ -79,11 +79,11 @@ void shared_turns_add(shared_turns *s, sandbox_request *r)
 {
     assert(shared_turns_room(s) > 0);
     s->all[s->n_all++] = r;
-    uint64_t ends = atomic_load_explicit(&s->ends, memory_order_relaxed);
+    uint64_t ends = atomic_load_explicit(&s->ends, memory_order_acquire);
     do {
         s->line[back_of(ends)] = r;
     } while (!atomic_compare_exchange_weak_explicit(&s->ends, &ends, ends + (UINT64_C(1) << 32),
-                                                    memory_order_acq_rel, memory_order_relaxed));
+                                                    memory_order_acq_rel, memory_order_acquire));
 }
 
 int shared_turns_run(shared_turns *s, turn_clock *clock)
@@ -92,7 +92,7 @@ int shared_turns_run(shared_turns *s, turn_clock *clock)
     int n = claim(s, 0, claimed);
     if (n && !s->offered) /* now, so that a single one is not the engine's thread's to run */
         s->offered = engine_offer(s->engine, &s->errand);
-    run_claimed(claimed, n, clock);
+    run_claimed(claimed, n, clock, 0);
     return n > 0;
 }
 

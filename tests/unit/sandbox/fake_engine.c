@@ -581,6 +581,8 @@ int fake_engine_is_here(engine *e)
 static void gather(engine *e)
 {
     uint64_t end = clock_ns() + 1000000;
+    while (errand_run(&e->slot))
+        atomic_fetch_add(&e->errands, 1);
     while (queue_count(&e->works) < e->options.gathers && clock_ns() < end) {
         if (errand_run(&e->slot))
             atomic_fetch_add(&e->errands, 1);

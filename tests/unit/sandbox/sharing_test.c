@@ -17,7 +17,7 @@ typedef struct guest {
     int on_engine; /* callbacks that came on the engine's thread */
     int cancel_at; /* cancels itself when it has said so many pieces; 0: never */
     int n_pieces;
-    atomic_int done;
+    atomic_int started, done;
 } guest;
 
 static void on_text(void *context, const char *text, size_t size)
@@ -27,8 +27,11 @@ static void on_text(void *context, const char *text, size_t size)
     if (g->o.text_size + size < sizeof g->o.text)
         memcpy(g->o.text + g->o.text_size, text, size);
     g->o.text_size += size;
-    if (++g->n_pieces == g->cancel_at)
-        sandbox_cancel(g->request);
+    if (++g->n_pieces != g->cancel_at)
+        return;
+    while (!atomic_load(&g->started))
+        ; /* sandbox_start has not yet returned, and request with it */
+    sandbox_cancel(g->request);
 }
 
 static void on_log(void *context, int level, const char *text, size_t size)
@@ -62,11 +65,12 @@ static void start(guest *g, program *p)
                         .on_done = on_done};
     realm_error error;
     assert_status(sandbox_start(&g->request, h.host, &in, &error), REALM_OK, error);
+    atomic_store(&g->started, 1);
 }
 
-static void finish(guest *guests)
+static void finish(guest *guests, int count)
 {
-    for (int i = 0; i < N_GUESTS; i++) {
+    for (int i = 0; i < count; i++) {
         while (!atomic_load(&guests[i].done))
             usleep(200);
         sandbox_release(guests[i].request);
@@ -86,7 +90,7 @@ static void rounds(program *const *programs, guest *guests, int cancel_at,
             guests[i].cancel_at = i % 3 == 1 ? cancel_at : 0;
             start(&guests[i], programs[i % 3]);
         }
-        finish(guests);
+        finish(guests, N_GUESTS);
         check(guests);
     } while (fake_engine_errands(h.engine) < 4 && clock_ns() < end);
     assert_true(fake_engine_errands(h.engine) >= 4);
@@ -203,6 +207,86 @@ static void a_guest_that_computes_for_long_goes_on_elsewhere(void **state)
     program_release(slow);
 }
 
+/* A guest that is alone: its turns are the engine's thread's while its own computes for the engine. */
+static void alone(const char *wat, int cancel_at, void (*check)(const guest *))
+{
+    program *p = harness_program(&h, wat);
+    uint64_t end = clock_ns() + A_MINUTE_NS;
+    harness_signals();
+    do {
+        guest g = {.cancel_at = cancel_at};
+        start(&g, p);
+        finish(&g, 1);
+        check(&g);
+    } while (fake_engine_errands(h.engine) < 4 && clock_ns() < end);
+    assert_true(fake_engine_errands(h.engine) >= 4);
+    program_release(p);
+}
+
+static void says_all(const guest *g)
+{
+    assert_string_equal(g->o.message, "");
+    assert_string_equal(g->o.text, all_said);
+}
+
+static void is_cancelled(const guest *g)
+{
+    assert_int_equal(g->o.status, REALM_CANCELLED);
+    assert_memory_equal(g->o.text, all_said, g->o.text_size);
+}
+
+static void traps(const guest *g)
+{
+    assert_int_equal(g->o.status, REALM_TRAPPED);
+    assert_string_equal(g->o.text, "[*]01234567[*]8901");
+}
+
+static void says_nothing(const guest *g)
+{
+    assert_string_equal(g->o.message, "");
+    assert_int_equal(g->o.text_size, 0);
+    assert_int_equal(g->o.usage.generated_tokens, 80);
+}
+
+static void a_guest_alone_is_run_by_the_engines_thread(void **state)
+{
+    (void)state;
+    alone(STEPPER(""), 0, says_all);
+}
+
+static void a_guest_alone_may_say_nothing_to_the_end(void **state)
+{
+    (void)state;
+    alone(WAT("(func $handle (result i32) (local $s i32) (local $i i32)"
+              "  (local.set $s (call $open))"
+              "  (loop $l (drop (call $step (local.get $s) (i32.const -1)))"
+              "    (br_if $l (i32.lt_u (local.tee $i (i32.add (local.get $i) (i32.const 1)))"
+              "      (i32.const 80))))"
+              "  (i32.const 0))"),
+          0, says_nothing);
+}
+
+static void a_guest_alone_may_trap_on_the_engines_thread(void **state)
+{
+    (void)state;
+    alone(STEPPER("(if (i32.eq (local.get $i) (i32.const 12)) (then unreachable))"), 0, traps);
+}
+
+static void a_guest_alone_may_be_cancelled(void **state)
+{
+    (void)state;
+    alone(STEPPER(""), 9, is_cancelled);
+}
+
+static void a_guest_alone_may_compute_for_long(void **state)
+{
+    (void)state;
+    alone(STEPPER("(if (i32.eq (local.get $i) (i32.const 14)) (then"
+                  "  (loop $spin (br_if $spin (i64.lt_u (local.tee $n (i64.add (local.get $n)"
+                  "    (i64.const 1))) (i64.const 30000000))))))"),
+          0, says_all);
+}
+
 /* ---- the slot alone ------------------------------------------------------------------------------------ */
 
 typedef struct pieces {
@@ -254,6 +338,14 @@ static void a_recalled_errand_is_the_callers_again(void **state)
     assert_int_equal(atomic_load(&p.taken), given - left);
 }
 
+/* Guests' next steps end while others' turns are still being shared. */
+static int set_up_impatient(void **state)
+{
+    (void)state;
+    harness_open(&h, &(fake_options){.gathers = 1}, N_GUESTS);
+    return 0;
+}
+
 static int set_up(void **state)
 {
     (void)state;
@@ -274,12 +366,27 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(
             what_guests_say_comes_whole_and_in_order_on_a_thread_of_the_sandbox, set_up, tear_down),
+        {"what_guests_say_comes_whole_and_in_order_on_a_thread_of_the_sandbox, impatiently",
+         what_guests_say_comes_whole_and_in_order_on_a_thread_of_the_sandbox, set_up_impatient,
+         tear_down, NULL},
+        {"a_guest_that_traps_in_a_shared_turn_ends_alone, impatiently",
+         a_guest_that_traps_in_a_shared_turn_ends_alone, set_up_impatient, tear_down, NULL},
+        {"a_guest_may_be_cancelled_by_who_listens_to_it, impatiently",
+         a_guest_may_be_cancelled_by_who_listens_to_it, set_up_impatient, tear_down, NULL},
         cmocka_unit_test_setup_teardown(a_guest_that_traps_in_a_shared_turn_ends_alone, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(a_guest_may_be_cancelled_by_who_listens_to_it, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(a_guest_that_computes_for_long_goes_on_elsewhere, set_up,
                                         tear_down),
+        cmocka_unit_test_setup_teardown(a_guest_alone_is_run_by_the_engines_thread, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(a_guest_alone_may_say_nothing_to_the_end, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(a_guest_alone_may_trap_on_the_engines_thread, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(a_guest_alone_may_be_cancelled, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_guest_alone_may_compute_for_long, set_up, tear_down),
         cmocka_unit_test(a_recalled_errand_is_the_callers_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
