@@ -26,10 +26,10 @@ static void promise(int kept, const char *what)
     }
 }
 
-static int may_use(void *context, const char *model)
+static int may_use(void *context, const char *name)
 {
     (void)context;
-    (void)model;
+    (void)name;
     return 1;
 }
 
