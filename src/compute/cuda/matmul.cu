@@ -33,6 +33,12 @@ template <int n> __device__ __forceinline__ void copy_wait(void)
     asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
 }
 
+/* Keeps a number in its register: the compiler would rather make it anew for every tile. */
+__device__ __forceinline__ void keep(int &v)
+{
+    asm volatile("" : "+r"(v));
+}
+
 /* What a warp of `few` keeps in shared memory: a ring of tiles of weights. With at most 8 tokens their part
  * of a tile's columns comes beside it, as what is left to wait for then is latency. */
 template <int NT, int RT> struct few_memory {
@@ -50,12 +56,10 @@ template <int NT, int RT> struct few_memory {
     static constexpr int bytes = PACKED_SEGMENTS * (ring + sets * set * (int)sizeof(float));
 };
 
-/* Where a warp reads weights: tile load_k of the rows of block load_block, the lane's pieces of it. */
-template <int RT> struct few_cursor {
-    const uint8_t *planes, *small[RT]; /* small: the lane's piece of scales or supers */
+/* Where a warp reads weights: the lane's pieces of tile k of a block's rows. */
+struct few_cursor {
+    const uint8_t *planes, *small; /* small: the lane's piece of scales or supers */
     int32_t block, k;
-    int small_shift; /* column tiles a step of small, as a power of two; -1: no piece */
-    int small_bytes;
 };
 
 /* NT: groups of 8 tokens; RT: tiles of 16 rows. */
@@ -79,30 +83,40 @@ static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmu
     constexpr int super_bytes = (int)packed_super_bytes(KIND, K_SCALES);
     constexpr int slab_bytes = (int)packed_slab_bytes(KIND, K_SCALES);
 
-    few_cursor<RT> at;
+    /* Scales stand behind their slab's planes; supers go on behind four tiles. */
+    const bool is_scale = lane * 16 < scale_bytes;
+    int small_mask = is_scale ? 0 : 3,
+        small_step = is_scale                                ? slab_bytes
+                     : lane * 16 < scale_bytes + super_bytes ? PACKED_SLAB_TILES * super_bytes
+                                                             : 0,
+        small_place = (int)bytes::planes + lane * 16 +
+                      (is_scale ? 0 : (int)bytes::scales - scale_bytes);
+    const int small_row = is_scale ? scale_bytes : super_bytes;
+    if (NT <= 2) { /* others have no registers to spare */
+        keep(small_mask);
+        keep(small_step);
+        keep(small_place);
+    }
+    few_cursor at;
     auto find_rows = [&](int32_t block) {
         const int which = find_weight(a, block);
         const packed &w = a.w[which];
         const int32_t row_tile = (block - a.first_block[which]) * RT, supers = (k_tiles + 3) / 4;
         const int32_t rows = row_tile / PACKED_SLAB_TILES, part = row_tile % PACKED_SLAB_TILES;
+        const int64_t slab = ((int64_t)rows * k_tiles + first) * slab_bytes;
         at.block = block;
         at.k = first;
-        at.planes = w.planes + ((int64_t)rows * k_tiles + first) * slab_bytes +
-                    part * bytes::planes + lane * 16;
-        bool is_scale = lane * 16 < scale_bytes,
-             is_super = !is_scale && lane * 16 < scale_bytes + super_bytes;
-        at.small_shift = is_scale ? 0 : is_super ? 2 : -1;
-        at.small_bytes = is_scale ? slab_bytes : PACKED_SLAB_TILES * super_bytes;
-#pragma unroll
-        for (int rt = 0; rt < RT; rt++)
-            at.small[rt] = is_scale ? w.scales + (int64_t)rows * k_tiles * slab_bytes +
-                                          (part + rt) * scale_bytes + lane * 16
-                                    : w.supers + (int64_t)rows * supers * at.small_bytes +
-                                          (part + rt) * super_bytes + (lane * 16 - scale_bytes);
+        at.planes = w.planes + slab + part * bytes::planes + lane * 16;
+        at.small = is_scale
+                       ? w.scales + slab + part * scale_bytes + lane * 16
+                       : w.supers +
+                             (((int64_t)rows * supers + first / 4) * PACKED_SLAB_TILES + part) *
+                                 super_bytes +
+                             (lane * 16 - scale_bytes);
     };
     /* The next tile's copies into a stage of the ring. */
     auto fetch_weights = [&](uint32_t stage) {
-        if (at.block < n_blocks && first < end) {
+        if (at.block < n_blocks) {
 #pragma unroll
             for (int rt = 0; rt < RT; rt++) {
                 uint32_t to = stage + rt * memory::tile;
@@ -111,16 +125,12 @@ static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmu
                     if (bytes::planes % 512 == 0 || i * 512 + lane * 16 < (int)bytes::planes)
                         copy_async(to + i * 512 + lane * 16,
                                    at.planes + rt * (int)bytes::planes + i * 512, true);
-                if (KIND != PACKED_F16 && at.small_shift >= 0) {
-                    int place = (int)bytes::planes + lane * 16;
-                    if (at.small_shift == 2)
-                        place += (int)bytes::scales - scale_bytes;
-                    copy_async(to + place,
-                               at.small[rt] + (int64_t)(at.k >> at.small_shift) * at.small_bytes,
-                               true);
-                }
+                if (KIND != PACKED_F16 && small_step > 0)
+                    copy_async(to + small_place, at.small + rt * small_row, true);
             }
             at.planes += slab_bytes;
+            if (KIND != PACKED_F16)
+                at.small += (at.k & small_mask) == small_mask ? small_step : 0;
             if (++at.k == end)
                 find_rows(at.block + (int32_t)gridDim.x);
         }
@@ -128,19 +138,23 @@ static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmu
     const int32_t n_tokens = a.n_tokens;
     const int64_t step = a.x.n_stride * 32;
     const uint16_t *const first_x = a.x.halves + g * 32 + t * 8 + first * 2 * step;
-    int32_t next_x = first; /* the tile whose columns are copied next */
+    const uint16_t *next_x = first_x; /* the columns that are copied next */
+    int32_t x_left = end - first;
+    const int64_t x_step = 2 * step;
     auto fetch_x = [&](uint32_t stage) {
-        if (memory::has_x && first < end) {
-            const uint16_t *from = first_x + (next_x - first) * 2 * step;
+        if (memory::has_x) {
 #pragma unroll
             for (int c = 0; c < 2; c++)
-                copy_async(stage + memory::x + c * 512 + lane * 16, from + c * step, g < n_tokens);
-            next_x = next_x + 1 == end ? first : next_x + 1;
+                copy_async(stage + memory::x + c * 512 + lane * 16, next_x + c * step,
+                           g < n_tokens);
+            next_x += x_step;
+            if (--x_left == 0)
+                next_x = first_x, x_left = end - first;
         }
         copy_commit();
     };
     find_rows((int32_t)blockIdx.x);
-    for (int i = 0; i < memory::stages - 1; i++)
+    for (int i = 0; i < memory::stages - 1 && first < end; i++)
         fetch_weights(ring + i * memory::stage);
     auto load_x = [&](uint4 b[NT], const uint16_t *from) {
 #pragma unroll
@@ -185,7 +199,7 @@ static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmu
         }
     };
     await_inputs(); /* weights are nobody's output */
-    for (int i = 0; i < memory::stages - 1; i++)
+    for (int i = 0; i < memory::stages - 1 && first < end; i++)
         fetch_x(ring + i * memory::stage);
     int32_t block = (int32_t)blockIdx.x, k = first;
     if (first == end) {

@@ -729,6 +729,17 @@ static int32_t stretches(int32_t places, int32_t resident)
     return (int32_t)((jobs + each - 1) / each);
 }
 
+/* Whether blocks of twice as many rows are done sooner with so many tiles of rows: they take about 1.7 times as long
+ * for them, but both kinds of blocks go over the rows in whole rounds. */
+static int is_long(const cuda_backend *b, int32_t kind, int32_t k_scales, int64_t tiles)
+{
+    int64_t resident = b->resident[kind][k_scales][MATMUL_8],
+            resident_long = b->resident[kind][k_scales][MATMUL_8_LONG];
+    int64_t rounds = (tiles + resident - 1) / resident,
+            rounds_long = ((tiles + 1) / 2 + resident_long - 1) / resident_long;
+    return rounds_long * 17 < rounds * 10;
+}
+
 /* Weights from .. on that are of one kind, at most MATMUL_WEIGHTS; returns the next. */
 static int32_t multiply_alike(cuda_backend *b, const tensor *outs, tensor x,
                               const weight *const *ws, const weight *const *biases, int32_t from,
@@ -745,7 +756,7 @@ static int32_t multiply_alike(cuda_backend *b, const tensor *outs, tensor x,
     int64_t tiles = 0;
     for (int32_t j = from; j < count && alike(packed_of(ws[j]), packed_of(ws[from])); j++)
         tiles += packed_of(ws[j])->row_tiles;
-    if (which == MATMUL_8 && tiles >= (int64_t)b->n_multiprocessors * 5)
+    if (which == MATMUL_8 && is_long(b, kind, k_scales, tiles))
         which = MATMUL_8_LONG;
     matmul_kernel k = cuda_matmul_kernel(b, kind, k_scales, which);
     for (; i < count && a.count < MATMUL_WEIGHTS && alike(packed_of(ws[i]), packed_of(ws[from]));
