@@ -21,6 +21,9 @@
 #define LENDS_MOST_NS  10000000u /* at once, so that a lost core is noticed */
 #define DEPUTY_LATE_NS 20000u    /* then the thread does itself what a deputy has not begun */
 
+/* More turns than so many take longer than waking a thread to share them. */
+#define DEPUTY_MOST 16
+
 /* Cores that the engine's thread and whoever serves the clients have for themselves. */
 #define CORES_OF_OTHERS 2
 /* Waits of a device's steps count as at most so long. */
@@ -242,8 +245,8 @@ static void line_up(sandbox_thread *t, engine *e)
             return;
         next_ready(t);
         r->lined_up = 1;
-        atomic_store(&r->scheduled,
-                     0); /* invariant 2: what is looked at up to now decides who runs it, no more */
+        /* Invariant 2: what was looked at up to here decides who runs its turn, no more. */
+        atomic_store(&r->scheduled, 0);
         shared_turns_add(&t->shared, r);
     }
 }
@@ -314,11 +317,11 @@ static int run_as_deputy(void *context)
     if (!node)
         return 0;
     t->shared.visitor = (turn_clock){.now_ns = clock_ns()};
-    for (; node; node = next) {
+    for (int n = 0; node; n++, node = next) {
         sandbox_request *r = QUEUE_OWNER(node, sandbox_request, node);
         next = node->next;
         prefetch_after(t, next);
-        if (shares_with(t, r) == t->deputy_of)
+        if (n < DEPUTY_MOST && shares_with(t, r) == t->deputy_of)
             turn_as_deputy(t, r, &t->shared.visitor);
         else
             call(t, r);
@@ -489,12 +492,13 @@ static void wait_for_work(sandbox_thread *t)
 
 /* ---- the thread -------------------------------------------------------------------------------------- */
 
-/* The turn of the first that is ready, with those of all that are for the same reason. */
+/* The turn of the first that is ready, with those of all that are for the same reason. A device's engine has
+ * cores left over for threads that watch (sleep_for_work): there sharing took longer than it saved. */
 static void take_turns(sandbox_thread *t)
 {
     sandbox_request *r = QUEUE_OWNER(t->taken, sandbox_request, node);
     engine *e = t->live && t->live->next_live ? shares_with(t, r) : NULL;
-    if (e) {
+    if (e && engine_uses_host(e)) {
         share_turns(t, e);
     } else {
         next_ready(t);

@@ -91,7 +91,12 @@ def test_an_interrupted_model_leaves_no_file(realm, tmp_path, number, keep):
     command = [str(realm), "bench", "--synthetic", "llama-3-8b:f32"]
     if keep:
         command += ["--synthetic-out", str(tmp_path / "kept.gguf")]
-    process = subprocess.Popen(command, env={**os.environ, "REALM_CACHE": str(tmp_path)}, stderr=subprocess.PIPE)
+
+    def as_on_a_terminal():  # nohup and a shell's background jobs ignore signals, and so would the process
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+    process = subprocess.Popen(command, env={**os.environ, "REALM_CACHE": str(tmp_path)}, stderr=subprocess.PIPE,
+                               preexec_fn=as_on_a_terminal)
     deadline = time.monotonic() + 60
     while process.poll() is None and written(process.pid, tmp_path) < 4 << 20 and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -92,7 +92,8 @@ static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmu
         small_place = (int)bytes::planes + lane * 16 +
                       (is_scale ? 0 : (int)bytes::scales - scale_bytes);
     const int small_row = is_scale ? scale_bytes : super_bytes;
-    if (NT <= 2) { /* others have no registers to spare */
+    /* With two they cost more than they save, and others have no registers to spare. */
+    if (NT == 1) {
         keep(small_mask);
         keep(small_step);
         keep(small_place);
