@@ -97,12 +97,15 @@ def test_an_interrupted_model_leaves_no_file(realm, tmp_path, number, keep):
             signal.signal(number, signal.SIG_DFL)
     process = subprocess.Popen(command, env={**os.environ, "REALM_CACHE": str(tmp_path)}, stderr=subprocess.PIPE,
                                preexec_fn=as_on_a_terminal)
-    deadline = time.monotonic() + 60
-    while process.poll() is None and written(process.pid, tmp_path) < 4 << 20 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert process.poll() is None, process.stderr.read()
-    process.send_signal(number)
-    assert process.wait(timeout=60) == -number
+    try:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and written(process.pid, tmp_path) < 4 << 20 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert process.poll() is None, process.stderr.read()
+        process.send_signal(number)
+        assert process.wait(timeout=60) == -number
+    finally:
+        process.kill()
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
