@@ -300,7 +300,7 @@ static void what_a_socket_cannot_send_whole_closes_it(void **state)
     buffer whole, out;
     codec_wait wait;
     run_websocket(-1, &whole, &wait);
-    assert_holds(whole.data + 2, "\"type\":\"ready\"");
+    assert_holds(buffer_text(&whole) + 2, "\"type\":\"ready\"");
     assert_non_null(memmem(whole.data, whole.size, "\"type\":\"done\"", 13));
     int n_failed = 0, n_closed = 0;
     for (int n = 0;; n++, n_failed++) {
