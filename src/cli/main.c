@@ -115,9 +115,8 @@ int main(int argc, char **argv)
     /* A reader that goes away early, like head(1), ends us quietly, as it ends every filter, even
      * if whoever started us ignores the signal. What opens sockets ignores it for itself. */
     signal(SIGPIPE, SIG_DFL);
-    signal(
-        SIGXFSZ,
-        SIG_IGN); /* a limit of file sizes is a write's error, which says what could not be written */
+    /* A limit of file sizes is a write's error, which says what could not be written. */
+    signal(SIGXFSZ, SIG_IGN);
     if (set_log_level() != EXIT_OK)
         return EXIT_USAGE;
     if (argc < 2) {

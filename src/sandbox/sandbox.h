@@ -87,7 +87,7 @@ typedef struct sandbox_limits {
     uint64_t state_bytes;    /* of the tenant */
     uint64_t input_bytes;    /* of one request's body */
     uint64_t output_bytes;   /* text and JSON of one request */
-    uint64_t log_bytes;    /* of one request; what is over is dropped, with one line that says so */
+    uint64_t log_bytes; /* of one request, one more for each line; the rest is dropped, and told */
     uint64_t tensor_bytes; /* device memory of one request's tensors */
     int32_t requests;      /* of the tenant at once, called programs not counted */
     int32_t call_depth;    /* programs calling programs */

@@ -229,7 +229,8 @@ static void turn(sandbox_thread *t, sandbox_request *r)
 static engine *shares_with(sandbox_thread *t, sandbox_request *r)
 {
     if (atomic_load(&r->thread) != t || !is_live(t, r) || r->state != REQUEST_RUNNING ||
-        r->unsettled || r->slow_turns > 0 || r->parent || r->child || r->wait.kind != WAIT_OP)
+        r->lined_up || r->unsettled || r->slow_turns > 0 || r->parent || r->child ||
+        r->wait.kind != WAIT_OP)
         return NULL;
     const engine_op *op = r->wait.op;
     return op->work.kind == WORK_STEP && op->in_flight && atomic_load(&op->done) ? op->engine
@@ -241,7 +242,7 @@ static void line_up(sandbox_thread *t, engine *e)
     queue_node *node;
     while ((node = first_ready(t)) != NULL && shared_turns_room(&t->shared) > 0) {
         sandbox_request *r = QUEUE_OWNER(node, sandbox_request, node);
-        if (r->lined_up || shares_with(t, r) != e)
+        if (shares_with(t, r) != e)
             return;
         next_ready(t);
         r->lined_up = 1;

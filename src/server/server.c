@@ -249,9 +249,8 @@ static realm_status reload_tls(server *s, const server_options *changed, realm_e
 /* Requests on their way hand their spans to the new one. fresh NULL: from now on there are none. */
 static void set_tracer(server *s, tracer *fresh)
 {
-    tracer_close(
-        s->leaving,
-        0); /* settings that change twice in some seconds: the first collector had its time */
+    /* Where settings change twice in some seconds, the first collector had its time. */
+    tracer_close(s->leaving, 0);
     s->leaving = s->tracer;
     if (s->leaving)
         tracer_leave(s->leaving, TRACES_WAIT_MS, &s->traces_before);

@@ -3,28 +3,17 @@
  * Whole and in pieces they make the same requests; every exchange that was begun is over when the connection is; what
  * a client can have us keep for it is bounded by what it sent and by limits. The first byte of a WebSocket's input says
  * whether compression was agreed on and the credential is known; HTTP/1's and HTTP/2's is part of the bytes. */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include "fuzz/fuzz.h"
+
 #include <string.h>
 
 #include "server/codec_websocket.h"
 #include "unit/server/echo.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 enum { HTTP1, HTTP2, WEBSOCKET };
 
 /* An answer is a line and a head; refusals close. */
 #define MOST_OUTPUT(size) (((size_t)64 << 10) + 2048 * (size))
-
-static void promise(int kept, const char *what)
-{
-    if (!kept) {
-        fprintf(stderr, "broken promise: %s\n", what);
-        abort();
-    }
-}
 
 static codec *open_codec(echo *e, int options)
 {

@@ -4,24 +4,13 @@
  * to end, every string, element and tensor touched, and held to the promises of formats/gguf.h. A
  * sanitizer sees what is touched outside; abort() says which promise broke. Seeds: corpus/gguf,
  * made by make_gguf_corpus.py. */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include "fuzz/fuzz.h"
+
 #include <string.h>
 
 #include "formats/gguf.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 static volatile uint64_t g_sum; /* so that reads are not left out */
-
-static void promise(int kept, const char *what)
-{
-    if (!kept) {
-        fprintf(stderr, "broken promise: %s\n", what);
-        abort();
-    }
-}
 
 static void touch(const void *bytes, size_t size)
 {

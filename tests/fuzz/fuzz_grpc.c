@@ -2,26 +2,15 @@
  *
  * A frame lies inside of what was given; inflating keeps to its limit; a message is refused with a sentence, or
  * is JSON that can be printed. */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include "fuzz/fuzz.h"
+
 #include <string.h>
 
 #include "realm/v1/inference.pb-c.h"
 #include "server/grpc_json.h"
 #include "server/grpc_message.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 #define LIMIT ((size_t)1 << 16)
-
-static void promise(int kept, const char *what)
-{
-    if (!kept) {
-        fprintf(stderr, "broken promise: %s\n", what);
-        abort();
-    }
-}
 
 static void read_as(const ProtobufCMessageDescriptor *type, const void *data, size_t size,
                     int strict)

@@ -2,25 +2,14 @@
  *
  * What json_parse takes is printed by jansson and must parse to the same value; what it refuses
  * comes with a sentence. json_print_text must make a JSON string of anything. */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include "fuzz/fuzz.h"
+
 #include <string.h>
 
 #include "formats/json.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 #define MAX_BYTES ((size_t)1 << 20)
 #define MAX_DEPTH 32
-
-static void promise(int kept, const char *what)
-{
-    if (!kept) {
-        fprintf(stderr, "broken promise: %s\n", what);
-        abort();
-    }
-}
 
 static void parse_again(const json_t *value)
 {

@@ -3,9 +3,8 @@
  *
  * The first byte chooses. What is refused is refused with a status of the client's and a sentence that is text; what is
  * taken is within its bounds and can be printed for the program. Calls that are found are OpenAI's. */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include "fuzz/fuzz.h"
+
 #include <string.h>
 
 #include "base/utf8.h"
@@ -14,17 +13,7 @@
 #include "server/tool_calls.h"
 #include "text/family.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 #define MAX_BYTES ((size_t)1 << 20)
-
-static void promise(int kept, const char *what)
-{
-    if (!kept) {
-        fprintf(stderr, "broken promise: %s\n", what);
-        abort();
-    }
-}
 
 static int may_use(void *context, const char *name)
 {

@@ -3,24 +3,13 @@
  * Each line of the input is a header: "p..." a traceparent, "s..." a tracestate, what begins otherwise another one. What is
  * read must be fit to be passed on: an id of its form, a state that is printable, short, and reads as itself again. A
  * trace is taken over only from a single traceparent, and then as it stands there. */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include "fuzz/fuzz.h"
+
 #include <string.h>
 
 #include "server/exchange.h"
 
 #define MAX_BYTES 65536
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void promise(int kept, const char *what)
-{
-    if (!kept) {
-        fprintf(stderr, "broken promise: %s\n", what);
-        abort();
-    }
-}
 
 static size_t read_lines(char *text, exchange_header *headers)
 {
