@@ -1,5 +1,5 @@
 /* compute/cpu/backend_cpu.c: the table of the processor's backend, and how each operation's work is
- * divided over the pool. See cpu_backend.h for the parts.
+ * divided over the pool, but for those that have a file of their own. See cpu_backend.h for the parts.
  *
  * Every operation is done when it returns, so read and end have nothing to wait for. Work is
  * divided by rows (or by elements, weight rows, pieces of attention): what a row's result is does
@@ -9,7 +9,6 @@
  * files of matmul_kernels.c for how, and for the error); with options.exact, and for types and
  * processors without such a kernel, activations stay F32 (dense.inl). */
 #include <assert.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,39 +24,26 @@
 #define MAP_NORESERVE 0
 #endif
 
-/* Elements below which an operation runs on the caller alone: a few microseconds of work, where
- * sharing costs one or two. */
-#define SMALL 16384
-
-/* Rows of weights handed out as one piece: a multiple of MATMUL_ROW_STEP and of dense.inl's
- * block. */
-#define PIECE_ROWS 32
-
-/* Pieces a thread gets a product in, at least, so that a thread that lost its core for a while can
- * be helped. */
-#define PIECES_A_THREAD 8
-
-/* Prepared inputs of up to three kernels (cpu_matmul.input_bytes) for each element of a tensor. */
-#define SCRATCH_BYTES_AN_ELEMENT 24
+/* Prepared inputs of up to PRODUCTS_INPUTS kernels (cpu_matmul.input_bytes) for each element of a
+ * tensor. */
+#define SCRATCH_BYTES_AN_ELEMENT ((size_t)8 * PRODUCTS_INPUTS)
 #define SCRATCH_BYTES_MORE       ((size_t)1 << 20)
-
-#define MAX_INPUTS 3 /* different prepare functions in one call of matmul */
 
 static cpu_backend *self(backend *b)
 {
     return (cpu_backend *)b;
 }
 
-static void run_small_or_shared(cpu_backend *b, pool_task task, void *context, int64_t n_items,
-                                int64_t elements_an_item)
+void cpu_backend_share(cpu_backend *b, pool_task task, void *context, int64_t n_items,
+                       int64_t elements_an_item)
 {
-    if (n_items * elements_an_item < SMALL) {
+    if (n_items * elements_an_item < CPU_BACKEND_SMALL) {
         if (n_items > 0)
             task(context, 0, n_items, 0);
         return;
     }
     int64_t grain = n_items / ((int64_t)pool_threads(b->pool) * 4);
-    int64_t least = SMALL / 4 / (elements_an_item > 0 ? elements_an_item : 1);
+    int64_t least = CPU_BACKEND_SMALL / 4 / (elements_an_item > 0 ? elements_an_item : 1);
     grain = grain > least ? grain : least;
     pool_run(b->pool, task, context, n_items, grain > 0 ? grain : 1);
 }
@@ -222,7 +208,7 @@ static int is_float(uint32_t type)
 static void pack_pieces(void *context, int64_t first, int64_t count, int32_t thread)
 {
     const cpu_weight *w = context;
-    int64_t row = first * PIECE_ROWS, end = row + count * PIECE_ROWS;
+    int64_t row = first * PRODUCTS_ROWS, end = row + count * PRODUCTS_ROWS;
     (void)thread;
     end = end < w->head.n_rows ? end : w->head.n_rows;
     w->kernel->pack_rows(w, (int32_t)row, (int32_t)(end - row));
@@ -256,8 +242,8 @@ static realm_status pack_or_find(const cpu_backend *b, cpu_weight *w, const weig
     if (status != REALM_OK)
         return status;
     if (w->kernel->pack_rows)
-        pool_run(b->pool, pack_pieces, w, ((int64_t)w->head.n_rows + PIECE_ROWS - 1) / PIECE_ROWS,
-                 1);
+        pool_run(b->pool, pack_pieces, w,
+                 ((int64_t)w->head.n_rows + PRODUCTS_ROWS - 1) / PRODUCTS_ROWS, 1);
     return keeps ? weight_cache_add(source->cache, &key, w->packed, error) : REALM_OK;
 }
 
@@ -319,16 +305,6 @@ static realm_status weight_open(backend *backend_, weight **out, const weight_so
     }
     *out = &w->head;
     return REALM_OK;
-}
-
-/* A gain or bias of n elements, or NULL. */
-static const float *vector_of(const weight *w, int32_t n)
-{
-    if (!w)
-        return NULL;
-    assert(w->type == DTYPE_F32 && (int64_t)w->n_rows * w->n_cols == n);
-    (void)n;
-    return (const float *)(const void *)((const cpu_weight *)w)->data;
 }
 
 /* ---- pages ---------------------------------------------------------------------------------- */
@@ -418,7 +394,7 @@ static void kv_write(backend *b, kv_store *kv, int32_t layer, tensor k, tensor v
     assert(k.n_rows == j.b->rows.n_tokens && v.n_rows == k.n_rows);
     assert(k.n_cols == j.layer->n_kv_heads * j.layer->key_dim);
     assert(v.n_cols == j.layer->n_kv_heads * j.layer->value_dim);
-    run_small_or_shared(j.b, kv_write_rows, &j, k.n_rows, k.n_cols + v.n_cols);
+    cpu_backend_share(j.b, kv_write_rows, &j, k.n_rows, k.n_cols + v.n_cols);
 }
 
 /* ---- lending --------------------------------------------------------------------------------- */
@@ -476,7 +452,7 @@ static void embed(backend *b, tensor out, const weight *w, const int32_t *ids, f
 {
     embed_job j = {self(b), out, (const cpu_weight *)w, ids, scale};
     assert(out.n_cols == w->n_cols);
-    run_small_or_shared(j.b, embed_rows, &j, out.n_rows, out.n_cols);
+    cpu_backend_share(j.b, embed_rows, &j, out.n_rows, out.n_cols);
 }
 
 typedef struct norm_job {
@@ -501,10 +477,15 @@ static void norm_rows(void *context, int64_t first, int64_t count, int32_t threa
 static void norm(backend *b, tensor out, tensor x, norm_kind kind, const weight *gain,
                  const weight *bias, float epsilon)
 {
-    norm_job j = {self(b), out, x, kind, vector_of(gain, x.n_cols), vector_of(bias, x.n_cols),
+    norm_job j = {self(b),
+                  out,
+                  x,
+                  kind,
+                  cpu_backend_vector(gain, x.n_cols),
+                  cpu_backend_vector(bias, x.n_cols),
                   epsilon};
     assert(out.n_rows == x.n_rows && out.n_cols == x.n_cols);
-    run_small_or_shared(j.b, norm_rows, &j, x.n_rows, x.n_cols);
+    cpu_backend_share(j.b, norm_rows, &j, x.n_rows, x.n_cols);
 }
 
 /* Elementwise operations are divided by elements: what a lane computes is the same in any place. */
@@ -527,7 +508,7 @@ static void gated(backend *b, tensor out, tensor gate, tensor up, activation_kin
 {
     element_job j = {self(b)->kernels, out.data, gate.data, up.data, 0, kind};
     assert(tensor_bytes(out) == tensor_bytes(gate) && tensor_bytes(gate) == tensor_bytes(up));
-    run_small_or_shared(self(b), gated_elements, &j, (int64_t)gate.n_rows * gate.n_cols, 4);
+    cpu_backend_share(self(b), gated_elements, &j, (int64_t)gate.n_rows * gate.n_cols, 4);
 }
 
 static void add_elements(void *context, int64_t first, int64_t count, int32_t thread)
@@ -541,7 +522,7 @@ static void add(backend *b, tensor out, tensor x, tensor y, float scale)
 {
     element_job j = {self(b)->kernels, out.data, x.data, y.data, scale, ACTIVATION_SILU};
     assert(tensor_bytes(out) == tensor_bytes(x) && tensor_bytes(x) == tensor_bytes(y));
-    run_small_or_shared(self(b), add_elements, &j, (int64_t)x.n_rows * x.n_cols, 1);
+    cpu_backend_share(self(b), add_elements, &j, (int64_t)x.n_rows * x.n_cols, 1);
 }
 
 static void soft_cap_elements(void *context, int64_t first, int64_t count, int32_t thread)
@@ -554,7 +535,7 @@ static void soft_cap_elements(void *context, int64_t first, int64_t count, int32
 static void soft_cap(backend *b, tensor x, float cap)
 {
     element_job j = {self(b)->kernels, x.data, NULL, NULL, cap, ACTIVATION_SILU};
-    run_small_or_shared(self(b), soft_cap_elements, &j, (int64_t)x.n_rows * x.n_cols, 4);
+    cpu_backend_share(self(b), soft_cap_elements, &j, (int64_t)x.n_rows * x.n_cols, 4);
 }
 
 /* In order, so that rows may also be moved up within one tensor. */
@@ -569,314 +550,6 @@ static void gather(backend *b, tensor out, tensor x, const int32_t *rows)
     }
 }
 
-/* ---- rope ----------------------------------------------------------------------------------- */
-
-/* Angles are taken in double: at position 100,000 a float is wrong by a hundredth of a radian. */
-static void angles_at(const rope *r, int32_t position, float *cosines, float *sines)
-{
-    for (int32_t i = 0; i < r->n_rot / 2; i++) {
-        double angle = (double)position * (double)r->inverse_frequency[i];
-        cosines[i] = (float)(cos(angle) * (double)r->magnitude);
-        sines[i] = (float)(sin(angle) * (double)r->magnitude);
-    }
-}
-
-typedef struct angles_job {
-    rope_angles *a;
-} angles_job;
-
-static void angles_rows(void *context, int64_t first, int64_t count, int32_t thread)
-{
-    const angles_job *j = context;
-    (void)thread;
-    for (int64_t i = first; i < first + count; i++) {
-        size_t at = (size_t)i * (size_t)j->a->n_pairs;
-        angles_at(j->a->of, j->a->positions[i], j->a->cosines + at, j->a->sines + at);
-    }
-}
-
-static int angles_fit(rope_angles *a, int32_t n_tokens, int32_t n_pairs)
-{
-    if (n_tokens <= a->n_tokens_room && n_pairs <= a->n_pairs_room)
-        return 1;
-    size_t n = (size_t)n_tokens, pairs = n * (size_t)n_pairs;
-    free(a->positions);
-    free(a->cosines);
-    free(a->sines);
-    a->positions = malloc(n * sizeof *a->positions);
-    a->cosines = malloc(pairs * sizeof *a->cosines);
-    a->sines = malloc(pairs * sizeof *a->sines);
-    int have = a->positions && a->cosines && a->sines;
-    a->n_tokens_room = have ? n_tokens : 0;
-    a->n_pairs_room = have ? n_pairs : 0;
-    return have;
-}
-
-/* The step's angles of a rope, or NULL if there is no memory to keep them. */
-static const rope_angles *find_angles(cpu_backend *b, const rope *r, const int32_t *positions,
-                                      int32_t n_tokens)
-{
-    for (int32_t i = 0; i < b->n_angles; i++) {
-        const rope_angles *a = &b->angles[i];
-        if (a->of == r && a->n_tokens == n_tokens &&
-            memcmp(a->positions, positions, (size_t)n_tokens * sizeof *positions) == 0)
-            return a;
-    }
-    int32_t slot = b->n_angles < ROPE_ANGLES_MAX ? b->n_angles : 0;
-    rope_angles *a = &b->angles[slot];
-    if (!angles_fit(a, n_tokens, r->n_rot / 2)) {
-        b->n_angles = slot; /* the slot holds nothing now, nor may those after it be found */
-        return NULL;
-    }
-    b->n_angles = slot == b->n_angles ? slot + 1 : b->n_angles;
-    a->of = r;
-    a->n_tokens = n_tokens;
-    a->n_pairs = r->n_rot / 2;
-    memcpy(a->positions, positions, (size_t)n_tokens * sizeof *positions);
-    angles_job j = {a};
-    run_small_or_shared(b, angles_rows, &j, n_tokens, (int64_t)a->n_pairs * 32);
-    return a;
-}
-
-typedef struct rope_job {
-    cpu_backend *b;
-    tensor x;
-    int32_t head_dim;
-    const rope *rope;
-    const int32_t *positions;
-    const rope_angles *angles;
-} rope_job;
-
-#define STACK_PAIRS 512
-
-/* With no memory for a table: heads are turned STACK_PAIRS pairs' worth of angles at a time. */
-static void rotate_without_table(const rope_job *j, float *x, int32_t position)
-{
-    float cosines[STACK_PAIRS], sines[STACK_PAIRS];
-    assert(j->rope->n_rot / 2 <= STACK_PAIRS);
-    angles_at(j->rope, position, cosines, sines);
-    j->b->kernels->rotate(x, j->x.n_cols / j->head_dim, j->head_dim, j->rope, cosines, sines);
-}
-
-static void rope_rows(void *context, int64_t first, int64_t count, int32_t thread)
-{
-    const rope_job *j = context;
-    (void)thread;
-    for (int64_t i = first; i < first + count; i++) {
-        float *x = j->x.data + (size_t)i * (size_t)j->x.n_cols;
-        if (!j->angles) {
-            rotate_without_table(j, x, j->positions[i]);
-            continue;
-        }
-        size_t at = (size_t)i * (size_t)j->angles->n_pairs;
-        j->b->kernels->rotate(x, j->x.n_cols / j->head_dim, j->head_dim, j->rope,
-                              j->angles->cosines + at, j->angles->sines + at);
-    }
-}
-
-static void apply_rope(backend *b, tensor x, int32_t head_dim, const rope *r,
-                       const int32_t *positions)
-{
-    assert(x.n_cols % head_dim == 0 && r->n_rot <= head_dim && r->n_rot % 2 == 0);
-    assert(r->n_rot / 2 <= STACK_PAIRS);
-    rope_job j = {self(b), x, head_dim, r, positions, NULL};
-    j.angles = find_angles(j.b, r, positions, x.n_rows);
-    run_small_or_shared(j.b, rope_rows, &j, x.n_rows, x.n_cols);
-}
-
-/* ---- products ------------------------------------------------------------------------------- */
-
-typedef struct matmul_job {
-    const tensor *outs;
-    const weight *const *ws;
-    const weight *const *biases;
-    int32_t count;
-    const float *x;
-    int32_t first_token, n_tokens, n_cols;
-    const cpu_matmul *inputs[MAX_INPUTS]; /* a kernel for each different prepare */
-    void *prepared[MAX_INPUTS];
-    int32_t n_inputs;
-    int64_t token_groups; /* of the coarsest token_step: pieces of preparation an input */
-    int32_t token_step;
-    int gated; /* the two weights' pieces go together: outs[0] = act(outs[0]) * outs[1] */
-    activation_kind activation;
-    const cpu_kernels *kernels;
-} matmul_job;
-
-static int32_t input_of(const matmul_job *j, const cpu_matmul *kernel)
-{
-    int32_t i = 0;
-    while (i < j->n_inputs && j->inputs[i]->prepare != kernel->prepare)
-        i++;
-    return i;
-}
-
-static void prepare_tokens(void *context, int64_t first, int64_t count, int32_t thread)
-{
-    const matmul_job *j = context;
-    (void)thread;
-    while (count > 0) {
-        int64_t input = first / j->token_groups, group = first % j->token_groups;
-        int64_t n = count < j->token_groups - group ? count : j->token_groups - group;
-        int32_t token = (int32_t)group * j->token_step;
-        int32_t n_tokens = (int32_t)n * j->token_step;
-        n_tokens = n_tokens < j->n_tokens - token ? n_tokens : j->n_tokens - token;
-        j->inputs[input]->prepare(j->prepared[input], j->x, token, n_tokens, j->n_tokens,
-                                  j->n_cols);
-        first += n;
-        count -= n;
-    }
-}
-
-static int64_t pieces_of(const weight *w)
-{
-    return ((int64_t)w->n_rows + PIECE_ROWS - 1) / PIECE_ROWS;
-}
-
-static void multiply_rows(const matmul_job *j, int32_t i, int64_t first, int64_t count)
-{
-    const cpu_weight *w = (const cpu_weight *)j->ws[i];
-    int32_t row = (int32_t)first * PIECE_ROWS, n_rows = (int32_t)count * PIECE_ROWS;
-    n_rows = n_rows < w->head.n_rows - row ? n_rows : w->head.n_rows - row;
-    const weight *bias = j->biases ? j->biases[i] : NULL;
-    tensor out = tensor_rows(j->outs[i], j->first_token, j->n_tokens);
-    w->kernel->product(w, j->prepared[input_of(j, w->kernel)], j->n_tokens, out.data, out.n_cols,
-                       vector_of(bias, w->head.n_rows), row, n_rows);
-}
-
-/* The same pieces of both weights, then what is made of them. */
-static void multiply_gated(void *context, int64_t first, int64_t count, int32_t thread)
-{
-    const matmul_job *j = context;
-    (void)thread;
-    multiply_rows(j, 0, first, count);
-    multiply_rows(j, 1, first, count);
-    int64_t row = first * PIECE_ROWS, n_rows = count * PIECE_ROWS, n = j->ws[0]->n_rows;
-    n_rows = n_rows < n - row ? n_rows : n - row;
-    for (int32_t t = j->first_token; t < j->first_token + j->n_tokens; t++) {
-        float *gate = j->outs[0].data + t * n + row;
-        j->kernels->gated(gate, gate, j->outs[1].data + t * n + row, n_rows, j->activation);
-    }
-}
-
-/* The rows of all the weights are one sequence of pieces. */
-static void multiply_pieces(void *context, int64_t first, int64_t count, int32_t thread)
-{
-    const matmul_job *j = context;
-    (void)thread;
-    for (int32_t i = 0; i < j->count && count > 0; i++) {
-        int64_t pieces = pieces_of(j->ws[i]);
-        if (first < pieces) {
-            int64_t n = count < pieces - first ? count : pieces - first;
-            multiply_rows(j, i, first, n);
-            first += n;
-            count -= n;
-        }
-        first -= pieces;
-    }
-}
-
-/* Finds room for the prepared inputs of n_tokens; 0 if scratch is too small. */
-static int lay_out_inputs(cpu_backend *b, matmul_job *j, int32_t n_tokens)
-{
-    size_t used = 0;
-    for (int32_t i = 0; i < j->n_inputs; i++) {
-        j->prepared[i] = b->scratch + used;
-        used += (j->inputs[i]->input_bytes(n_tokens, j->n_cols) + 63) & ~(size_t)63;
-    }
-    return used <= b->scratch_bytes;
-}
-
-static void multiply_tokens(cpu_backend *b, matmul_job *j)
-{
-    j->token_step = 1;
-    for (int32_t i = 0; i < j->n_inputs; i++) {
-        int32_t step = matmul_token_step(j->inputs[i], j->n_tokens);
-        j->token_step = step > j->token_step ? step : j->token_step;
-    }
-    j->token_groups = (j->n_tokens + j->token_step - 1) / j->token_step;
-    run_small_or_shared(b, prepare_tokens, j, j->token_groups * j->n_inputs,
-                        (int64_t)j->token_step * j->n_cols);
-    int64_t pieces = 0;
-    for (int32_t i = 0; i < (j->gated ? 1 : j->count); i++)
-        pieces += pieces_of(j->ws[i]);
-    int64_t grain = pieces / ((int64_t)pool_threads(b->pool) * PIECES_A_THREAD);
-    pool_task task = j->gated ? multiply_gated : multiply_pieces;
-    if (pieces * PIECE_ROWS * j->n_cols < SMALL * 4)
-        task(j, 0, pieces, 0);
-    else
-        pool_run(b->pool, task, j, pieces, grain > 1 ? grain : 1);
-}
-
-/* Products of j->ws[from ..] until there is one whose input would be the fourth kind; returns the
- * next. */
-static int32_t collect_inputs(matmul_job *j, int32_t from, int32_t count, const weight *const *ws)
-{
-    int32_t i = from;
-    for (; i < count; i++) {
-        const cpu_matmul *kernel = ((const cpu_weight *)ws[i])->kernel;
-        int32_t input = input_of(j, kernel);
-        if (input == MAX_INPUTS)
-            break;
-        j->inputs[input] = kernel;
-        j->n_inputs = input == j->n_inputs ? input + 1 : j->n_inputs;
-    }
-    return i;
-}
-
-/* Prepares chunks of x's rows and multiplies them with j's weights. */
-static void multiply_chunks(cpu_backend *b, matmul_job *j, tensor x)
-{
-    int32_t chunk = x.n_rows;
-    while (!lay_out_inputs(b, j, chunk) && chunk > 1)
-        chunk = (chunk + 1) / 2;
-    assert(lay_out_inputs(b, j, chunk));
-    for (int32_t t = 0; t < x.n_rows; t += chunk) {
-        j->first_token = t;
-        j->n_tokens = x.n_rows - t < chunk ? x.n_rows - t : chunk;
-        j->x = x.data + (size_t)t * (size_t)x.n_cols;
-        multiply_tokens(b, j);
-    }
-}
-
-static void matmul(backend *backend_, const tensor *outs, tensor x, const weight *const *ws,
-                   const weight *const *biases, int32_t count)
-{
-    cpu_backend *b = self(backend_);
-    for (int32_t i = 0; i < count; i++)
-        assert(ws[i]->n_cols == x.n_cols && outs[i].n_cols == ws[i]->n_rows &&
-               outs[i].n_rows == x.n_rows);
-    for (int32_t from = 0, next; from < count && x.n_rows > 0; from = next) {
-        matmul_job j = {.n_cols = x.n_cols};
-        next = collect_inputs(&j, from, count, ws);
-        j.outs = outs + from;
-        j.ws = ws + from;
-        j.biases = biases ? biases + from : NULL;
-        j.count = next - from;
-        multiply_chunks(b, &j, x);
-    }
-}
-
-static void gated_matmul(backend *backend_, tensor out, tensor up, tensor x,
-                         const weight *const ws[2], activation_kind kind)
-{
-    cpu_backend *b = self(backend_);
-    tensor outs[] = {out, up};
-    matmul_job j = {.outs = outs,
-                    .ws = ws,
-                    .count = 2,
-                    .n_cols = x.n_cols,
-                    .gated = 1,
-                    .activation = kind,
-                    .kernels = b->kernels};
-    assert(ws[0]->n_rows == ws[1]->n_rows && out.n_cols == ws[0]->n_rows);
-    assert(ws[0]->n_cols == x.n_cols && ws[1]->n_cols == x.n_cols);
-    assert(out.n_rows == x.n_rows && up.n_rows == x.n_rows && up.n_cols == out.n_cols);
-    collect_inputs(&j, 0, 2, ws); /* two weights, so at most two kinds of input */
-    if (x.n_rows > 0)
-        multiply_chunks(b, &j, x);
-}
-
 /* ---- opening -------------------------------------------------------------------------------- */
 
 static void close_backend(backend *backend_)
@@ -889,11 +562,7 @@ static void close_backend(backend *backend_)
     if (b->thread_scratch)
         munmap(b->thread_scratch, b->thread_scratch_bytes * (size_t)pool_threads(b->pool));
     pool_close(b->pool);
-    for (int i = 0; i < ROPE_ANGLES_MAX; i++) {
-        free(b->angles[i].positions);
-        free(b->angles[i].cosines);
-        free(b->angles[i].sines);
-    }
+    rope_angles_release(b);
     free(b);
 }
 
@@ -929,12 +598,12 @@ static const backend_table table = {
     .end = end,
     .embed = embed,
     .norm = norm,
-    .matmul = matmul,
-    .apply_rope = apply_rope,
+    .matmul = products_run,
+    .apply_rope = rope_angles_apply,
     .kv_write = kv_write,
     .attention = attention_run,
     .gated = gated,
-    .gated_matmul = gated_matmul,
+    .gated_matmul = products_run_gated,
     .add = add,
     .soft_cap = soft_cap,
     .gather = gather,

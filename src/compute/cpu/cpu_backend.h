@@ -3,11 +3,13 @@
  * A cpu_backend is a pool of threads, a set of kernels for the instruction set found at run time,
  * and scratch memory. Every operation runs at once, on the calling (engine) thread and its pool;
  * begin and end only lend the step's rows. backend_cpu.c holds the table and splits work over the
- * pool, attention.c does so for attention; what happens within a row, a block of queries or a
- * panel of weights is a cpu_kernels function, compiled once for each instruction set
- * (isa_<name>.c) and written plainly once more in reference.c. */
+ * pool; products.c, attention.c and rope_angles.c do so for what their names say. What happens
+ * within a row, a block of queries or a panel of weights is a cpu_kernels function, compiled once
+ * for each instruction set (isa_<name>.c) and written plainly once more in reference.c. */
 #ifndef REALM_COMPUTE_CPU_CPU_BACKEND_H
 #define REALM_COMPUTE_CPU_CPU_BACKEND_H
+
+#include <assert.h>
 
 #include "base/cpu.h"
 #include "compute/backend.h"
@@ -131,8 +133,47 @@ typedef struct cpu_backend {
     int32_t n_angles;
 } cpu_backend;
 
-/* The attention operation of the table; attention.c. */
+/* Elements below which an operation runs on the caller alone: a few microseconds of work, where
+ * sharing costs one or two. */
+#define CPU_BACKEND_SMALL 16384
+
+/* Runs task for n_items items, shared among the threads if that is worth waking them. */
+void cpu_backend_share(cpu_backend *b, pool_task task, void *context, int64_t n_items,
+                       int64_t elements_an_item);
+
+/* A gain or bias of n elements, or NULL. */
+static inline const float *cpu_backend_vector(const weight *w, int32_t n)
+{
+    if (!w)
+        return NULL;
+    assert(w->type == DTYPE_F32 && (int64_t)w->n_rows * w->n_cols == n);
+    (void)n;
+    return (const float *)(const void *)((const cpu_weight *)w)->data;
+}
+
+/* ---- operations of the table that have a file of their own ----------------------------------- */
+
+/* products.c */
+
+/* Rows of weights handed out as one piece: a multiple of MATMUL_ROW_STEP and of dense.inl's
+ * block. */
+#define PRODUCTS_ROWS   32
+#define PRODUCTS_INPUTS 3 /* different prepare functions in one walk over the weights */
+
+void products_run(backend *b, const tensor *outs, tensor x, const weight *const *ws,
+                  const weight *const *biases, int32_t count);
+void products_run_gated(backend *b, tensor out, tensor up, tensor x, const weight *const ws[2],
+                        activation_kind kind);
+
+/* attention.c */
+
 void attention_run(backend *b, tensor out, tensor q, kv_store *kv,
                    const attention_options *options);
+
+/* rope_angles.c */
+
+void rope_angles_apply(backend *b, tensor x, int32_t head_dim, const rope *r,
+                       const int32_t *positions);
+void rope_angles_release(cpu_backend *b); /* frees the angles */
 
 #endif
