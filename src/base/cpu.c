@@ -61,8 +61,10 @@ static void detect(void)
         g_features.avx512_vnni = g_features.avx2 && (xcr0 & 0xE6) == 0xE6 && all;
         int tiles = (d >> 24 & 1) && (d >> 25 & 1); /* AMX-TILE, AMX-INT8 */
         g_features.amx_int8 = g_features.avx512_vnni && (xcr0 & 0x60000) == 0x60000 && tiles;
-        if (g_features.avx512_vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d))
-            g_features.avx512_bf16 = (a >> 5 & 1) != 0;
+        if (g_features.avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
+            g_features.avx_vnni = (a >> 4 & 1) != 0;
+            g_features.avx512_bf16 = g_features.avx512_vnni && (a >> 5 & 1);
+        }
     }
     uint32_t words[12];
     int complete = 1;
@@ -102,6 +104,9 @@ static void lower_to(const char *wish)
     if (strcmp(wish, "reference") == 0)
         g_features = (cpu_features){0};
     else if (strcmp(wish, "avx2") == 0)
+        g_features.avx_vnni = g_features.avx512_vnni = g_features.avx512_bf16 =
+            g_features.amx_int8 = 0;
+    else if (strcmp(wish, "avx-vnni") == 0)
         g_features.avx512_vnni = g_features.avx512_bf16 = g_features.amx_int8 = 0;
     else if (strcmp(wish, "avx512") == 0)
         g_features.amx_int8 = 0;
@@ -110,10 +115,11 @@ static void lower_to(const char *wish)
     else if (strcmp(wish, "neon-dot") == 0)
         g_features.neon_i8mm = 0;
     else if (*wish && strcmp(wish, "amx") != 0 && strcmp(wish, "neon-i8mm") != 0)
-        LOG_W("cpu",
-              "REALM_CPU=%.40s means nothing: reference, avx2, avx512, amx, neon, neon-dot or "
-              "neon-i8mm",
-              wish);
+        LOG_W(
+            "cpu",
+            "REALM_CPU=%.40s means nothing: reference, avx2, avx-vnni, avx512, amx, neon, neon-dot or "
+            "neon-i8mm",
+            wish);
 }
 
 static void detect_and_lower(void)

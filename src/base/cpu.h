@@ -7,6 +7,8 @@
 
 typedef struct cpu_features {
     int avx2;        /* AVX2, FMA and F16C */
+    int avx_vnni;    /* VNNI for vectors of 256 bits, of processors without AVX-512 too; never
+                        without avx2 */
     int avx512_vnni; /* AVX-512 F, BW, VL, DQ and VNNI */
     int avx512_bf16;
     int amx_int8;  /* AMX's tiles of bytes, and the system's leave to use them; never without
@@ -17,8 +19,8 @@ typedef struct cpu_features {
 } cpu_features;
 
 /* The features the processor and the system both allow. REALM_CPU in the environment lowers them
- * (never raises), so that tests can run each kind: reference (none), avx2, avx512, amx (all), neon,
- * neon-dot or neon-i8mm (all). AMX's tiles need the system's leave, which the first call asks for on
+ * (never raises), so that tests can run each kind: reference (none), avx2, avx-vnni, avx512, amx
+ * (all), neon, neon-dot or neon-i8mm (all). AMX's tiles need the system's leave, which the first call asks for on
  * behalf of the process: all its threads have it, those that run already too. */
 const cpu_features *cpu_features_get(void);
 

@@ -52,6 +52,7 @@ static const cpu_matmul *packed_kernel(bench_isa isa)
     switch (isa) {
 #if defined(__x86_64__)
     case BENCH_ISA_AVX2: return &matmul_packed_avx2;
+    case BENCH_ISA_AVX_VNNI: return &matmul_packed_avx_vnni;
     case BENCH_ISA_AVX512: return &matmul_packed_avx512;
     case BENCH_ISA_AMX: return &matmul_packed_amx;
 #elif defined(__aarch64__)
@@ -72,7 +73,7 @@ static const cpu_matmul *dense_kernel(bench_isa isa)
 #if defined(__x86_64__)
     if (isa == BENCH_ISA_AVX512 || isa == BENCH_ISA_AMX)
         return cpu_kernels_avx512.dense;
-    if (isa == BENCH_ISA_AVX2)
+    if (isa == BENCH_ISA_AVX2 || isa == BENCH_ISA_AVX_VNNI)
         return cpu_kernels_avx2.dense;
 #endif
     (void)isa;

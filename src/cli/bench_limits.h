@@ -12,6 +12,7 @@
 typedef enum bench_isa {
     BENCH_ISA_SCALAR,
     BENCH_ISA_AVX2,
+    BENCH_ISA_AVX_VNNI,
     BENCH_ISA_AVX512,
     BENCH_ISA_AMX,
     BENCH_ISA_NEON,

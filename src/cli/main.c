@@ -53,7 +53,7 @@ static void print_help(void)
         "  REALM_LOG=debug|info|warn|error|off   what is logged to standard error (default warn)\n"
         "  REALM_CACHE=FOLDER                    where compiled programs and the like are kept\n"
         "  REALM_DATA=FOLDER                     where tenants, keys, programs and usage are kept\n"
-        "  REALM_CPU=reference|avx2|avx512|amx|neon|neon-dot|neon-i8mm\n"
+        "  REALM_CPU=reference|avx2|avx-vnni|avx512|amx|neon|neon-dot|neon-i8mm\n"
         "                                        do not use newer instructions than these\n"
         "  NO_COLOR=1                            no colours\n");
 }

@@ -70,7 +70,7 @@ def test_without_quantized_activations_only_rounding_is_left(truths, name):
 @pytest.mark.parametrize("options", [[], ["--exact"]], ids=["quantized", "exact"])
 @pytest.mark.parametrize("name", MODELS)
 def test_instruction_sets_agree_on_every_bit(truths, name, options):
-    """AMX and AVX-512, where this processor has them, and AVX2: logits of some steps, printed in full."""
+    """AMX, AVX-512 and AVX-VNNI, where this processor has them, and AVX2: logits of some steps, printed in full."""
     truth, path = truths(name)
     case = truth["cases"][0]
     tokens = case["prompt"] + case["tokens"]
@@ -78,5 +78,5 @@ def test_instruction_sets_agree_on_every_bit(truths, name, options):
     lines += [f"logits {p}" for p in (0, len(tokens) // 2, len(tokens) - 1)]
     best = logits_tool.ask(path, lines, options)
     assert len(best) == 3 and len(best[0]) > 1000
-    for lesser in ("avx512", "avx2"):
+    for lesser in ("avx512", "avx-vnni", "avx2"):
         assert best == logits_tool.ask(path, lines, options, {"REALM_CPU": lesser}), lesser

@@ -10,8 +10,11 @@ else()
 endif()
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-    list(APPEND compute_sources cpu/matmul_avx2.c cpu/matmul_avx512.c cpu/matmul_amx.c)
+    list(APPEND compute_sources cpu/matmul_avx2.c cpu/matmul_avx_vnni.c cpu/matmul_avx512.c
+        cpu/matmul_amx.c)
     set_source_files_properties(cpu/matmul_avx2.c PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;${matmul_optimize}")
+    set_source_files_properties(cpu/matmul_avx_vnni.c PROPERTIES COMPILE_OPTIONS
+        "-mavx2;-mfma;-mf16c;-mavxvnni;${matmul_optimize}")
     # AMX's own instructions are written as assembly.
     set_source_files_properties(cpu/matmul_avx512.c cpu/matmul_amx.c PROPERTIES COMPILE_OPTIONS
         "-mavx2;-mfma;-mf16c;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mprefer-vector-width=512;${matmul_optimize}")

@@ -11,11 +11,14 @@ const cpu_matmul *const *matmul_kernels(const cpu_features *features)
 #if defined(__x86_64__)
     static const cpu_matmul *const amx[] = {&matmul_packed_amx, &matmul_packed_avx512, NULL};
     static const cpu_matmul *const avx512[] = {&matmul_packed_avx512, NULL};
+    static const cpu_matmul *const avx_vnni[] = {&matmul_packed_avx_vnni, NULL};
     static const cpu_matmul *const avx2[] = {&matmul_packed_avx2, NULL};
     if (features->amx_int8)
         return amx;
     if (features->avx512_vnni)
         return avx512;
+    if (features->avx_vnni)
+        return avx_vnni;
     if (features->avx2)
         return avx2;
 #elif defined(__aarch64__)

@@ -224,6 +224,7 @@ static void product(const matmul_isa *isa, const cpu_weight *w, const void *prep
 KERNEL(scalar, 1)
 #if defined(__x86_64__)
 KERNEL(avx2, 1)
+KERNEL(avx_vnni, 1)
 KERNEL(avx512, 1)
 
 /* AMX where there are tokens enough, AVX-512 where not; types of 256 values. */

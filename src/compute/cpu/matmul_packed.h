@@ -167,7 +167,7 @@ typedef struct matmul_isa {
 
 extern const matmul_isa matmul_isa_scalar;
 #if defined(__x86_64__)
-extern const matmul_isa matmul_isa_avx2, matmul_isa_avx512;
+extern const matmul_isa matmul_isa_avx2, matmul_isa_avx_vnni, matmul_isa_avx512;
 #elif defined(__aarch64__)
 extern const matmul_isa matmul_isa_neon, matmul_isa_neon_dot, matmul_isa_neon_i8mm;
 #endif
@@ -175,7 +175,8 @@ extern const matmul_isa matmul_isa_neon, matmul_isa_neon_dot, matmul_isa_neon_i8
 /* The kernels of the backend's contract made of them. Each takes all packed types. */
 extern const cpu_matmul matmul_packed_scalar;
 #if defined(__x86_64__)
-extern const cpu_matmul matmul_packed_avx2, matmul_packed_avx512, matmul_packed_amx;
+extern const cpu_matmul matmul_packed_avx2, matmul_packed_avx_vnni, matmul_packed_avx512,
+    matmul_packed_amx;
 #elif defined(__aarch64__)
 extern const cpu_matmul matmul_packed_neon, matmul_packed_neon_dot, matmul_packed_neon_i8mm;
 #endif

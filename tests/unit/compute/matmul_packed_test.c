@@ -2,7 +2,7 @@
  * this processor has, against the scalar one bit for bit and against exact arithmetic. */
 #include "unit/compute/matmul_fixture.h"
 
-static const cpu_matmul *kernels[5];
+static const cpu_matmul *kernels[6];
 static size_t n_kernels;
 
 static int find_kernels(void **state)
@@ -12,6 +12,10 @@ static int find_kernels(void **state)
 #if defined(__x86_64__)
     if (cpu_features_get()->avx2)
         kernels[n_kernels++] = &matmul_packed_avx2;
+    if (cpu_features_get()->avx_vnni)
+        kernels[n_kernels++] = &matmul_packed_avx_vnni;
+    else
+        print_message("AVX-VNNI: this processor has none, its kernels are not tested\n");
     if (cpu_features_get()->avx512_vnni)
         kernels[n_kernels++] = &matmul_packed_avx512;
     if (cpu_features_get()->amx_int8)
@@ -277,6 +281,8 @@ static void a_processor_gets_the_best_kernels_it_can_run(void **state)
 #if defined(__x86_64__)
     f.avx2 = 1;
     assert_ptr_equal(matmul_kernels(&f)[0], &matmul_packed_avx2);
+    f.avx_vnni = 1;
+    assert_ptr_equal(matmul_kernels(&f)[0], &matmul_packed_avx_vnni);
     f.avx512_vnni = 1;
     assert_ptr_equal(matmul_kernels(&f)[0], &matmul_packed_avx512);
     f.amx_int8 = 1;
