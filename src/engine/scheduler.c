@@ -24,6 +24,7 @@ struct scheduler {
     sched_tenant *present;
     double left_counter; /* of the tenant that left last */
     uint64_t round, next_order, preemptions;
+    int32_t *found;     /* [pages], zeros between calls: see could_give */
     sched_item **queue; /* [max_items] */
     lane *lanes;        /* [max_items] */
     sched_plan plan;    /* picks [max_items] */
@@ -40,9 +41,11 @@ realm_status scheduler_open(scheduler **out, int32_t n_pages, int32_t max_items,
     s->queue = calloc(n, sizeof *s->queue);
     s->lanes = calloc(n, sizeof *s->lanes);
     s->plan.picks = calloc(n, sizeof *s->plan.picks);
+    s->found = calloc((size_t)n_pages, sizeof *s->found);
     realm_status status = REALM_OK;
-    if (!s->queue || !s->lanes || !s->plan.picks)
-        status = realm_fail_memory(error, n * each, "the scheduler's lists");
+    if (!s->queue || !s->lanes || !s->plan.picks || !s->found)
+        status = realm_fail_memory(error, n * each + (size_t)n_pages * sizeof *s->found,
+                                   "the scheduler's lists");
     if (status == REALM_OK)
         status = kv_pool_open(&s->pool, n_pages, error);
     if (status == REALM_OK)
@@ -64,6 +67,7 @@ void scheduler_close(scheduler *s)
     kv_pool_close(s->pool);
     free(s->plan.copies.items);
     free(s->plan.picks);
+    free(s->found);
     free(s->lanes);
     free(s->queue);
     free(s);
@@ -230,12 +234,36 @@ static int has_rested(const scheduler *s, const sched_item *item)
     return !item->active && s->round - item->rested_round >= SCHED_GRACE_ROUNDS;
 }
 
+static int may_take(const scheduler *s, const sched_item *asker, const sched_item *from,
+                    int same_tenant)
+{
+    return from != asker && can_give(from) && (!same_tenant || from->tenant == asker->tenant) &&
+           (has_rested(s, from) || is_worse(from, asker));
+}
+
+/* Pages that would be free if everybody gave theirs whom asker may take them from: those with no
+ * other reference than theirs. */
+static int32_t could_give(scheduler *s, const sched_item *asker, int same_tenant)
+{
+    int32_t count = 0;
+    for (int counting = 1; counting >= 0; counting--)
+        for (const sched_item *it = s->first; it; it = it->next)
+            for (int32_t i = 0; may_take(s, asker, it, same_tenant) && i < it->table.count; i++) {
+                int32_t page = it->table.pages[i];
+                if (!counting)
+                    s->found[page] = 0;
+                else if (++s->found[page] == kv_pool_references(s->pool, page))
+                    count++;
+            }
+    return count;
+}
+
 /* Whose pages go next so that asker gets some; NULL: nobody's. */
 static sched_item *find_victim(const scheduler *s, const sched_item *asker, int same_tenant)
 {
     sched_item *rested = NULL, *worst = NULL;
     for (sched_item *it = s->first; it; it = it->next) {
-        if (it == asker || !can_give(it) || (same_tenant && it->tenant != asker->tenant))
+        if (!may_take(s, asker, it, same_tenant))
             continue;
         if (has_rested(s, it) && (!rested || it->rested_round < rested->rested_round))
             rested = it;
@@ -285,19 +313,21 @@ static void preempt(scheduler *s, sched_item *item)
     s->preemptions++;
 }
 
-/* Sees to it that asker can take so many pages; 0 if that cannot be had now. */
+/* Sees to it that asker can take so many pages; 0 if that cannot be had now, and then nobody has given
+ * any for it: they would be back a round later, and lose them again, for ever. */
 static int make_room(scheduler *s, const sched_item *asker, int32_t count)
 {
-    int32_t limit = scheduler_page_limit(s, asker->tenant);
-    for (;;) {
-        int of_tenant = asker->tenant->account.n_pages + count > limit;
-        if (!of_tenant && kv_pool_available(s->pool) >= count)
-            return 1;
-        sched_item *victim = find_victim(s, asker, of_tenant);
-        if (!victim)
-            return 0;
-        preempt(s, victim);
+    int32_t over = asker->tenant->account.n_pages + count - scheduler_page_limit(s, asker->tenant);
+    int32_t missing = count - kv_pool_available(s->pool);
+    if ((over > 0 && could_give(s, asker, 1) < over) ||
+        (missing > 0 && could_give(s, asker, 0) < missing))
+        return 0;
+    while (over > 0 || missing > 0) {
+        preempt(s, find_victim(s, asker, over > 0));
+        over = asker->tenant->account.n_pages + count - scheduler_page_limit(s, asker->tenant);
+        missing = count - kv_pool_available(s->pool);
     }
+    return 1;
 }
 
 static int32_t count_running(const scheduler *s)

@@ -529,6 +529,38 @@ static void higher_classes_go_first_and_lower_ones_give_pages_back(void **state)
     close_world(w);
 }
 
+/* Its pages would not suffice even with all that is worse: so those go on, instead of being computed
+ * anew for ever. */
+static void who_cannot_start_takes_nobody_s_pages(void **state)
+{
+    (void)state;
+    static const int32_t prompts[] = {150, 290, 40}; /* 5 pages, 10 and 2, of 12 */
+    world *w = open_world(12, 5);
+    sched_limits limits = {.rows = 64, .outputs = 16, .prompt_rows = 64};
+    for (int32_t i = 0; i < 3; i++) {
+        simulated *it = &w->items[i];
+        it->open = 1;
+        scheduler_add(w->s, &it->item, &w->tenants[i], 1);
+        append(w, it, prompts[i]);
+        it->tokens[0] = 1000 + i; /* no common prefix */
+        it->answer_left = i == 0 ? 60 : 20;
+    }
+    activate(w, &w->items[0]);
+    for (int32_t i = 0; i < 4; i++)
+        finish_round(w, scheduler_plan(w->s, &limits));
+    activate(w, &w->items[1]);
+    activate(w, &w->items[2]);
+    int32_t rounds = 0;
+    for (; w->items[2].item.active; rounds++)
+        finish_round(w, scheduler_plan(w->s, &limits));
+    assert_int_equal(rounds, 21); /* its prompt and its answer */
+    assert_int_equal(scheduler_preemptions(w->s), 0);
+    while (w->items[1].item.active)
+        finish_round(w, scheduler_plan(w->s, &limits));
+    check_contents(w);
+    close_world(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -538,6 +570,7 @@ int main(void)
         cmocka_unit_test(a_tenant_with_one_request_does_not_wait_for_another_s_twenty),
         cmocka_unit_test(returning_tenants_have_saved_up_nothing),
         cmocka_unit_test(higher_classes_go_first_and_lower_ones_give_pages_back),
+        cmocka_unit_test(who_cannot_start_takes_nobody_s_pages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
