@@ -202,7 +202,7 @@ void scheduler_rest(scheduler *s, sched_item *item)
     assert(item->active && item->tenant->n_active > 0);
     item->active = 0;
     if (item->planned) { /* its work ended between plan and step */
-        item->planned = 0;
+        item->planned = item->prompt = 0;
         kv_table_trim(s->pool, &item->table, item->computed);
     }
     item->rested_round = s->round;
@@ -295,12 +295,12 @@ static void unplan(scheduler *s, sched_item *item)
         i++;
     plan->picks[i] = plan->picks[--plan->n_picks];
     plan->n_rows -= item->planned;
-    if (!is_decoding(item)) {
+    if (item->prompt) {
         plan->n_prompt_rows -= item->planned;
         plan->prompt_positions -= positions_of(item->computed, item->planned);
     }
     plan->n_outputs -= !item->no_logits && item->computed + item->planned == item->length;
-    item->planned = 0;
+    item->planned = item->prompt = 0;
 }
 
 static void preempt(scheduler *s, sched_item *item)
@@ -506,6 +506,8 @@ static int plan_decoding(scheduler *s, const sched_limits *limits)
         if (!next)
             break;
         sched_item *item = s->queue[next->next++];
+        if (!is_decoding(item)) /* it gave its pages back in this very round */
+            continue;
         if (wants_output(item, 1) && s->plan.n_outputs == limits->outputs)
             continue;
         if (heaviest > 0 && must_wait(s, next, item, heaviest))
@@ -622,6 +624,7 @@ static void plan_prompts(scheduler *s, const sched_limits *limits, int decoding)
         int32_t first = item->computed + item->planned;
         int32_t n_rows = can_go ? slice_of(s, item, &room, limits->outputs) : 0;
         if (n_rows > 0 && pick(s, item, n_rows, COST_INPUT)) {
+            item->prompt = 1;
             s->plan.n_prompt_rows += n_rows;
             s->plan.prompt_positions += positions_of(first, n_rows);
             take_room(&room, first, n_rows);
@@ -663,7 +666,7 @@ void scheduler_advance(scheduler *s, const sched_pick *done)
 {
     sched_item *item = done->item;
     item->computed += done->n_rows;
-    item->planned = 0;
+    item->planned = item->prompt = 0;
     assert(item->computed <= item->length);
     publish(s, item);
 }

@@ -104,6 +104,7 @@ struct sched_item {
     int32_t first_unknown; /* the first computed row whose token is not known; INT32_MAX: none */
     unsigned active : 1;
     unsigned reserved : 1; /* by scheduler_reserve: rows beyond computed are being written */
+    unsigned prompt : 1;   /* what is planned of it counts as rows of a prompt */
 };
 
 typedef struct sched_limits {

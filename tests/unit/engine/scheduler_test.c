@@ -277,7 +277,17 @@ static void play_round(world *w)
     pace_note(&w->pace, 1000000 + (uint64_t)plan->n_rows * 50000,
               &(pace_load){plan->n_rows - plan->n_prompt_rows, plan->n_prompt_rows,
                            plan->prompt_positions});
-    assert_true(plan->n_rows <= limits.rows && plan->n_outputs <= limits.outputs);
+    int32_t rows = 0, outputs = 0;
+    for (int32_t i = 0; i < plan->n_picks; i++) {
+        const sched_item *it = plan->picks[i].item;
+        rows += plan->picks[i].n_rows;
+        outputs += it->computed + plan->picks[i].n_rows == it->length;
+    }
+    assert_int_equal(plan->n_rows, rows);
+    assert_int_equal(plan->n_outputs, outputs);
+    assert_true(plan->n_prompt_rows >= 0 && plan->n_prompt_rows <= rows);
+    assert_true(plan->prompt_positions >= 0);
+    assert_true(rows <= limits.rows && outputs <= limits.outputs);
     copy_pages(w, &plan->copies);
     w->rounds++;
     w->idle_rounds += plan->n_picks == 0;
