@@ -161,8 +161,18 @@ typedef struct matmul_args {
 } matmul_args;
 
 /* Kernels by the most tokens they take at once: 8 (LONG: of so many rows that blocks may be twice as tall),
- * 16, 32, 64, and tiles of 128. */
-enum { MATMUL_8, MATMUL_8_LONG, MATMUL_16, MATMUL_32, MATMUL_64, MATMUL_TILES, MATMUL_KERNELS };
+ * 16 and 32 (SHORT: of so few rows that no multiprocessor has more than one block), 64, and tiles of 128. */
+enum {
+    MATMUL_8,
+    MATMUL_8_LONG,
+    MATMUL_16,
+    MATMUL_16_SHORT,
+    MATMUL_32,
+    MATMUL_32_SHORT,
+    MATMUL_64,
+    MATMUL_TILES,
+    MATMUL_KERNELS
+};
 
 typedef struct matmul_kernel {
     const void *function;

@@ -5,8 +5,8 @@
  * warp; accumulation is F32. Two kernels:
  *
  *   few     a block's 8 warps share 16 or 32 rows, each takes one of the sum's segments. Each weight is
- *           read once, straight into registers, several tiles ahead; a block goes from rows to rows, so
- *           that loads never stop.
+ *           read once, several tiles ahead, into a ring that no other warp reads; a block goes from rows to
+ *           rows, so that loads never stop.
  *   tiles   128 rows by 32, 64 or 128 tokens a block; weights and activations go through shared memory,
  *           stages ahead; segments follow each other.
  *
@@ -20,6 +20,14 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool v
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                  "r"(valid ? 16 : 0));
+}
+
+/* The same where `on`, as one instruction under a predicate: branches would cost more than they leave out. */
+__device__ __forceinline__ void copy_async_if(bool on, uint32_t to, const void *from, bool valid)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %3, 0;\n"
+                 "@p cp.async.cg.shared.global [%0], [%1], 16, %2;\n}" ::"r"(to),
+                 "l"(from), "r"(valid ? 16 : 0), "r"((int)on));
 }
 
 __device__ __forceinline__ void copy_commit(void)
@@ -39,15 +47,26 @@ __device__ __forceinline__ void keep(int &v)
     asm volatile("" : "+r"(v));
 }
 
-/* What a warp of `few` keeps in shared memory: a ring of tiles of weights. With at most 8 tokens their part
- * of a tile's columns comes beside it, as what is left to wait for then is latency. */
-template <int NT, int RT> struct few_memory {
-    using t = tile_bytes<KIND>;
-    static constexpr int tile = (int)(t::planes + t::scales + t::supers);
+/* What a warp of `few` keeps in shared memory: a ring of stages of one or two tiles of weights beside each other. With
+ * at most 8 tokens their part of a stage's columns comes beside it, as what is left to wait for then is latency. */
+template <int NT, int RT, int DEPTH> struct few_memory {
+    static constexpr int planes = (int)packed_plane_bytes(KIND);
+    static constexpr int scales = (int)packed_scale_bytes(KIND, K_SCALES);
+    static constexpr int small = scales + (int)packed_super_bytes(KIND, K_SCALES);
+    static constexpr int pieces = small / 16; /* a lane copies one of a stage's */
     static constexpr bool has_x = NT == 1 && (KIND != PACKED_F16 || RT == 1);
-    static constexpr int x = RT * tile; /* where it stands in a stage: [2 halves][8 tokens][32] */
-    static constexpr int stage = x + (has_x ? 1024 : 0);
-    static constexpr int fitting = 6144 / (RT * tile), most = has_x ? 6 : 8;
+    /* Tiles of a stage beside each other: two share what a stage costs, where a lane each has their pieces. */
+    static constexpr int depth = DEPTH * RT * pieces > 32 ? 1 : DEPTH;
+    static constexpr int tiles = depth * RT;
+    /* Without x in the ring: whether a half tile's columns are asked for as the half tile before them begins, or as
+     * their registers are free, which is earlier, but comes behind instructions that wait. As measured. */
+    static constexpr bool early = depth == 1 &&
+                                  (KIND == PACKED_Q4 || NT == 1 || (NT == 2 && planes < 1024));
+    static constexpr int smalls = tiles * planes; /* where they stand in a stage */
+    /* [half tiles][8 tokens][32]; copies into lines of 128 bytes that they do not fill take twice as long. */
+    static constexpr int x = (smalls + tiles * small + 127) / 128 * 128;
+    static constexpr int stage = x + (has_x ? depth * 1024 : 0);
+    static constexpr int fitting = 6144 / x, most = (has_x ? 6 : 8) / depth;
     static constexpr int stages = fitting < 3 ? 3 : fitting > most ? most : fitting;
     static constexpr int ring = stages * stage;  /* of one warp */
     static constexpr int sets = NT <= 4 ? 2 : 1; /* of sums: one is filled while one is added up */
@@ -59,15 +78,15 @@ template <int NT, int RT> struct few_memory {
 /* Where a warp reads weights: the lane's pieces of tile k of a block's rows. */
 struct few_cursor {
     const uint8_t *planes, *small; /* small: the lane's piece of scales or supers */
-    int32_t block, k;
+    int32_t block, k, small_step;
 };
 
-/* NT: groups of 8 tokens; RT: tiles of 16 rows. */
-template <int NT, int RT, int BLOCKS>
+/* NT: groups of 8 tokens; RT: tiles of 16 rows; DEPTH: tiles of a stage; BLOCKS on a multiprocessor. */
+template <int NT, int RT, int DEPTH, int BLOCKS>
 static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmul_args a)
 {
-    using memory = few_memory<NT, RT>;
-    using bytes = tile_bytes<KIND>;
+    using memory = few_memory<NT, RT, DEPTH>;
+    constexpr int depth = memory::depth;
     extern __shared__ uint4 shared[];
     allow_next();
     const int lane = (int)threadIdx.x % 32, segment = (int)threadIdx.x / 32, g = lane / 4,
@@ -79,24 +98,23 @@ static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmu
     const int32_t k_tiles = a.w[0].k_tiles, n_blocks = a.first_block[a.count];
     const int32_t first = segment_first(k_tiles, segment),
                   end = segment_first(k_tiles, segment + 1);
-    constexpr int scale_bytes = (int)packed_scale_bytes(KIND, K_SCALES);
-    constexpr int super_bytes = (int)packed_super_bytes(KIND, K_SCALES);
     constexpr int slab_bytes = (int)packed_slab_bytes(KIND, K_SCALES);
+    constexpr int super_bytes = memory::small - memory::scales;
 
-    /* Scales stand behind their slab's planes; supers go on behind four tiles. */
-    const bool is_scale = lane * 16 < scale_bytes;
-    int small_mask = is_scale ? 0 : 3,
-        small_step = is_scale                                ? slab_bytes
-                     : lane * 16 < scale_bytes + super_bytes ? PACKED_SLAB_TILES * super_bytes
-                                                             : 0,
-        small_place = (int)bytes::planes + lane * 16 +
-                      (is_scale ? 0 : (int)bytes::scales - scale_bytes);
-    const int small_row = is_scale ? scale_bytes : super_bytes;
-    /* With two they cost more than they save, and others have no registers to spare. */
+    /* The lane's piece of a stage's scales and supers, and whose it is. Scales stand behind their slab's planes;
+     * supers go on behind four tiles. */
+    constexpr int pieces = memory::pieces > 0 ? memory::pieces : 1;
+    const int piece = lane % pieces * 16, small_tile = lane / pieces % RT,
+              small_k = lane / pieces / RT;
+    const bool has_small = memory::pieces > 0 && small_k < depth, is_scale = piece < memory::scales;
+    /* Its steps from stage to stage: of scales each is one, of supers every fourth tile's is, which with stages of
+     * two tiles is every other one. */
+    int small_step = is_scale ? depth * slab_bytes : PACKED_SLAB_TILES * super_bytes,
+        small_mask = is_scale ? 0 : 4 - depth, small_both = is_scale ? 2 * small_step : small_step;
     if (NT == 1) {
-        keep(small_mask);
         keep(small_step);
-        keep(small_place);
+        keep(small_mask);
+        keep(small_both);
     }
     few_cursor at;
     auto find_rows = [&](int32_t block) {
@@ -104,64 +122,98 @@ static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmu
         const packed &w = a.w[which];
         const int32_t row_tile = (block - a.first_block[which]) * RT, supers = (k_tiles + 3) / 4;
         const int32_t rows = row_tile / PACKED_SLAB_TILES, part = row_tile % PACKED_SLAB_TILES;
-        const int64_t slab = ((int64_t)rows * k_tiles + first) * slab_bytes;
+        const int64_t slab = (int64_t)rows * k_tiles + first;
         at.block = block;
         at.k = first;
-        at.planes = w.planes + slab + part * bytes::planes + lane * 16;
+        at.small_step = ((first + small_k) & small_mask) == small_mask ? small_step : 0;
+        at.planes = w.planes + slab * slab_bytes + part * memory::planes + lane * 16;
         at.small = is_scale
-                       ? w.scales + slab + part * scale_bytes + lane * 16
+                       ? w.scales + (slab + small_k) * slab_bytes +
+                             (part + small_tile) * memory::scales + piece
                        : w.supers +
-                             (((int64_t)rows * supers + first / 4) * PACKED_SLAB_TILES + part) *
+                             (((int64_t)rows * supers + (first + small_k) / 4) * PACKED_SLAB_TILES +
+                              part + small_tile) *
                                  super_bytes +
-                             (lane * 16 - scale_bytes);
-    };
-    /* The next tile's copies into a stage of the ring. */
-    auto fetch_weights = [&](uint32_t stage) {
-        if (at.block < n_blocks) {
-#pragma unroll
-            for (int rt = 0; rt < RT; rt++) {
-                uint32_t to = stage + rt * memory::tile;
-#pragma unroll
-                for (int i = 0; i < ((int)bytes::planes + 511) / 512; i++)
-                    if (bytes::planes % 512 == 0 || i * 512 + lane * 16 < (int)bytes::planes)
-                        copy_async(to + i * 512 + lane * 16,
-                                   at.planes + rt * (int)bytes::planes + i * 512, true);
-                if (KIND != PACKED_F16 && small_step > 0)
-                    copy_async(to + small_place, at.small + rt * small_row, true);
-            }
-            at.planes += slab_bytes;
-            if (KIND != PACKED_F16)
-                at.small += (at.k & small_mask) == small_mask ? small_step : 0;
-            if (++at.k == end)
-                find_rows(at.block + (int32_t)gridDim.x);
-        }
+                             (piece - memory::scales);
     };
     const int32_t n_tokens = a.n_tokens;
-    const int64_t step = a.x.n_stride * 32;
-    const uint16_t *const first_x = a.x.halves + g * 32 + t * 8 + first * 2 * step;
+    const int64_t step = a.x.n_stride * 32; /* from half tile to half tile */
+    /* With at most 8 tokens lanes copy what there is of 2 (4 with stages of one tile), 4 or 8 tokens, several half
+     * tiles at once; those beyond n_tokens are copies of the last. */
+    const int x_tokens = depth == 2 && n_tokens <= 2 ? 2
+                         : n_tokens <= 4             ? 4
+                                                     : 8,
+              x_half = g / x_tokens, x_token = min(g % x_tokens, n_tokens - 1);
+    const uint32_t x_to = memory::x + x_half * 512 + g % x_tokens * 64 + t * 16,
+                   x_from = memory::x + g % x_tokens * 64 + t * 16;
+    const uint16_t *const first_x = a.x.halves + first * 2 * step + t * 8 +
+                                    (memory::has_x ? x_half * step + x_token * 32
+                                                   : (int64_t)(g * 32));
     const uint16_t *next_x = first_x; /* the columns that are copied next */
-    int32_t x_left = end - first;
-    const int64_t x_step = 2 * step;
-    auto fetch_x = [&](uint32_t stage) {
-        if (memory::has_x) {
+    const int64_t x_step = 2 * depth * step;
+    /* The next tiles' copies into a stage of the ring; whole: none is beyond the segment, where zeros stand for
+     * both, which add nothing. */
+    auto copy_weights = [&](uint32_t stage, bool whole) {
+        const uint32_t to = stage + lane * 16;
 #pragma unroll
-            for (int c = 0; c < 2; c++)
-                copy_async(stage + memory::x + c * 512 + lane * 16, next_x + c * step,
-                           g < n_tokens);
-            next_x += x_step;
-            if (--x_left == 0)
-                next_x = first_x, x_left = end - first;
+        for (int j = 0; j < depth; j++)
+#pragma unroll
+            for (int i = 0; i < (RT * memory::planes + 511) / 512; i++)
+                copy_async_if(RT * memory::planes % 512 == 0 ||
+                                  i * 512 + lane * 16 < RT * memory::planes,
+                              to + j * RT * memory::planes + i * 512,
+                              at.planes + j * slab_bytes + i * 512, j == 0 || whole);
+        if (memory::pieces > 0)
+            copy_async_if(has_small, to + memory::smalls, at.small, whole || small_k == 0);
+    };
+    auto copy_x = [&](uint32_t stage, bool whole) {
+        if (!memory::has_x)
+            return;
+        copy_async(stage + x_to, next_x, whole || x_half < 2);
+        if (x_tokens * depth > 4) {
+            const uint16_t *from = next_x;
+#pragma unroll
+            for (int i = 1; i < 2 * depth; i++) {
+                from += 8 / x_tokens * step;
+                copy_async_if(i * 8 < 2 * depth * x_tokens, stage + x_to + i * (8 / x_tokens) * 512,
+                              from, whole || (8 / x_tokens) * i < 2);
+            }
+        }
+    };
+    auto advance = [&] {
+        at.planes += depth * slab_bytes;
+        if (memory::pieces > 0 && depth == 2) {
+            at.small += at.small_step;
+            at.small_step = small_both - at.small_step;
+        } else if (memory::pieces > 0) {
+            at.small += (at.k & small_mask) == small_mask ? small_step : 0;
+        }
+        next_x += x_step;
+        at.k += depth;
+        if (at.k >= end) {
+            find_rows(at.block + (int32_t)gridDim.x);
+            next_x = first_x;
+        }
+    };
+    auto fetch = [&](uint32_t stage) {
+        if (at.block < n_blocks) {
+            const bool whole = depth == 1 || at.k + 1 < end;
+            copy_weights(stage, whole);
+            copy_x(stage, whole);
+            advance();
         }
         copy_commit();
     };
     find_rows((int32_t)blockIdx.x);
-    for (int i = 0; i < memory::stages - 1 && first < end; i++)
-        fetch_weights(ring + i * memory::stage);
-    auto load_x = [&](uint4 b[NT], const uint16_t *from) {
+    for (int i = 0; i < memory::stages - 1 && first < end && at.block < n_blocks; i++) {
+        copy_weights(ring + i * memory::stage, depth == 1 || at.k + 1 < end);
+        advance();
+    }
+    auto load_x = [&](uint4 b[NT], const uint16_t *from, bool valid) {
 #pragma unroll
         for (int nt = 0; nt < NT; nt++)
-            b[nt] = nt * 8 + g < n_tokens ? *(const uint4 *)(from + nt * 256)
-                                          : make_uint4(0, 0, 0, 0);
+            b[nt] = valid && nt * 8 + g < n_tokens ? *(const uint4 *)(from + nt * 256)
+                                                   : make_uint4(0, 0, 0, 0);
     };
     float acc[RT][NT][4] = {};
     uint32_t table[4];
@@ -200,60 +252,73 @@ static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmu
         }
     };
     await_inputs(); /* weights are nobody's output */
-    for (int i = 0; i < memory::stages - 1 && first < end; i++)
-        fetch_x(ring + i * memory::stage);
+    {
+        int32_t k = first;
+        next_x = first_x;
+        for (int i = 0; i < memory::stages - 1 && first < end; i++) {
+            copy_x(ring + i * memory::stage, depth == 1 || k + 1 < end);
+            copy_commit();
+            next_x += x_step, k += depth;
+            if (k >= end)
+                next_x = first_x, k = first;
+        }
+    }
     int32_t block = (int32_t)blockIdx.x, k = first;
     if (first == end) {
         for (; block < n_blocks; block += (int32_t)gridDim.x)
             finish(block);
         return;
     }
-    uint4 b[2][NT];
+    uint4 b[2 * depth][NT]; /* of half tiles */
     if (!memory::has_x)
-        load_x(b[0], first_x);
+#pragma unroll
+        for (int h = 0; h < 2 * depth; h++)
+            load_x(b[h], first_x + h * step, h < 2 || first + 1 < end);
     const uint16_t *x = first_x;
     const uint32_t ring_end = ring + memory::ring;
     uint32_t now = ring, next = ring_end - memory::stage;
     while (block < n_blocks) {
         copy_wait<memory::stages - 2>();
         __syncwarp();
-        fetch_weights(next);
-        fetch_x(next);
-        raw<KIND> in[RT];
+        fetch(next);
+        raw<KIND> in[depth][RT];
 #pragma unroll
-        for (int rt = 0; rt < RT; rt++) {
-            const uint32_t tile = now + rt * memory::tile;
-            load_parts<KIND>(in[rt], tile, tile + (uint32_t)bytes::planes,
-                             tile + (uint32_t)(bytes::planes + bytes::scales), K_SCALES, lane);
+        for (int i = 0; i < memory::tiles; i++) {
+            const uint32_t small = now + memory::smalls + i * memory::small;
+            load_parts<KIND>(in[i / RT][i % RT], now + i * memory::planes, small,
+                             small + memory::scales, K_SCALES, lane);
         }
-        if (memory::has_x) {
-            b[0][0] = load_16(now + memory::x + lane * 16);
-            b[1][0] = load_16(now + memory::x + 512 + lane * 16);
-        }
+        if (memory::has_x)
+#pragma unroll
+            for (int h = 0; h < 2 * depth; h++)
+                b[h][0] = load_16(now + x_from + h * 512);
         next = now;
         now += memory::stage;
         now = now == ring_end ? ring : now;
+        const bool last = k + depth >= end;
+        k = last ? first : k + depth;
+        const uint16_t *const x_now = x;
+        x = last ? first_x : x + 2 * depth * step;
 #pragma unroll
-        for (int c = 0; c < 2; c++) {
-            if (!memory::has_x) {
-                x = c == 1 && k + 1 == end ? first_x : x + step;
-                load_x(b[1 - c], x); /* half a tile ahead */
-            }
+        for (int h = 0; h < 2 * depth; h++) {
+            if (!memory::has_x && memory::early)
+                load_x(b[1 - h], h == 0 ? x_now + step : x, true);
 #pragma unroll
             for (int rt = 0; rt < RT; rt++) {
                 uint32_t f[2][4];
-                fragment<KIND>(f, in[rt], c, t / 2, K_SCALES, table);
+                fragment<KIND>(f, in[h / 2][rt], h % 2, t / 2, K_SCALES, table);
 #pragma unroll
                 for (int m = 0; m < 2; m++)
 #pragma unroll
                     for (int nt = 0; nt < NT; nt++)
-                        multiply(acc[rt][nt], f[m], m == 0 ? b[c][nt].x : b[c][nt].z,
-                                 m == 0 ? b[c][nt].y : b[c][nt].w);
+                        multiply(acc[rt][nt], f[m], m == 0 ? b[h][nt].x : b[h][nt].z,
+                                 m == 0 ? b[h][nt].y : b[h][nt].w);
             }
+            if (!memory::has_x && !memory::early)
+                load_x(b[h], x + h * step, h < 2 || k + 1 < end);
         }
-        if (++k == end) {
+        if (last) {
             finish(block);
-            k = first;
             block += (int32_t)gridDim.x;
         }
     }
@@ -425,27 +490,30 @@ static __global__ void __launch_bounds__(256, BLOCKS) tiles(matmul_args a)
 
 /* ---- the list ---------------------------------------------------------------------------------- */
 
+template <int NT, int RT, int DEPTH, int BLOCKS> static matmul_kernel few_kernel(void)
+{
+    return {(const void *)few<NT, RT, DEPTH, BLOCKS>,
+            PACKED_ROWS * RT,
+            NT * 8,
+            PACKED_SEGMENTS * 32,
+            few_memory<NT, RT, DEPTH>::bytes,
+            1,
+            0};
+}
+
 extern "C" matmul_kernel MATMUL_NAME(int which)
 {
-    constexpr int threads = PACKED_SEGMENTS * 32;
-    constexpr int tall = KIND == PACKED_F16 ? 1 : 2; /* two blocks' rings must have room */
+    constexpr bool f16 = KIND == PACKED_F16;
+    constexpr int tall = f16 ? 1 : 2; /* two blocks' rings must have room */
+    constexpr int deep = f16 ? 1 : 2, deep_beside = KIND == PACKED_Q4 || KIND == PACKED_T4 ? 2 : 1;
     switch (which) {
-    case MATMUL_8:
-        return {(const void *)few<1, 1, 2>, 16, 8, threads, few_memory<1, 1>::bytes, 1, 0};
-    case MATMUL_8_LONG:
-        return {(const void *)few<1, 2, 2>, 32, 8, threads, few_memory<1, 2>::bytes, 1, 0};
-    case MATMUL_16:
-        return {(const void *)few<2, tall, 4 - tall>,
-                PACKED_ROWS * tall,
-                16,
-                threads,
-                few_memory<2, tall>::bytes,
-                1,
-                0};
-    case MATMUL_32:
-        return {(const void *)few<4, 2, 1>, 32, 32, threads, few_memory<4, 2>::bytes, 1, 0};
-    case MATMUL_64:
-        return {(const void *)few<8, 2, 1>, 32, 64, threads, few_memory<8, 2>::bytes, 1, 0};
+    case MATMUL_8: return few_kernel<1, 1, deep, 2>();
+    case MATMUL_8_LONG: return few_kernel<1, 2, 1, 2>();
+    case MATMUL_16: return few_kernel<2, tall, deep_beside, 4 - tall>();
+    case MATMUL_16_SHORT: return few_kernel<2, 1, deep, 2>();
+    case MATMUL_32: return few_kernel < 4, 2, 1, f16 ? 1 : 2 > ();
+    case MATMUL_32_SHORT: return few_kernel<4, 2, deep, 1>();
+    case MATMUL_64: return few_kernel<8, 2, 1, 1>();
     default:
         return {(const void *)tiles<4, 2, 2, 8, 1>, TILE_ROWS, 128, 256,
                 STAGES * stage<128>::bytes,         0,         0};

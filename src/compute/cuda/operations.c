@@ -758,6 +758,11 @@ static int32_t multiply_alike(cuda_backend *b, const tensor *outs, tensor x,
         tiles += packed_of(ws[j])->row_tiles;
     if (which == MATMUL_8 && is_long(b, kind, k_scales, tiles))
         which = MATMUL_8_LONG;
+    /* Where no multiprocessor would have two blocks of two tiles. */
+    if (which == MATMUL_16 && tiles <= 2 * b->n_multiprocessors)
+        which = MATMUL_16_SHORT;
+    if (which == MATMUL_32 && tiles <= 2 * b->n_multiprocessors)
+        which = MATMUL_32_SHORT;
     matmul_kernel k = cuda_matmul_kernel(b, kind, k_scales, which);
     for (; i < count && a.count < MATMUL_WEIGHTS && alike(packed_of(ws[i]), packed_of(ws[from]));
          i++) {

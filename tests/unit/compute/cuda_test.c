@@ -262,6 +262,8 @@ static void products_of_every_type_are_those_of_the_reference(void **state)
         check_product(weight_types[t], 160, block * (1 + 576 / block), 13, &r);
         check_product(weight_types[t], 333, 1024, 140, &r);
         check_product(weight_types[t], 96, 2816, 300, &r);
+        /* More tiles than two a multiprocessor, three of each segment. */
+        check_product(weight_types[t], 4300, 1280, 26, &r);
         print_message("  %-7s distance to the reference at most %.2e\n",
                       dtype_name(weight_types[t]), largest_distance);
     }
