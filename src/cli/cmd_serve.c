@@ -30,7 +30,8 @@ struct serve {
     const char *jwt_keys, *jwt_secret, *jwt_algorithms, *jwt_issuer, *jwt_audience,
         *jwt_tenant_claim, *jwt_scope_claim;
     option_list models, programs, aliases;
-    int64_t port, n_threads, n_sandboxes, kv_bytes, connections, body_mb, drain_s, jwt_leeway_s;
+    int64_t port, n_threads, n_sandboxes, kv_bytes, kv_host_bytes, connections, body_mb, drain_s,
+        jwt_leeway_s;
     int kv_q8_0, quiet;
     trace_settings traces;
     tracer_options tracer; /* what they come to */
@@ -291,6 +292,9 @@ static realm_status set_up(serve *s, realm_error *error)
                                      .n_threads = (int32_t)s->n_threads,
                                      .n_sandboxes = (int32_t)s->n_sandboxes,
                                      .kv_bytes = (uint64_t)s->kv_bytes,
+                                     .kv_host_bytes = s->kv_host_bytes == 0  ? -1
+                                                      : s->kv_host_bytes < 0 ? 0
+                                                                             : s->kv_host_bytes,
                                      .kv_q8_0 = s->kv_q8_0};
     realm_status status = placement_parse_layers(s->gpu_layers, &runtime.gpu_layers, error);
     if (!status)
@@ -386,6 +390,7 @@ static serve usual(int argc, char **argv)
     serve s = {.host = "127.0.0.1",
                .port = 8080,
                .n_sandboxes = 256,
+               .kv_host_bytes = -1,
                .connections = 10000,
                .body_mb = 16,
                .drain_s = 30,
@@ -536,6 +541,14 @@ static void fill_options(serve *s, option out[MAX_OPTIONS])
          .help =
              "memory for keys and values of each model, such as 512m or 2g (default: a third of what the "
              "machine or container has free)"},
+        {.name = "kv-host-memory",
+         .kind = OPTION_INT,
+         .out = &s->kv_host_bytes,
+         .value = "BYTES",
+         .max = 0x1p50,
+         .help =
+             "with a CUDA device: memory of the host for keys and values of idle sessions that the device has "
+             "no room for, 0 for none (default: as much as on the device, at most a quarter of what is free)"},
         {.name = "kv-q8",
          .kind = OPTION_FLAG,
          .out = &s->kv_q8_0,

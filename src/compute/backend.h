@@ -188,6 +188,12 @@ typedef struct backend_table {
     realm_status (*kv_open)(backend *b, kv_store **out, const kv_shape *shape, realm_error *error);
     void (*kv_close)(backend *b, kv_store *kv);
     void (*kv_copy_page)(backend *b, kv_store *kv, int32_t to, int32_t from);
+    /* A page of all layers to host memory and back, kv_page_bytes of them, as it lies on this device. In
+     * order with other work, and maybe not done when they return: only these two may read or change
+     * that memory until host_close. It is host_open's where there is one. */
+    size_t (*kv_page_bytes)(const backend *b, const kv_store *kv);
+    void (*kv_save_page)(backend *b, kv_store *kv, void *to, int32_t from);
+    void (*kv_load_page)(backend *b, kv_store *kv, int32_t to, const void *from);
     /* Keys or values of tokens [first, first+count) of one sequence as F32, [count, n_kv_heads *
      * dim], for the host. Waits. */
     void (*kv_read)(backend *b, kv_store *kv, int32_t layer, int values, const int32_t *page_table,

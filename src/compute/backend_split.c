@@ -289,6 +289,34 @@ static void kv_copy_page(backend *b, kv_store *kv, int32_t to, int32_t from)
             table_of(s, (side)on)->kv_copy_page(s->parts[on], kv_of(kv)->of[on], to, from);
 }
 
+static size_t part_bytes(const split *s, const kv_store *kv, int on)
+{
+    const kv_store *part = ((const split_kv *)kv)->of[on];
+    return part ? table_of(s, (side)on)->kv_page_bytes(s->parts[on], part) : 0;
+}
+
+static size_t kv_page_bytes(const backend *b, const kv_store *kv)
+{
+    const split *s = (const split *)b;
+    return part_bytes(s, kv, FRONT) + part_bytes(s, kv, BACK);
+}
+
+static void kv_save_page(backend *b, kv_store *kv, void *to, int32_t from)
+{
+    split *s = self(b);
+    for (int on = FRONT; on <= BACK; to = (char *)to + part_bytes(s, kv, on), on++)
+        if (kv_of(kv)->of[on])
+            table_of(s, (side)on)->kv_save_page(s->parts[on], kv_of(kv)->of[on], to, from);
+}
+
+static void kv_load_page(backend *b, kv_store *kv, int32_t to, const void *from)
+{
+    split *s = self(b);
+    for (int on = FRONT; on <= BACK; from = (const char *)from + part_bytes(s, kv, on), on++)
+        if (kv_of(kv)->of[on])
+            table_of(s, (side)on)->kv_load_page(s->parts[on], kv_of(kv)->of[on], to, from);
+}
+
 static void kv_read(backend *b, kv_store *kv, int32_t layer, int values, const int32_t *page_table,
                     int32_t first, int32_t count, float *to)
 {
@@ -515,6 +543,9 @@ static const backend_table split_table = {
     .kv_open = kv_open,
     .kv_close = kv_close,
     .kv_copy_page = kv_copy_page,
+    .kv_page_bytes = kv_page_bytes,
+    .kv_save_page = kv_save_page,
+    .kv_load_page = kv_load_page,
     .kv_read = kv_read,
     .begin = begin,
     .end = end,

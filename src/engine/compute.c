@@ -238,8 +238,7 @@ static realm_status make_pages(runner *r, int32_t first, int32_t count)
     finish_step(r);
     realm_status status = scheduler_reserve(e->scheduler, &r->s->item, first, count, &e->copies,
                                             r->error);
-    for (int32_t i = 0; i < e->copies.count; i++)
-        e->device.table->copy_page(&e->device, e->copies.items[i].to, e->copies.items[i].from);
+    engine_make_copies(e, &e->copies);
     return status;
 }
 

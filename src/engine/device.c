@@ -4,6 +4,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/free_memory.h"
+
+/* Of the host's free memory, for saved pages: it stays locked, and others want some too. */
+#define SAVED_SHARE 4
+
 static realm_status model_kv_open(device *d, int32_t n_pages, dtype type, realm_error *error)
 {
     backend *b = model_backend(d->model);
@@ -12,31 +17,6 @@ static realm_status model_kv_open(device *d, int32_t n_pages, dtype type, realm_
     shape.n_pages = n_pages;
     shape.type = type;
     return b->table->kv_open(b, &d->kv, &shape, error);
-}
-
-static void model_kv_close(device *d)
-{
-    backend *b = model_backend(d->model);
-    b->table->kv_close(b, d->kv);
-    d->kv = NULL;
-}
-
-static void model_copy_page(device *d, int32_t to, int32_t from)
-{
-    backend *b = model_backend(d->model);
-    b->table->kv_copy_page(b, d->kv, to, from);
-}
-
-static void model_run(device *d, forward_input *input, float *const *results)
-{
-    input->kv = d->kv;
-    model_forward(d->model, input, results);
-}
-
-static int32_t model_filled(const device *d, int32_t n_rows)
-{
-    const backend *b = model_backend(d->model);
-    return b->table->filled_rows(b, n_rows);
 }
 
 static void *model_host_open(device *d, size_t bytes)
@@ -52,6 +32,80 @@ static void model_host_close(device *d, void *memory)
         b->table->host_close(b, memory);
     else
         free(memory);
+}
+
+static void model_kv_close(device *d)
+{
+    backend *b = model_backend(d->model);
+    for (int32_t i = 0; i < d->host.n_pieces; i++)
+        model_host_close(d, d->host.pieces[i]);
+    free(d->host.pieces);
+    d->host = (device_host_pages){0};
+    b->table->kv_close(b, d->kv);
+    d->kv = NULL;
+}
+
+static void model_copy_page(device *d, int32_t to, int32_t from)
+{
+    backend *b = model_backend(d->model);
+    b->table->kv_copy_page(b, d->kv, to, from);
+}
+
+static int add_piece(device *d)
+{
+    device_host_pages *h = &d->host;
+    void **pieces = realloc(h->pieces, (size_t)(h->n_pieces + 1) * sizeof *pieces);
+    if (!pieces)
+        return 0;
+    h->pieces = pieces;
+    void *piece = model_host_open(d, (size_t)h->piece_pages * h->page_bytes);
+    if (piece)
+        pieces[h->n_pieces++] = piece;
+    return piece != NULL;
+}
+
+static int32_t model_host_pages(device *d, int32_t n_pages)
+{
+    backend *b = model_backend(d->model);
+    device_host_pages *h = &d->host;
+    if (h->n_pieces == 0) {
+        h->page_bytes = b->table->kv_page_bytes(b, d->kv);
+        h->piece_pages = n_pages;
+    }
+    while (h->n_pieces * h->piece_pages < n_pages && add_piece(d))
+        ;
+    return h->n_pieces * h->piece_pages;
+}
+
+static void *host_page_at(const device *d, int32_t page)
+{
+    const device_host_pages *h = &d->host;
+    return (char *)h->pieces[page / h->piece_pages] +
+           (size_t)(page % h->piece_pages) * h->page_bytes;
+}
+
+static void model_save_page(device *d, int32_t host_page, int32_t from)
+{
+    backend *b = model_backend(d->model);
+    b->table->kv_save_page(b, d->kv, host_page_at(d, host_page), from);
+}
+
+static void model_load_page(device *d, int32_t to, int32_t host_page)
+{
+    backend *b = model_backend(d->model);
+    b->table->kv_load_page(b, d->kv, to, host_page_at(d, host_page));
+}
+
+static void model_run(device *d, forward_input *input, float *const *results)
+{
+    input->kv = d->kv;
+    model_forward(d->model, input, results);
+}
+
+static int32_t model_filled(const device *d, int32_t n_rows)
+{
+    const backend *b = model_backend(d->model);
+    return b->table->filled_rows(b, n_rows);
 }
 
 static int model_lend(device *d, int (*wanted)(void *context), void *context)
@@ -87,6 +141,9 @@ static const device_table model_table = {
     .kv_open = model_kv_open,
     .kv_close = model_kv_close,
     .copy_page = model_copy_page,
+    .host_pages = model_host_pages,
+    .save_page = model_save_page,
+    .load_page = model_load_page,
     .forward = model_run,
     .filled = model_filled,
     .host_open = model_host_open,
@@ -104,6 +161,8 @@ void device_init_model(device *d, model *m)
     backend *b = model_backend(m);
     backend_memory memory = {0};
     b->table->memory(b, &memory);
+    free_memory host;
+    free_memory_read(&host, "");
     *d = (device){
         .table = &model_table,
         .n_vocab = h->n_vocab,
@@ -117,6 +176,7 @@ void device_init_model(device *d, model *m)
         .max_outputs = model_max_outputs(m),
         .free_bytes = memory.free_bytes,
         .usual_bytes = memory.page_bytes,
+        .usual_host_bytes = b->table->host_open ? host.free_bytes / SAVED_SHARE : 0,
         .page_bytes = {model_kv_page_bytes(m, DTYPE_F16), model_kv_page_bytes(m, DTYPE_Q8_0)},
         .model = m,
     };

@@ -15,6 +15,10 @@ typedef struct device_table {
     realm_status (*kv_open)(device *d, int32_t n_pages, dtype type, realm_error *error);
     void (*kv_close)(device *d);
     void (*copy_page)(device *d, int32_t to, int32_t from);
+    /* Sees to memory for host pages 0 .. n_pages-1; how many there are now. They stay until kv_close. */
+    int32_t (*host_pages)(device *d, int32_t n_pages);
+    void (*save_page)(device *d, int32_t host_page, int32_t from);
+    void (*load_page)(device *d, int32_t to, int32_t host_page);
     /* As model_forward; input->kv is filled in here. */
     void (*forward)(device *d, forward_input *input, float *const *results);
     /* As the backend's filled_rows; only where the device fills. */
@@ -32,6 +36,13 @@ typedef struct device_table {
     int (*ends_generation)(device *d, token_id id);
 } device_table;
 
+/* Where a model's host pages are: pieces of so many pages each. */
+typedef struct device_host_pages {
+    void **pieces; /* [n_pieces] */
+    int32_t n_pieces, piece_pages;
+    size_t page_bytes;
+} device_host_pages;
+
 struct device {
     const device_table *table;
     int32_t n_vocab, n_embd, n_context;
@@ -43,8 +54,11 @@ struct device {
     uint64_t usual_bytes;          /* of those, what pages take if nobody says otherwise */
     char free_bound[192];          /* what sets it, for the log */
     uint64_t page_bytes[2];        /* F16, Q8_0 */
+    uint64_t usual_host_bytes;     /* of the host's memory, for pages that are saved there; 0: the
+                                      device's memory is the host's */
     model *model;                  /* NULL in tests: no guest walks the network then */
     kv_store *kv;                  /* of the model's backend */
+    device_host_pages host;
 };
 
 /* Borrows m. */

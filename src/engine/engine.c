@@ -31,6 +31,9 @@
 #define STUCK_WAIT_NS        1000000u /* between attempts while pages are missing */
 #define GATHER_MOST_NS       1000000u
 #define GATHER_SHARE         20u /* of an iteration: 5 % at most are waited for guests */
+/* Saved or loaded in one iteration: about a millisecond of a device's connection. */
+#define MOVED_BYTES_MOST   ((uint64_t)24 << 20)
+#define HOST_BYTES_AT_ONCE ((uint64_t)64 << 20) /* that host pages grow by */
 
 static_assert(offsetof(command, kind) == offsetof(work, kind),
               "one look tells works from commands");
@@ -43,8 +46,7 @@ static void undo(engine *e, session *s)
         s->length = s->mark;
         s->has_logits = s->mark_logits;
     }
-    if (s->item.computed > s->length)
-        scheduler_truncate(e->scheduler, &s->item, s->length);
+    scheduler_truncate(e->scheduler, &s->item, s->length);
 }
 
 static void leave_active(engine *e, session *s)
@@ -347,11 +349,21 @@ static void pool_hidden(engine *e)
     }
 }
 
+void engine_make_copies(engine *e, const kv_copies *copies)
+{
+    device *d = &e->device;
+    for (const kv_copy *c = copies->items; c < copies->items + copies->count; c++) {
+        switch (c->kind) {
+        case KV_COPY: d->table->copy_page(d, c->to, c->from); break;
+        case KV_COPY_OUT: d->table->save_page(d, c->to, c->from); break;
+        case KV_COPY_IN: d->table->load_page(d, c->to, c->from); break;
+        }
+    }
+}
+
 static void compute_rows(engine *e, const sched_plan *plan)
 {
     device *d = &e->device;
-    for (int32_t i = 0; i < plan->copies.count; i++)
-        d->table->copy_page(d, plan->copies.items[i].to, plan->copies.items[i].from);
     if (batch_build(&e->batch, plan, 0, d->n_embd))
         d->table->forward(d, &e->batch.input, e->batch.results);
     if (batch_build(&e->batch, plan, 1, d->n_embd)) {
@@ -382,7 +394,8 @@ static void note_stats(engine *e, const sched_plan *plan, uint64_t ns)
     add_stat(&e->stats.by_rows[row_class(plan->n_rows)], 1);
     pace_load load = {plan->n_rows - plan->n_prompt_rows, plan->n_prompt_rows,
                       plan->prompt_positions};
-    pace_note(&e->pace, ns, &load);
+    if (plan->n_saved + plan->n_loaded == 0) /* else it says nothing of rows */
+        pace_note(&e->pace, ns, &load);
 }
 
 static void note_gauges(engine *e)
@@ -390,6 +403,8 @@ static void note_gauges(engine *e)
     atomic_store_explicit(&e->stats.preemptions, scheduler_preemptions(e->scheduler),
                           memory_order_relaxed);
     atomic_store_explicit(&e->stats.pages_used, scheduler_pages_held(e->scheduler),
+                          memory_order_relaxed);
+    atomic_store_explicit(&e->stats.pages_saved, scheduler_pages_saved(e->scheduler),
                           memory_order_relaxed);
     atomic_store_explicit(&e->stats.waiting, e->n_active, memory_order_relaxed);
 }
@@ -426,21 +441,46 @@ static int32_t filled_rows(const void *context, int32_t n_rows)
     return d->table->filled(d, n_rows);
 }
 
+/* Some more of the host's memory, as far as it may be had. */
+static void add_host_pages(engine *e)
+{
+    if (e->n_host_pages >= e->most_host_pages)
+        return;
+    int32_t wanted = e->most_host_pages - e->n_host_pages;
+    int32_t some = (int32_t)(HOST_BYTES_AT_ONCE / e->page_bytes) + 1;
+    wanted = e->n_host_pages + (wanted < some ? wanted : some);
+    e->n_host_pages = e->device.table->host_pages(&e->device, wanted);
+    if (e->n_host_pages < wanted) { /* there is no more */
+        LOG_W("engine", "the host has memory for %" PRId32 " saved pages, not for %" PRId32,
+              e->n_host_pages, e->most_host_pages);
+        e->most_host_pages = e->n_host_pages;
+    }
+    scheduler_set_host_pages(e->scheduler, e->n_host_pages);
+}
+
 static void iterate(engine *e)
 {
     uint64_t begun = clock_ns();
+    int32_t moves = (int32_t)(MOVED_BYTES_MOST / e->page_bytes) + 1;
     sched_limits limits = {.rows = e->batch_tokens,
                            .outputs = e->device.max_outputs,
                            .prompt_rows = e->batch_tokens,
                            .pace = &e->pace,
                            .filled = e->device.fills ? filled_rows : NULL,
-                           .filled_context = &e->device};
+                           .filled_context = &e->device,
+                           .moves = e->most_host_pages > 0 ? moves : 0};
     const sched_plan *plan = scheduler_plan(e->scheduler, &limits);
     note_gauges(e);
     if (plan->starved)
         finish(e, QUEUE_OWNER(plan->starved, session, item), REALM_NO_MEMORY);
+    engine_make_copies(e, &plan->copies);
+    add_stat(&e->stats.pages_saved_total, (uint64_t)plan->n_saved);
+    add_stat(&e->stats.pages_loaded_total, (uint64_t)plan->n_loaded);
+    if (plan->wants_host)
+        add_host_pages(e);
     if (plan->n_picks == 0) {
-        wait_for_message(e, STUCK_WAIT_NS);
+        if (plan->n_loaded == 0)
+            wait_for_message(e, STUCK_WAIT_NS);
         return;
     }
     e->iteration++;
@@ -541,10 +581,27 @@ static realm_status choose_pages(engine *e, const engine_options *o, realm_error
     return REALM_OK;
 }
 
+/* How many pages the host's memory may hold beside the device's. */
+static void choose_host_pages(engine *e, const engine_options *o)
+{
+    uint64_t bytes = o->kv_host_bytes < 0   ? 0
+                     : o->kv_host_bytes > 0 ? (uint64_t)o->kv_host_bytes
+                                            : e->device.usual_host_bytes;
+    uint64_t count = bytes / e->page_bytes;
+    if (o->kv_host_bytes == 0 && count > (uint64_t)e->n_pages)
+        count = (uint64_t)e->n_pages;
+    e->most_host_pages = count < INT32_MAX / KV_PAGE_TOKENS ? (int32_t)count
+                                                            : INT32_MAX / KV_PAGE_TOKENS;
+    if (e->most_host_pages > 0)
+        LOG_I("engine", "and up to %.0f MiB of the host's memory where those do not suffice",
+              mebibytes((uint64_t)e->most_host_pages * e->page_bytes));
+}
+
 static realm_status open_parts(engine *e, const engine_options *o, realm_error *error)
 {
     e->page_bytes = e->device.page_bytes[o->kv_type == DTYPE_Q8_0];
     realm_status status = choose_pages(e, o, error);
+    choose_host_pages(e, o);
     if (status == REALM_OK)
         status = scheduler_open(&e->scheduler, e->n_pages, e->max_sessions, error);
     if (status == REALM_OK)
@@ -698,6 +755,11 @@ void engine_stats_get(engine *e, engine_stats *out)
         .busy_ns = atomic_load_explicit(&e->stats.busy_ns, memory_order_relaxed),
         .waiting = atomic_load_explicit(&e->stats.waiting, memory_order_relaxed),
         .pages_used = atomic_load_explicit(&e->stats.pages_used, memory_order_relaxed),
+        .pages_saved = atomic_load_explicit(&e->stats.pages_saved, memory_order_relaxed),
+        .pages_saved_total = atomic_load_explicit(&e->stats.pages_saved_total,
+                                                  memory_order_relaxed),
+        .pages_loaded_total = atomic_load_explicit(&e->stats.pages_loaded_total,
+                                                   memory_order_relaxed),
         .sessions = atomic_load_explicit(&e->n_sessions, memory_order_relaxed),
         .pages_total = e->n_pages,
         .kv_bytes = (uint64_t)e->n_pages * e->page_bytes,

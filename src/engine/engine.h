@@ -24,12 +24,15 @@ typedef struct session session;
 
 typedef struct engine_options {
     uint64_t
-        kv_bytes;  /* memory for pages; 0: a third of what is free (of a graphics device's memory
+        kv_bytes; /* memory for pages; 0: a third of what is free (of a graphics device's memory
                                nearly all), at most what max_sessions full contexts can use */
-    dtype kv_type; /* DTYPE_F16 (default when 0) or DTYPE_Q8_0 */
-    int32_t batch_tokens; /* token budget of an iteration; 0: the model's max_batch_tokens */
-    int32_t max_sessions; /* 0: 256 */
-    int32_t gather_us;    /* longest wait for outside-driven sessions; -1: default */
+    int64_t kv_host_bytes; /* of the host's memory, for pages of sessions that must give theirs back
+                            (kv_host.h); 0: where the device has memory of its own, as much again, at
+                            most a quarter of what the host has free, else none; -1: none */
+    dtype kv_type;         /* DTYPE_F16 (default when 0) or DTYPE_Q8_0 */
+    int32_t batch_tokens;  /* token budget of an iteration; 0: the model's max_batch_tokens */
+    int32_t max_sessions;  /* 0: 256 */
+    int32_t gather_us;     /* longest wait for outside-driven sessions; -1: default */
 } engine_options;
 
 /* Borrows the model (and its backend) until engine_close; starts the engine thread. */
@@ -57,7 +60,9 @@ realm_status engine_tenant_set(engine *e, uint32_t tenant, const engine_tenant *
 typedef struct engine_stats {
     uint64_t iterations, tokens_prefilled, tokens_decoded, preemptions;
     uint64_t by_rows[ENGINE_ROW_CLASSES];
+    uint64_t pages_saved_total, pages_loaded_total; /* copied to host pages, and back */
     int32_t sessions, waiting, pages_total, pages_used;
+    int32_t pages_saved; /* host pages in use (kv_host.h) */
     uint64_t kv_bytes, busy_ns;
 } engine_stats;
 void engine_stats_get(engine *e, engine_stats *out); /* any thread; a consistent-enough copy */

@@ -19,6 +19,7 @@
 struct engine {
     device device;
     int32_t max_sessions, n_pages, batch_tokens, gather_us;
+    int32_t n_host_pages, most_host_pages; /* there are, and may be; the engine thread's */
     uint64_t page_bytes;
     queue queue;
     pthread_t thread;
@@ -36,7 +37,8 @@ struct engine {
     struct {
         _Atomic uint64_t iterations, tokens_prefilled, tokens_decoded, preemptions, busy_ns;
         _Atomic uint64_t by_rows[ENGINE_ROW_CLASSES];
-        atomic_int waiting, pages_used;
+        _Atomic uint64_t pages_saved_total, pages_loaded_total;
+        atomic_int waiting, pages_used, pages_saved;
     } stats;
 
     /* the engine thread's */
@@ -54,6 +56,9 @@ struct engine {
 /* engine_open on any device. */
 realm_status engine_open_device(engine **out, const device *d, const engine_options *options,
                                 realm_error *error);
+
+/* Has the device make them, in order. Engine thread. */
+void engine_make_copies(engine *e, const kv_copies *copies);
 
 /* The entry of a tenant, made where it is missing. Under registry. */
 tenant_entry *engine_tenant_entry(engine *e, uint32_t tenant);

@@ -266,11 +266,13 @@ realm_status kv_table_reserve(kv_table *t, int32_t n_tokens, realm_error *error)
     return reserve(t, kv_pages_for(n_tokens), error);
 }
 
-static realm_status reserve_copy(kv_copies *copies, realm_error *error)
+realm_status kv_copies_reserve(kv_copies *copies, int32_t more, realm_error *error)
 {
-    if (copies->count < copies->capacity)
+    if (copies->capacity - copies->count >= more)
         return REALM_OK;
     int32_t capacity = copies->capacity ? 2 * copies->capacity : 16;
+    while (capacity - copies->count < more)
+        capacity *= 2;
     size_t bytes = (size_t)capacity * sizeof *copies->items;
     kv_copy *items = realloc(copies->items, bytes);
     if (!items)
@@ -288,7 +290,7 @@ static realm_status own(kv_pool *p, int32_t *slot, kv_account *account, kv_copie
         kv_pool_unpublish(p, *slot);
         return REALM_OK;
     }
-    realm_status status = reserve_copy(copies, error);
+    realm_status status = kv_copies_reserve(copies, 1, error);
     if (status != REALM_OK)
         return status;
     int32_t copy = kv_pool_take(p, account);

@@ -70,13 +70,22 @@ typedef struct kv_table {
 } kv_table;
 
 /* Copies that the device must make, in this order, before the step that was prepared. */
+typedef enum kv_copy_kind {
+    KV_COPY,     /* page from to page to */
+    KV_COPY_OUT, /* page from to host page to (kv_host.h) */
+    KV_COPY_IN,  /* host page from to page to */
+} kv_copy_kind;
 typedef struct kv_copy {
+    kv_copy_kind kind;
     int32_t to, from;
 } kv_copy;
 typedef struct kv_copies {
     kv_copy *items;
     int32_t count, capacity;
 } kv_copies;
+
+/* Room for so many more copies. */
+realm_status kv_copies_reserve(kv_copies *c, int32_t more, realm_error *error);
 
 static inline int32_t kv_pages_for(int32_t n_tokens)
 {

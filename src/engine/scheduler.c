@@ -19,6 +19,7 @@ typedef struct lane {
 struct scheduler {
     kv_pool *pool;
     kv_prefix *prefix;
+    kv_host host;
     sched_item *first, *last; /* all items by order */
     int32_t n_items, max_items;
     sched_tenant *present;
@@ -63,6 +64,7 @@ void scheduler_close(scheduler *s)
     if (!s)
         return;
     assert(!s->first);
+    kv_host_release(&s->host);
     kv_prefix_close(s->prefix);
     kv_pool_close(s->pool);
     free(s->plan.copies.items);
@@ -102,6 +104,7 @@ void scheduler_remove(scheduler *s, sched_item *item)
     if (item->active)
         scheduler_rest(s, item);
     kv_table_release(s->pool, &item->table);
+    kv_host_forget(&s->host, &item->saved);
     *(item->previous ? &item->previous->next : &s->first) = item->next;
     *(item->next ? &item->next->previous : &s->last) = item->previous;
     s->n_items--;
@@ -112,7 +115,7 @@ static int32_t least(int32_t a, int32_t b)
     return a < b ? a : b;
 }
 
-/* Forgets what lies behind n_tokens computed rows. */
+/* Forgets what lies behind n_tokens computed rows, but not what was saved of it. */
 static void cut(scheduler *s, sched_item *item, int32_t n_tokens)
 {
     item->computed = least(item->computed, n_tokens);
@@ -127,6 +130,7 @@ static void cut(scheduler *s, sched_item *item, int32_t n_tokens)
 void scheduler_truncate(scheduler *s, sched_item *item, int32_t n_tokens)
 {
     cut(s, item, n_tokens);
+    kv_host_trim(&s->host, &item->saved, least(item->saved.count, n_tokens / KV_PAGE_TOKENS));
 }
 
 void scheduler_fork(scheduler *s, sched_item *item, const sched_item *parent, int32_t n_tokens)
@@ -367,6 +371,14 @@ static int can_start(scheduler *s, sched_item *item)
     return 0;
 }
 
+/* Saved pages that the item's table lacks. Not the last row's: it is always computed. */
+static int32_t count_loadable(const sched_item *item)
+{
+    int32_t count = least(item->saved.count, (item->length - 1) / KV_PAGE_TOKENS);
+    int32_t there = item->computed / KV_PAGE_TOKENS;
+    return count > there ? count - there : 0;
+}
+
 /* ---- a round ----------------------------------------------------------------------------------- */
 
 static int by_lane(const sched_item *x, const sched_item *y)
@@ -441,8 +453,8 @@ static int wants_output(const sched_item *item, int32_t n_rows)
     return !item->no_logits && item->computed + item->planned + n_rows == item->length;
 }
 
-/* Adds rows of item to the plan; 0 if pages for them cannot be had now. */
-static int pick(scheduler *s, sched_item *item, int32_t n_rows, double cost)
+/* Sees to pages for n_rows that come behind what is computed and planned; 0 if they cannot be had now. */
+static int take_pages(scheduler *s, sched_item *item, int32_t n_rows)
 {
     sched_plan *plan = &s->plan;
     int32_t first = item->computed + item->planned;
@@ -450,13 +462,21 @@ static int pick(scheduler *s, sched_item *item, int32_t n_rows, double cost)
         return 0;
     realm_status status = kv_table_prepare(s->pool, &item->table, &item->tenant->account, first,
                                            n_rows, &plan->copies, NULL);
-    if (status != REALM_OK) { /* the plan goes on without it */
-        if (item->planned)
-            unplan(s, item);
-        kv_table_trim(s->pool, &item->table, item->computed);
-        plan->starved = item;
+    if (status == REALM_OK)
+        return 1;
+    if (item->planned) /* the plan goes on without it */
+        unplan(s, item);
+    kv_table_trim(s->pool, &item->table, item->computed);
+    plan->starved = item;
+    return 0;
+}
+
+/* Adds rows of item to the plan; 0 if pages for them cannot be had now. */
+static int pick(scheduler *s, sched_item *item, int32_t n_rows, double cost)
+{
+    sched_plan *plan = &s->plan;
+    if (!take_pages(s, item, n_rows))
         return 0;
-    }
     plan->n_outputs += wants_output(item, n_rows);
     plan->n_rows += n_rows;
     if (!item->planned)
@@ -622,7 +642,9 @@ static void plan_prompts(scheduler *s, const sched_limits *limits, int decoding)
             break;
         int can_go = item->table.count > 0 || can_start(s, item);
         int32_t first = item->computed + item->planned;
-        int32_t n_rows = can_go ? slice_of(s, item, &room, limits->outputs) : 0;
+        int32_t n_rows = can_go && count_loadable(item) == 0
+                             ? slice_of(s, item, &room, limits->outputs)
+                             : 0;
         if (n_rows > 0 && pick(s, item, n_rows, COST_INPUT)) {
             item->prompt = 1;
             s->plan.n_prompt_rows += n_rows;
@@ -638,6 +660,86 @@ static void plan_prompts(scheduler *s, const sched_limits *limits, int decoding)
         pace_keep(limits->pace, &room.paced);
 }
 
+/* ---- host pages -------------------------------------------------------------------------------- */
+
+static void load(scheduler *s, sched_item *item, int32_t count)
+{
+    kv_copies *copies = &s->plan.copies;
+    int32_t first = item->computed / KV_PAGE_TOKENS, n_rows = count * KV_PAGE_TOKENS;
+    assert(item->computed % KV_PAGE_TOKENS == 0 && !item->planned); /* S7 */
+    if (kv_copies_reserve(copies, count, NULL) != REALM_OK || !take_pages(s, item, n_rows))
+        return;
+    for (int32_t i = first; i < first + count; i++)
+        copies->items[copies->count++] = (kv_copy){KV_COPY_IN, item->table.pages[i],
+                                                   item->saved.pages[i]};
+    item->computed += n_rows;
+    s->plan.n_loaded += count;
+}
+
+/* Sessions that gave pages back get on with what was saved of them. */
+static void plan_loads(scheduler *s, const sched_limits *limits, int decoding)
+{
+    int32_t most = decoding ? limits->moves : INT32_MAX;
+    for (sched_item *it = s->first; it && s->plan.n_loaded < most; it = it->next) {
+        if (!it->active || count_loadable(it) == 0 || (it->table.count == 0 && !can_start(s, it)))
+            continue;
+        int32_t count = least(count_loadable(it), most - s->plan.n_loaded);
+        if (count > 0)
+            load(s, it, count);
+    }
+}
+
+static int has_unsaved(const sched_item *item)
+{
+    return item->saved.count < item->computed / KV_PAGE_TOKENS && item->first_unknown == INT32_MAX;
+}
+
+/* Who would give pages back soonest and has some that are not saved; NULL: nobody. */
+static sched_item *find_unsaved(const scheduler *s)
+{
+    sched_item *rested = NULL, *worst = NULL, *best = NULL;
+    for (sched_item *it = s->first; it; it = it->next) {
+        if (has_rested(s, it)) {
+            if (has_unsaved(it) && (!rested || it->rested_round < rested->rested_round))
+                rested = it;
+            continue;
+        }
+        if (!best || is_worse(best, it))
+            best = it;
+        if (has_unsaved(it) && (!worst || is_worse(it, worst)))
+            worst = it;
+    }
+    return rested ? rested : worst == best ? NULL : worst;
+}
+
+/* Once three quarters of the pages are held. After all else: what gave its pages back has none to save. */
+static void plan_saves(scheduler *s, const sched_limits *limits)
+{
+    sched_plan *plan = &s->plan;
+    while (plan->n_saved < limits->moves &&
+           kv_pool_available(s->pool) < kv_pool_count(s->pool) / 4) {
+        sched_item *item = find_unsaved(s);
+        if (!item)
+            break;
+        realm_status status = kv_host_save(&s->host, &item->saved, &item->table, &plan->copies,
+                                           NULL);
+        plan->wants_host = status == REALM_QUOTA;
+        if (status != REALM_OK)
+            break;
+        plan->n_saved++;
+    }
+}
+
+void scheduler_set_host_pages(scheduler *s, int32_t n_pages)
+{
+    (void)kv_host_grow(&s->host, n_pages, NULL);
+}
+
+int32_t scheduler_pages_saved(const scheduler *s)
+{
+    return s->host.n_pages - s->host.n_free;
+}
+
 const sched_plan *scheduler_plan(scheduler *s, const sched_limits *limits)
 {
     sched_plan *plan = &s->plan;
@@ -646,8 +748,14 @@ const sched_plan *scheduler_plan(scheduler *s, const sched_limits *limits)
     plan->n_picks = plan->n_rows = plan->n_prompt_rows = plan->n_outputs = 0;
     plan->prompt_positions = 0;
     plan->copies.count = 0;
+    plan->n_saved = plan->n_loaded = plan->wants_host = 0;
     plan->starved = NULL;
-    plan_prompts(s, limits, plan_decoding(s, limits));
+    int decoding = plan_decoding(s, limits);
+    if (scheduler_pages_saved(s) > 0)
+        plan_loads(s, limits, decoding);
+    plan_prompts(s, limits, decoding);
+    if (limits->moves > 0)
+        plan_saves(s, limits);
     for (int32_t i = 0; i < plan->n_picks; i++)
         plan->picks[i].n_rows = plan->picks[i].item->planned;
     return plan;
@@ -727,6 +835,22 @@ static void assert_item(const scheduler *s, const sched_item *it)
     for (int32_t i = 0; i < it->published; i++)
         assert(kv_pool_is_published(s->pool, it->table.pages[i])); /* S3 */
     assert(it->first_unknown == INT32_MAX || it->first_unknown < it->computed);
+    assert(!it->active || it->saved.count * KV_PAGE_TOKENS <= it->length); /* S7 */
+    assert(!it->active || count_loadable(it) == 0 || it->computed % KV_PAGE_TOKENS == 0);
+}
+
+static void assert_host(const scheduler *s)
+{
+    size_t n_pages = (size_t)s->host.n_pages;
+    int32_t *holders = calloc(n_pages + 1, sizeof *holders);
+    for (int32_t i = 0; holders && i < s->host.n_free; i++)
+        holders[s->host.free[i]]++;
+    for (const sched_item *it = s->first; holders && it; it = it->next)
+        for (int32_t i = 0; i < it->saved.count; i++)
+            holders[it->saved.pages[i]]++;
+    for (size_t page = 0; holders && page < n_pages; page++)
+        assert(holders[page] == 1); /* S7 */
+    free(holders);
 }
 
 /* S4 to S6: every page of every table, counted once for its tenant. */
@@ -762,6 +886,7 @@ void scheduler_assert(const scheduler *s)
     for (const sched_item *it = s->first; it; it = it->next)
         assert_item(s, it);
     assert_tenants(s);
+    assert_host(s);
     kv_pool_assert(s->pool);
     kv_prefix_assert(s->prefix);
 }

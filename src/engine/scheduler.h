@@ -32,6 +32,9 @@
  *   resting for a while, the longest first; then the newest of the lowest class, but never one of
  *   a better class or an older one of the same class than the item that asks. So the oldest of the
  *   highest class always goes on, and everything ends.
+ *   Where there are host pages (kv_host.h), full pages of those who would be next to give theirs back are
+ *   saved there as soon as pages run low, a few a round. Who goes on then loads what was saved, in
+ *   order, before anything of it is computed again.
  *
  * Invariants, checked by scheduler_assert:
  *   S1  ACTIVE items have length > computed >= 0; RESTING ones computed <= length
@@ -40,12 +43,15 @@
  *   S4  n_active of a tenant is the number of its ACTIVE items; it is > 0 only if it is present
  *   S5  a tenant's account is the number of different pages in its items' tables
  *   S6  a page in tables of several items belongs to one tenant
+ *   S7  saved pages of an item are copies of the first pages of its sequence; every host page is
+ *       free or one item's; where some are still to be loaded, computed ends with a page
  *   and K1 to K6, P1 and P2 */
 #ifndef REALM_ENGINE_SCHEDULER_H
 #define REALM_ENGINE_SCHEDULER_H
 
 #include <stdatomic.h>
 
+#include "engine/kv_host.h"
 #include "engine/kv_prefix.h"
 #include "engine/pace.h"
 
@@ -96,6 +102,7 @@ struct sched_item {
     uint64_t order; /* of arrival */
     uint64_t rested_round, served_round;
     kv_table table;
+    kv_table saved;        /* host pages with copies of its first pages */
     int32_t computed;      /* rows whose keys and values are in the table */
     int32_t published;     /* pages at the front of the table that the prefix cache knows */
     int32_t spared;        /* rows taken from the prefix cache since activation */
@@ -115,6 +122,8 @@ typedef struct sched_limits {
     /* As pace_fill wants it; NULL: a step's time grows row by row. */
     int32_t (*filled)(const void *context, int32_t n_rows);
     const void *filled_context;
+    int32_t moves; /* pages that may be saved, and as many that may be loaded, beside something that
+                      decodes; alone, all are loaded */
 } sched_limits;
 
 typedef struct sched_pick {
@@ -125,9 +134,11 @@ typedef struct sched_pick {
 typedef struct sched_plan {
     sched_pick *picks; /* [n_picks] */
     int32_t n_picks, n_rows, n_prompt_rows, n_outputs;
-    double prompt_positions; /* sum over the prompts' rows of their positions */
-    kv_copies copies;        /* to be made before the step */
-    sched_item *starved;     /* an item for which host memory was missing, or NULL; it has no pick,
+    double prompt_positions;   /* sum over the prompts' rows of their positions */
+    kv_copies copies;          /* to be made before the step, also where there is none */
+    int32_t n_saved, n_loaded; /* of those, to and from host pages */
+    int wants_host;            /* no host page was free */
+    sched_item *starved; /* an item for which host memory was missing, or NULL; it has no pick,
                             the others' hold */
 } sched_plan;
 
@@ -172,7 +183,12 @@ void scheduler_written(scheduler *s, sched_item *item, int32_t n_tokens);
 int32_t scheduler_page_limit(const scheduler *s, const sched_tenant *t);
 void scheduler_forget_adapter(scheduler *s, const void *adapter);
 
+/* There are so many host pages now, not fewer than before; none at first. Without memory for the book
+ * it stays as it was. */
+void scheduler_set_host_pages(scheduler *s, int32_t n_pages);
+
 int32_t scheduler_pages_held(const scheduler *s);
+int32_t scheduler_pages_saved(const scheduler *s);
 uint64_t scheduler_preemptions(const scheduler *s);
 
 void scheduler_assert(const scheduler *s);

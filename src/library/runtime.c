@@ -192,6 +192,7 @@ static realm_status load(realm_runtime *r, loaded_model *m, const char *path,
         return realm_fail(error, REALM_INVALID, "a model named '%s' is loaded already", m->name);
     engine_options settings = {
         .kv_bytes = r->options.kv_bytes,
+        .kv_host_bytes = r->options.kv_host_bytes,
         .kv_type = r->options.kv_q8_0 ? DTYPE_Q8_0 : DTYPE_F16,
         .gather_us = -1,
     };

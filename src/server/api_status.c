@@ -46,7 +46,13 @@ void api_version(server *s, exchange *x, const caller *c)
     X("realm_engine_sessions", "gauge", "Open sessions.", sessions)                                \
     X("realm_engine_waiting", "gauge", "Sessions that wait for the engine.", waiting)              \
     X("realm_engine_kv_pages", "gauge", "Pages of keys and values there are.", pages_total)        \
-    X("realm_engine_kv_pages_used", "gauge", "Pages of keys and values in use.", pages_used)
+    X("realm_engine_kv_pages_used", "gauge", "Pages of keys and values in use.", pages_used)       \
+    X("realm_engine_kv_host_pages_used", "gauge", "Copies of pages in the host's memory.",         \
+      pages_saved)                                                                                 \
+    X("realm_engine_kv_pages_saved_total", "counter", "Pages copied to the host's memory.",        \
+      pages_saved_total)                                                                           \
+    X("realm_engine_kv_pages_loaded_total", "counter", "Pages copied back from there.",            \
+      pages_loaded_total)
 
 #define ENGINE_LABEL_SIZE 320
 

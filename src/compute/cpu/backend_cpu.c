@@ -351,6 +351,24 @@ static void kv_copy_page(backend *b, kv_store *kv, int32_t to, int32_t from)
                kv->page_bytes);
 }
 
+static size_t kv_page_bytes(const backend *b, const kv_store *kv)
+{
+    (void)b;
+    return kv->page_bytes;
+}
+
+static void kv_save_page(backend *b, kv_store *kv, void *to, int32_t from)
+{
+    (void)b;
+    memcpy(to, kv->pages + (size_t)from * kv->page_bytes, kv->page_bytes);
+}
+
+static void kv_load_page(backend *b, kv_store *kv, int32_t to, const void *from)
+{
+    (void)b;
+    memcpy(kv->pages + (size_t)to * kv->page_bytes, from, kv->page_bytes);
+}
+
 static void kv_read(backend *b, kv_store *kv, int32_t layer, int values, const int32_t *page_table,
                     int32_t first, int32_t count, float *to)
 {
@@ -592,6 +610,9 @@ static const backend_table table = {
     .kv_open = kv_open,
     .kv_close = kv_close,
     .kv_copy_page = kv_copy_page,
+    .kv_page_bytes = kv_page_bytes,
+    .kv_save_page = kv_save_page,
+    .kv_load_page = kv_load_page,
     .kv_read = kv_read,
     .lend = lend,
     .begin = begin,

@@ -246,6 +246,35 @@ static void kv_copy_page(backend *backend_, kv_store *kv, int32_t to, int32_t fr
                 "copying a page");
 }
 
+static size_t kv_page_bytes(const backend *b, const kv_store *kv)
+{
+    (void)b;
+    return (size_t)kv->page_bytes;
+}
+
+static void move_page(backend *backend_, void *to, const void *from, size_t bytes,
+                      enum cudaMemcpyKind kind)
+{
+    cuda_backend *b = cuda_self(backend_);
+    cuda_use(b);
+    operations_settle(b);
+    step_flush(b);
+    if (!b->failed)
+        cuda_ok(b, cudaMemcpyAsync(to, from, bytes, kind, b->stream), "moving a page");
+}
+
+static void kv_save_page(backend *b, kv_store *kv, void *to, int32_t from)
+{
+    move_page(b, to, kv->pages + (size_t)from * (size_t)kv->page_bytes, (size_t)kv->page_bytes,
+              cudaMemcpyDeviceToHost);
+}
+
+static void kv_load_page(backend *b, kv_store *kv, int32_t to, const void *from)
+{
+    move_page(b, kv->pages + (size_t)to * (size_t)kv->page_bytes, from, (size_t)kv->page_bytes,
+              cudaMemcpyHostToDevice);
+}
+
 /* A look into the pages for tests and for guests that ask: memory for it is taken and given back. */
 static void kv_read(backend *backend_, kv_store *kv, int32_t layer, int values,
                     const int32_t *page_table, int32_t first, int32_t count, float *to)
@@ -351,6 +380,9 @@ static backend_table table = {
     .kv_open = kv_open,
     .kv_close = kv_close,
     .kv_copy_page = kv_copy_page,
+    .kv_page_bytes = kv_page_bytes,
+    .kv_save_page = kv_save_page,
+    .kv_load_page = kv_load_page,
     .kv_read = kv_read,
     .begin = begin,
     .end = end,

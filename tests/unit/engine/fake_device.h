@@ -18,9 +18,10 @@
 
 typedef struct fake {
     uint64_t (*pages)[KV_PAGE_TOKENS]; /* what stands in each slot */
-    int32_t n_pages;
-    uint64_t step_ns, row_ns; /* how long a forward takes, and each of its rows */
-    double position_ns;       /* and each position of each row */
+    uint64_t (*host_pages)[KV_PAGE_TOKENS];
+    int32_t n_pages, most_host_pages; /* 0: as many as are asked for */
+    uint64_t step_ns, row_ns;         /* how long a forward takes, and each of its rows */
+    double position_ns;               /* and each position of each row */
     int in_tiles; /* rows take as long as all of their tile: 8, 16, 32, 64, or as many 128s */
     void (*pass)(uint64_t ns);         /* lets so much time pass; NULL: the processor's spins */
     void (*on_forward)(struct fake *); /* on the engine's thread, before the rows; may be NULL */
@@ -78,11 +79,33 @@ static realm_status fake_kv_open(device *d, int32_t n_pages, dtype type, realm_e
 static void fake_kv_close(device *d)
 {
     free(fake_of(d)->pages);
+    free(fake_of(d)->host_pages);
 }
 
 static void fake_copy_page(device *d, int32_t to, int32_t from)
 {
     memcpy(fake_of(d)->pages[to], fake_of(d)->pages[from], sizeof *fake_of(d)->pages);
+}
+
+static int32_t fake_host_pages(device *d, int32_t n_pages)
+{
+    fake *f = fake_of(d);
+    if (f->most_host_pages > 0 && n_pages > f->most_host_pages)
+        n_pages = f->most_host_pages;
+    void *grown = realloc(f->host_pages, (size_t)n_pages * sizeof *f->host_pages);
+    assert_non_null(grown);
+    f->host_pages = grown;
+    return n_pages;
+}
+
+static void fake_save_page(device *d, int32_t host_page, int32_t from)
+{
+    memcpy(fake_of(d)->host_pages[host_page], fake_of(d)->pages[from], sizeof *fake_of(d)->pages);
+}
+
+static void fake_load_page(device *d, int32_t to, int32_t host_page)
+{
+    memcpy(fake_of(d)->pages[to], fake_of(d)->host_pages[host_page], sizeof *fake_of(d)->pages);
 }
 
 static void fake_output(const forward_input *input, uint64_t state, float *out)
@@ -183,6 +206,9 @@ static const device_table fake_table = {
     .kv_open = fake_kv_open,
     .kv_close = fake_kv_close,
     .copy_page = fake_copy_page,
+    .host_pages = fake_host_pages,
+    .save_page = fake_save_page,
+    .load_page = fake_load_page,
     .filled = fake_filled,
     .forward = fake_forward,
     .host_open = fake_host_open,

@@ -14,6 +14,7 @@
 #define N_ITEMS    40
 #define N_TENANTS  4
 #define N_PAGES    64
+#define N_HOST     40 /* host pages, at the most */
 #define N_CONTEXT  600
 #define N_ADAPTERS 2
 
@@ -39,11 +40,13 @@ typedef struct world {
     sched_tenant tenants[N_TENANTS];
     simulated items[N_ITEMS];
     content (*slots)[KV_PAGE_TOKENS]; /* of each page */
+    content host[N_HOST][KV_PAGE_TOKENS];
+    int32_t n_host;
     rng random;
     pace pace;
     uint64_t generation[N_ADAPTERS];
     int may_starve;
-    uint64_t rows, rounds, idle_rounds, spared, starved;
+    uint64_t rows, rounds, idle_rounds, spared, starved, saved, loaded;
 } world;
 
 /* Linked with realloc wrapped: what grows in a plan may find no memory. */
@@ -93,8 +96,9 @@ static void write_rows(world *w, const simulated *it, int32_t first, int32_t cou
 
 static void copy_pages(world *w, const kv_copies *copies)
 {
-    for (int32_t i = 0; i < copies->count; i++)
-        memcpy(w->slots[copies->items[i].to], w->slots[copies->items[i].from], sizeof *w->slots);
+    for (const kv_copy *c = copies->items; c < copies->items + copies->count; c++)
+        memcpy(c->kind == KV_COPY_OUT ? w->host[c->to] : w->slots[c->to],
+               c->kind == KV_COPY_IN ? w->host[c->from] : w->slots[c->from], sizeof *w->slots);
 }
 
 /* Every computed row of every sequence still stands where its table says. */
@@ -235,6 +239,7 @@ static void change_something(world *w)
     } else if (below(w, 50) == 0) { /* cancelled */
         scheduler_rest(w->s, &it->item);
         it->length = it->item.computed;
+        scheduler_truncate(w->s, &it->item, it->length);
     }
 }
 
@@ -265,7 +270,8 @@ static void play_round(world *w)
     sched_limits limits = {.rows = 1 + (int32_t)below(w, 200),
                            .outputs = 1 + (int32_t)below(w, 20),
                            .prompt_rows = (int32_t)below(w, 200),
-                           .pace = below(w, 2) ? &w->pace : NULL};
+                           .pace = below(w, 2) ? &w->pace : NULL,
+                           .moves = (int32_t)below(w, 4)};
     starving = w->may_starve && below(w, 50) == 0;
     const sched_plan *plan = scheduler_plan(w->s, &limits);
     starving = 0;
@@ -273,7 +279,12 @@ static void play_round(world *w)
         w->starved++;
         scheduler_rest(w->s, plan->starved);
         ((simulated *)(void *)plan->starved)->length = plan->starved->computed;
+        scheduler_truncate(w->s, plan->starved, plan->starved->computed);
     }
+    if (plan->wants_host && w->n_host < N_HOST && below(w, 20) == 0)
+        scheduler_set_host_pages(w->s, w->n_host += 4);
+    w->saved += (uint64_t)plan->n_saved;
+    w->loaded += (uint64_t)plan->n_loaded;
     pace_note(&w->pace, 1000000 + (uint64_t)plan->n_rows * 50000,
               &(pace_load){plan->n_rows - plan->n_prompt_rows, plan->n_prompt_rows,
                            plan->prompt_positions});
@@ -312,6 +323,7 @@ static void close_world(world *w)
         if (it->open)
             scheduler_remove(w->s, &it->item);
     assert_int_equal(scheduler_pages_held(w->s), 0);
+    assert_int_equal(scheduler_pages_saved(w->s), 0);
     for (int t = 0; t < N_TENANTS; t++) {
         assert_int_equal(w->tenants[t].account.n_pages, 0);
         assert_int_equal(w->tenants[t].n_active, 0);
@@ -375,6 +387,7 @@ static void random_events_break_no_invariant_and_lose_no_page(void **state)
     assert_true(w->rows > n_events);
     assert_true(w->spared > 0 && w->starved > 0);
     assert_true(scheduler_preemptions(w->s) > 0);
+    assert_true(w->saved > 0 && w->loaded > 0);
     close_world(w);
 }
 
@@ -571,6 +584,54 @@ static void who_cannot_start_takes_nobody_s_pages(void **state)
     close_world(w);
 }
 
+static int32_t play_until_rest(world *w, simulated *it, const sched_limits *limits)
+{
+    int32_t rows = 0;
+    activate(w, it);
+    while (it->item.active) {
+        const sched_plan *plan = scheduler_plan(w->s, limits);
+        copy_pages(w, &plan->copies);
+        for (int32_t i = 0; i < plan->n_picks; i++)
+            rows += plan->picks[i].item == &it->item ? plan->picks[i].n_rows : 0;
+        finish_round(w, plan);
+    }
+    return rows;
+}
+
+static void what_was_saved_of_an_idle_session_is_not_computed_again(void **state)
+{
+    (void)state;
+    for (int32_t n_host = 0; n_host <= 6; n_host += 3) { /* none, half, and all of its full pages */
+        world *w = open_world(8, 5);
+        sched_limits limits = {.rows = 400, .outputs = 16, .prompt_rows = 400, .moves = 2};
+        simulated *idle = &w->items[0], *other = &w->items[1];
+        scheduler_set_host_pages(w->s, n_host);
+        for (int32_t i = 0; i < 2; i++) {
+            w->items[i].open = 1;
+            scheduler_add(w->s, &w->items[i].item, &w->tenants[i], 1);
+            w->items[i].item.uncached = 1;
+            append(w, &w->items[i], 200);
+        }
+        assert_int_equal(play_until_rest(w, idle, &limits), 200);
+        for (int32_t i = 0; i < 10; i++) {
+            const sched_plan *plan = scheduler_plan(w->s, &limits);
+            copy_pages(w, &plan->copies);
+            assert_true(plan->n_saved <= limits.moves);
+        }
+        assert_int_equal(scheduler_pages_saved(w->s), n_host);
+        assert_int_equal(play_until_rest(w, other, &limits), 200);
+        assert_int_equal(idle->item.computed, 0);
+        append(w, idle, 1);
+        assert_int_equal(play_until_rest(w, idle, &limits), 201 - n_host * KV_PAGE_TOKENS);
+        check_contents(w);
+        scheduler_assert(w->s);
+        scheduler_truncate(w->s, &idle->item, 40); /* the first page is still what it was */
+        idle->length = 40;
+        assert_true(idle->item.saved.count <= 1);
+        close_world(w);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -581,6 +642,7 @@ int main(void)
         cmocka_unit_test(returning_tenants_have_saved_up_nothing),
         cmocka_unit_test(higher_classes_go_first_and_lower_ones_give_pages_back),
         cmocka_unit_test(who_cannot_start_takes_nobody_s_pages),
+        cmocka_unit_test(what_was_saved_of_an_idle_session_is_not_computed_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

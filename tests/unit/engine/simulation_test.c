@@ -15,11 +15,12 @@
 #include "base/rng.h"
 #include "unit/engine/virtual_clock.h"
 
-#define N_SLOTS    24
-#define N_TENANTS  5
-#define N_PAGES    60
-#define N_CONTEXT  700
-#define N_ADAPTERS 2
+#define N_SLOTS      24
+#define N_TENANTS    5
+#define N_PAGES      60
+#define N_HOST_PAGES 25
+#define N_CONTEXT    700
+#define N_ADAPTERS   2
 
 typedef struct slot {
     struct simulation *owner;
@@ -371,12 +372,16 @@ static void hours_of_random_load_lose_no_page_and_end_every_work(void **state)
     uint64_t seed = wanted("REALM_SIMULATION_SEED", 1);
     uint64_t n_works = wanted("REALM_SIMULATION_WORKS", unit_is_emulated() ? 2000 : 20000);
     simulation *m = calloc(1, sizeof *m);
-    fake f = {.step_ns = 10000000,
+    fake f = {.most_host_pages = N_HOST_PAGES,
+              .step_ns = 10000000,
               .row_ns = 500000,
               .pass = virtual_pass,
               .on_forward = on_forward,
               .context = m};
-    engine_options options = {.kv_bytes = N_PAGES, .max_sessions = N_SLOTS - 2, .gather_us = 20};
+    engine_options options = {.kv_bytes = N_PAGES,
+                              .kv_host_bytes = N_HOST_PAGES + 10, /* that are not there */
+                              .max_sessions = N_SLOTS - 2,
+                              .gather_us = 20};
     engine_stats stats;
     m->engine = fake_engine(&f, &options);
     m->works_left = n_works;
@@ -399,15 +404,19 @@ static void hours_of_random_load_lose_no_page_and_end_every_work(void **state)
     engine_stats_get(m->engine, &stats);
     print_message(
         "seed %llu: %llu works (%llu done, %llu cancelled, %llu late, %llu without pages, "
-        "%llu without memory), %llu iterations, %llu preemptions, %.1f hours, digest %016llx\n",
+        "%llu without memory), %llu iterations, %llu preemptions, %llu pages saved and %llu loaded, "
+        "%.1f hours, digest %016llx\n",
         (unsigned long long)seed, (unsigned long long)m->done, (unsigned long long)m->by_status[0],
         (unsigned long long)m->by_status[-REALM_CANCELLED & 63],
         (unsigned long long)m->by_status[-REALM_DEADLINE & 63],
         (unsigned long long)m->by_status[-REALM_QUOTA & 63],
         (unsigned long long)m->by_status[-REALM_NO_MEMORY & 63],
-        (unsigned long long)stats.iterations, (unsigned long long)stats.preemptions, hours,
-        (unsigned long long)m->digest);
+        (unsigned long long)stats.iterations, (unsigned long long)stats.preemptions,
+        (unsigned long long)stats.pages_saved_total, (unsigned long long)stats.pages_loaded_total,
+        hours, (unsigned long long)m->digest);
     assert_true(m->by_status[0] > m->done / 2);
+    assert_true(stats.pages_saved_total > 0 && stats.pages_loaded_total > 0);
+    assert_int_equal(stats.pages_saved, 0);
     assert_true(stats.preemptions > 0 && m->by_status[-REALM_NO_MEMORY & 63] > 0);
     engine_close(m->engine);
     free(m);
