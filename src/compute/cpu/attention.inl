@@ -15,7 +15,10 @@
 /* A tile of products is QUERY_TILE queries by VECTOR_TILE vectors: enough independent chains to
  * hide the latency of an addition, few enough for the registers. */
 #if VF_LANES == 16
-#define QUERY_TILE  8
+#define QUERY_TILE  12
+#define VECTOR_TILE 2
+#elif VF_LANES == 8
+#define QUERY_TILE  6
 #define VECTOR_TILE 2
 #elif defined(__aarch64__)
 #define QUERY_TILE  4
@@ -25,7 +28,7 @@
 #define VECTOR_TILE 2
 #endif
 
-#define N_TILES (ATTENTION_QUERIES / QUERY_TILE)
+#define N_TILES ((ATTENTION_QUERIES + QUERY_TILE - 1) / QUERY_TILE)
 
 /* One piece's state. Arrays lie in the thread's scratch. */
 typedef struct attention_state {
@@ -39,14 +42,15 @@ typedef struct attention_state {
     float *weights; /* [ATTENTION_QUERIES][16] sums of weights of the split, token t in sum t % 16 */
     float *total;   /* [ATTENTION_QUERIES][stride + 16] of the splits so far */
     int32_t positions[ATTENTION_QUERIES];
-    float largest[ATTENTION_QUERIES];
-    float rescale[ATTENTION_QUERIES]; /* of the sums, for the page at hand */
+    /* Whole vectors from any query on are loaded and stored. */
+    float largest[N_TILES * QUERY_TILE + VF_LANES];
+    float rescale[N_TILES * QUERY_TILE + VF_LANES]; /* of the sums, for the page at hand */
 } attention_state;
 
 static size_t attention_scratch(const kv_layer *l)
 {
     size_t stride = attention_row_floats(l) - 16, key = (size_t)l->key_dim;
-    size_t floats = ATTENTION_QUERIES * key + KV_PAGE_TOKENS * key + KV_PAGE_TOKENS * stride +
+    size_t floats = N_TILES * QUERY_TILE * key + KV_PAGE_TOKENS * key + KV_PAGE_TOKENS * stride +
                     ATTENTION_QUERIES * (size_t)(KV_PAGE_TOKENS + 16) +
                     ATTENTION_QUERIES * (stride + stride + 16);
     return floats * sizeof(float) + 64;
@@ -61,7 +65,7 @@ static void attention_init(attention_state *s, const attention_piece *p, float *
     s->key_dim = l->key_dim;
     s->stride = (int32_t)stride;
     s->queries = scratch;
-    s->keys = s->queries + ATTENTION_QUERIES * key;
+    s->keys = s->queries + N_TILES * QUERY_TILE * key;
     s->values = s->keys + KV_PAGE_TOKENS * key;
     s->scores = s->values + KV_PAGE_TOKENS * stride;
     s->sums = s->scores + ATTENTION_QUERIES * KV_PAGE_TOKENS;
@@ -179,28 +183,28 @@ VF_INLINE void attention_value_tile(float *sums, const float *rescale, const flo
     }
 }
 
-/* Calls a tile function with its last argument a constant, so that the tile is registers. */
-#if QUERY_TILE == 8
-#define TILE_SWITCH(n, call)                                                                       \
-    switch (n) {                                                                                   \
-    case 1: call(1); break;                                                                        \
-    case 2: call(2); break;                                                                        \
-    case 3: call(3); break;                                                                        \
-    case 4: call(4); break;                                                                        \
-    case 5: call(5); break;                                                                        \
-    case 6: call(6); break;                                                                        \
-    case 7: call(7); break;                                                                        \
-    default: call(8); break;                                                                       \
-    }
+/* Calls a tile function with its last argument, 1 to QUERY_TILE, a constant, so that the tile is registers. */
+#define TILE_CASE(n, call)                                                                         \
+    case n: call(n); break;
+#define TILE_CASES_4(call)                                                                         \
+    TILE_CASE(1, call) TILE_CASE(2, call) TILE_CASE(3, call) TILE_CASE(4, call)
+#define TILE_CASES_6(call) TILE_CASES_4(call) TILE_CASE(5, call) TILE_CASE(6, call)
+#define TILE_CASES_12(call)                                                                        \
+    TILE_CASES_6(call)                                                                             \
+    TILE_CASE(7, call)                                                                             \
+    TILE_CASE(8, call)                                                                             \
+    TILE_CASE(9, call) TILE_CASE(10, call) TILE_CASE(11, call) TILE_CASE(12, call)
+#if QUERY_TILE == 12
+#define TILE_CASES TILE_CASES_12
+#elif QUERY_TILE == 6
+#define TILE_CASES TILE_CASES_6
 #else
+#define TILE_CASES TILE_CASES_4
+#endif
 #define TILE_SWITCH(n, call)                                                                       \
     switch (n) {                                                                                   \
-    case 1: call(1); break;                                                                        \
-    case 2: call(2); break;                                                                        \
-    case 3: call(3); break;                                                                        \
-    default: call(4); break;                                                                       \
+        TILE_CASES(call)                                                                           \
     }
-#endif
 
 static void attention_score_halves(float *scores, const float *queries, const void *keys,
                                    int32_t key_dim, int n)
@@ -257,34 +261,50 @@ VF_INLINE float attention_scores_seen(float *scores, const attention_options *o,
     return vf_largest(most);
 }
 
-/* Scores of query i on the page that begins at base become weights; maximum and sum move along. */
-VF_INLINE void attention_weigh(attention_state *s, int32_t i, int32_t base)
+VF_INLINE float attention_largest_seen(attention_state *s, int32_t i, int32_t base)
 {
     const attention_options *o = s->piece->options;
     float *scores = s->scores + i * KV_PAGE_TOKENS;
     int32_t position = s->positions[i];
     int32_t first = o->window > 0 ? position - o->window + 1 : 0;
-    float before = s->largest[i], now;
     if (first <= base && base + KV_PAGE_TOKENS - 1 <= position)
-        now = attention_scores_seen(scores, o, base, first, position, 1);
-    else
-        now = attention_scores_seen(scores, o, base, first, position, 0);
-    now = now > before ? now : before;
-    /* Nothing seen yet: any finite number keeps the weights zero and not NaN. */
-    vf shift = vf_set(now == -__builtin_inff() ? 0 : now);
-    s->largest[i] = now;
-    float factor = before == now ? 1.0f : vf_exp_negative(vf_set(before) - shift)[0];
-    s->rescale[i] = factor;
-    vf sums[VF_PARTS];
-    for (int p = 0; p < VF_PARTS; p++)
-        sums[p] = vf_load(s->weights + i * 16 + p * VF_LANES) * vf_set(factor);
-    for (int32_t t = 0; t < KV_PAGE_TOKENS; t += VF_LANES) {
-        vf w = vf_exp_negative(vf_load(scores + t) - shift);
-        vf_store(scores + t, w);
-        sums[t / VF_LANES % VF_PARTS] += w;
+        return attention_scores_seen(scores, o, base, first, position, 1);
+    return attention_scores_seen(scores, o, base, first, position, 0);
+}
+
+/* Scores of queries first .. first+n-1 on the page that begins at base become weights; maximum and sum
+ * move along. Step by step for all of them: a query alone is a chain of operations that wait for each
+ * other, and whether its maximum moves cannot be guessed. */
+static void attention_weigh(attention_state *s, int32_t first, int32_t n, int32_t base)
+{
+    float now[QUERY_TILE + VF_LANES], shift[QUERY_TILE + VF_LANES];
+    memcpy(now, s->largest + first, sizeof now);
+    for (int32_t i = 0; i < n; i++) {
+        float seen = attention_largest_seen(s, first + i, base);
+        now[i] = seen > now[i] ? seen : now[i];
     }
-    for (int p = 0; p < VF_PARTS; p++)
-        vf_store(s->weights + i * 16 + p * VF_LANES, sums[p]);
+    for (int32_t i = 0; i < n; i += VF_LANES) {
+        vf before = vf_load(s->largest + first + i), most = vf_load(now + i);
+        /* Nothing seen yet: any finite number keeps the weights zero and not NaN. */
+        vf finite = vf_select(most == vf_set(-__builtin_inff()), vf_set(0), most);
+        vf factor = vf_exp_negative(before - finite);
+        vf_store(shift + i, finite);
+        vf_store(s->rescale + first + i, vf_select(before == most, vf_set(1), factor));
+    }
+    memcpy(s->largest + first, now, (size_t)n * sizeof *now);
+    for (int32_t i = first; i < first + n; i++) {
+        float *scores = s->scores + i * KV_PAGE_TOKENS;
+        vf sums[VF_PARTS];
+        for (int p = 0; p < VF_PARTS; p++)
+            sums[p] = vf_load(s->weights + i * 16 + p * VF_LANES) * vf_set(s->rescale[i]);
+        for (int32_t t = 0; t < KV_PAGE_TOKENS; t += VF_LANES) {
+            vf w = vf_exp_negative(vf_load(scores + t) - vf_set(shift[i - first]));
+            vf_store(scores + t, w);
+            sums[t / VF_LANES % VF_PARTS] += w;
+        }
+        for (int p = 0; p < VF_PARTS; p++)
+            vf_store(s->weights + i * 16 + p * VF_LANES, sums[p]);
+    }
 }
 
 static int attention_tile_count(const attention_state *s, int32_t tile)
@@ -323,8 +343,7 @@ static void attention_page(attention_state *s, int32_t page_index)
             attention_score_halves(scores, queries, head, s->key_dim, n);
         else
             attention_score_floats(scores, queries, s->keys, s->key_dim, n);
-        for (int32_t i = first; i < first + n; i++)
-            attention_weigh(s, i, base);
+        attention_weigh(s, first, n, base);
         if (halves)
             attention_value_halves(sums, s->rescale + first, scores, head + l->values, s->stride,
                                    n_seen, n);
@@ -382,7 +401,7 @@ static void attention_split(attention_state *s, int32_t split)
         end = last_position / KV_PAGE_TOKENS + 1;
     memset(s->sums, 0, (size_t)s->n_queries * (size_t)s->stride * sizeof *s->sums);
     memset(s->weights, 0, (size_t)s->n_queries * 16 * sizeof *s->weights);
-    for (int32_t i = 0; i < s->n_queries; i++)
+    for (size_t i = 0; i < sizeof s->largest / sizeof *s->largest; i++)
         s->largest[i] = -__builtin_inff();
     for (int32_t page = first; page < end; page++)
         attention_page(s, page);
