@@ -15,28 +15,35 @@ void buffer_release(buffer *b)
     free(b->data);
     b->data = NULL;
     b->size = b->capacity = 0;
+    b->lost = REALM_OK;
 }
 
 void buffer_clear(buffer *b)
 {
     b->size = 0;
+    b->lost = REALM_OK;
+}
+
+static realm_status lose(buffer *b, realm_status status)
+{
+    if (!b->lost)
+        b->lost = status;
+    return status;
 }
 
 realm_status buffer_reserve(buffer *b, size_t more)
 {
     if (more > b->cap_bytes || b->size > b->cap_bytes - more)
-        return REALM_TOO_LARGE;
+        return lose(b, REALM_TOO_LARGE);
     size_t wanted = b->size + more;
     if (wanted <= b->capacity && b->data)
         return REALM_OK;
     size_t capacity = b->capacity ? b->capacity : 64;
     while (capacity < wanted)
         capacity = capacity > b->cap_bytes / 2 ? b->cap_bytes : capacity * 2;
-    if (capacity == SIZE_MAX)
-        return REALM_NO_MEMORY;
-    char *data = realloc(b->data, capacity + 1);
+    char *data = capacity < SIZE_MAX ? realloc(b->data, capacity + 1) : NULL;
     if (!data)
-        return REALM_NO_MEMORY;
+        return lose(b, REALM_NO_MEMORY);
     b->data = data;
     b->capacity = capacity;
     return REALM_OK;
@@ -65,7 +72,7 @@ realm_status buffer_printf(buffer *b, const char *format, ...)
     int size = vsnprintf(NULL, 0, format, arguments);
     va_end(arguments);
     if (size < 0)
-        return REALM_INVALID;
+        return lose(b, REALM_INVALID);
     realm_status status = buffer_reserve(b, (size_t)size);
     if (status)
         return status;

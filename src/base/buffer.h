@@ -2,7 +2,8 @@
  *
  * Every growable buffer in Realm is one of these, so that each has a cap somebody chose. Adding
  * fails with REALM_TOO_LARGE at the cap and REALM_NO_MEMORY past the host; either way what is
- * already in stays as it was. One thread at a time. */
+ * already in stays as it was. What is made of many additions need not look at each: `lost` says
+ * whether one of them failed. One thread at a time. */
 #ifndef REALM_BASE_BUFFER_H
 #define REALM_BASE_BUFFER_H
 
@@ -13,6 +14,7 @@ typedef struct buffer {
     size_t size;
     size_t capacity;
     size_t cap_bytes;
+    realm_status lost; /* of the first addition that failed since it was empty; REALM_OK: none */
 } buffer;
 
 void buffer_init(buffer *b, size_t cap_bytes);
@@ -21,7 +23,7 @@ void buffer_release(buffer *b);
 /* Empties it and keeps its memory. */
 void buffer_clear(buffer *b);
 
-/* Makes room for more bytes after size; does not change size. */
+/* Makes room for more bytes after size; does not change size. Counts as an addition. */
 realm_status buffer_reserve(buffer *b, size_t more);
 
 /* What is added is copied and must not be part of b itself, which may move. */

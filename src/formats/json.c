@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/buffer.h"
 #include "base/utf8.h"
 
 /* ---- parsing ---- */
@@ -225,6 +226,22 @@ static void print_escaped(FILE *stream, unsigned char c)
     case '\t': fputs("\\t", stream); break;
     default: fprintf(stream, "\\u%04x", c);
     }
+}
+
+static int add_printed(const char *text, size_t size, void *out)
+{
+    return buffer_add(out, text, size) ? -1 : 0;
+}
+
+char *json_text(const json_t *value, size_t flags)
+{
+    buffer out;
+    buffer_init(&out, SIZE_MAX);
+    flags |= JSON_COMPACT | JSON_ENCODE_ANY;
+    if (value && json_dump_callback(value, add_printed, &out, flags) == 0 && !out.lost)
+        return (char *)(uintptr_t)buffer_text(&out);
+    buffer_release(&out);
+    return NULL;
 }
 
 void json_print_text(FILE *stream, const char *text, size_t size)

@@ -1,9 +1,8 @@
 /* formats/json.h: JSON as everything in Realm reads it: jansson, with limits and sentences.
  *
  * What comes in is hostile: json_parse takes a size and a depth it may not pass, refuses a key
- * given twice, and says line and column of what is wrong. The getters name the field. Building and
- * printing are jansson's own (json_pack, json_dumps), but for what jansson cannot say (see
- * json_print_*). Pure functions; a json_t belongs to one thread at a time. */
+ * given twice, and says line and column of what is wrong. The getters name the field. Building is
+ * jansson's own (json_pack), printing is json_text and, for what jansson cannot say, json_print_*. Pure functions; a json_t belongs to one thread at a time. */
 #ifndef REALM_FORMATS_JSON_H
 #define REALM_FORMATS_JSON_H
 
@@ -49,6 +48,10 @@ static inline realm_status json_optional(realm_status status)
 
 /* "a string", "an object", "null": how sentences call a value. */
 const char *json_kind(const json_t *value);
+
+/* The value on one line, without blanks, terminated; the caller's to free. NULL: value is NULL, or memory is out
+ * (where json_dumps of jansson 2.14 may leave out a key and go on). flags: 0, or JSON_ENSURE_ASCII. */
+char *json_text(const json_t *value, size_t flags);
 
 /* Print to a stream, for output that jansson cannot hold: bytes that may not be UTF-8 (what is not
  * becomes U+FFFD; control characters are escaped, so a terminal may be the reader), and numbers

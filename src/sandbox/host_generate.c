@@ -37,7 +37,7 @@ typedef struct generate_run {
 /* ---- JSON ------------------------------------------------------------------------------------------- */
 
 /* The inside of a JSON string. */
-static realm_status add_escaped(buffer *b, const char *text, size_t size)
+static void add_escaped(buffer *b, const char *text, size_t size)
 {
     size_t plain = 0; /* where what needs no escape began */
     for (size_t i = 0; i < size; i++) {
@@ -51,7 +51,8 @@ static realm_status add_escaped(buffer *b, const char *text, size_t size)
             buffer_printf(b, "\\u%04x", byte);
         plain = i + 1;
     }
-    return size > plain ? buffer_add(b, text + plain, size - plain) : REALM_OK;
+    if (size > plain)
+        buffer_add(b, text + plain, size - plain);
 }
 
 static void add_json_number(buffer *b, float number)
@@ -66,9 +67,10 @@ static void add_json_number(buffer *b, float number)
 
 static void close_token(generate_run *run)
 {
-    if (run->token_open && buffer_add_text(&run->tokens, "\"}") != REALM_OK)
-        run->full = 1;
+    if (run->token_open)
+        buffer_add_text(&run->tokens, "\"}");
     run->token_open = 0;
+    run->full |= run->tokens.lost != REALM_OK;
 }
 
 /* Text that was held back until the end comes with the id -1 and belongs to the last token. So the
@@ -93,8 +95,9 @@ static void add_token(generate_run *run, const generated_token *t)
         buffer_add_text(b, "\"text\":\"");
         run->token_open = 1;
     }
-    if (run->token_open && add_escaped(b, t->text, t->text_size) != REALM_OK)
-        run->full = 1;
+    if (run->token_open)
+        add_escaped(b, t->text, t->text_size);
+    run->full |= b->lost != REALM_OK;
 }
 
 static void stream_text(generate_run *run, sandbox_request *r, const generated_token *t)
@@ -268,6 +271,7 @@ static double ms_between(uint64_t from_ns, uint64_t to_ns)
     return to_ns > from_ns ? (double)(to_ns - from_ns) / 1e6 : 0;
 }
 
+/* REALM_NO_MEMORY, or REALM_TOO_LARGE past its cap: something of it is missing. */
 static realm_status write_result(generate_run *run, const work *w)
 {
     static const char *const reasons[] = {"stop", "stop", "length", "wake"};
@@ -285,13 +289,16 @@ static realm_status write_result(generate_run *run, const work *w)
         buffer_add_text(b, ",\"tokens\":[");
         buffer_add(b, run->tokens.data, run->tokens.size);
         buffer_add_text(b, "]");
+        if (run->tokens.lost)
+            b->lost = run->tokens.lost;
     }
-    return buffer_printf(
+    buffer_printf(
         b,
         ",\"n_cached\":%d,\"timings\":{\"queue_ms\":%.3f,\"first_token_ms\":%.3f,\"total_ms\":%.3f}}",
         w->n_cached, ms_between(w->prompt_submitted_ns, w->prompt_started_ns),
         ms_between(w->prompt_submitted_ns, w->first_token_ns),
         ms_between(w->prompt_submitted_ns, w->done_ns));
+    return b->lost;
 }
 
 static int64_t give_result(guest_call *c, const generate_run *run)

@@ -100,7 +100,7 @@ static realm_status lay_out(sandbox_request *r, const gguf *g, const char *prefi
 static int64_t give_directory(guest_call *c, json_t *list, uint64_t bytes)
 {
     json_t *directory = json_pack("{s:I, s:O}", "bytes", (json_int_t)bytes, "tensors", list);
-    char *text = directory ? json_dumps(directory, JSON_COMPACT) : NULL;
+    char *text = json_text(directory, 0);
     json_decref(directory);
     if (!text)
         return REALM_NO_MEMORY;

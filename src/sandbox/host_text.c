@@ -100,7 +100,7 @@ int64_t host_text_model_info(guest_call *c)
     if (!m)
         return GUEST_TRAPPED;
     json_t *info = describe(m);
-    char *text = info ? json_dumps(info, JSON_COMPACT) : NULL;
+    char *text = json_text(info, 0);
     json_decref(info);
     if (!text)
         return REALM_NO_MEMORY;

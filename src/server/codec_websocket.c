@@ -139,7 +139,7 @@ static void send_problem(socket_codec *s, const char *id, int status, const char
 {
     json_t *error = json_pack("{s:s, s:s, s:s?, s:s}", "message", message, "type",
                               "invalid_request_error", "param", param, "code", code);
-    char *text = error ? json_dumps(error, JSON_COMPACT) : NULL;
+    char *text = json_text(error, 0);
     open_line(s, "error", id ? id : "null");
     put_status(s, status);
     add_field(s, "error", text ? text : "null", text ? strlen(text) : 4);
@@ -409,7 +409,7 @@ static int read_names(socket_codec *s, message *m)
     const json_t *id = json_object_get(m->envelope, "id"), *value;
     const char *name;
     if (json_is_string(id) && json_string_length(id) >= 1 && json_string_length(id) <= ID_BYTES)
-        m->id = json_dumps(id, JSON_ENCODE_ANY | JSON_COMPACT);
+        m->id = json_text(id, 0);
     else if (id) {
         send_problem(s, NULL, 400, "id", "invalid_value", "'id' must be a string of 1 to 64 bytes");
         return 0;

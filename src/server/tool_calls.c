@@ -85,7 +85,7 @@ static json_t *make_call(const json_t *value, const char *seed, size_t index)
         arguments = json_object_get(value, "parameters");
     if (!name || !json_is_object(arguments))
         return NULL;
-    char *text = json_dumps(arguments, JSON_COMPACT | JSON_ENSURE_ASCII);
+    char *text = json_text(arguments, JSON_ENSURE_ASCII);
     json_t *call = text ? json_pack("{s:o, s:s, s:{s:s, s:s}}", "id",
                                     json_sprintf("call_%s%02zu", seed, index), "type", "function",
                                     "function", "name", name, "arguments", text)

@@ -334,7 +334,7 @@ static void write_place(const usage_key *key, const char *name, char *out, size_
         meter_day_text(key->day, day);
     json_t *list = json_pack("[s, s, I, s, s, s, I]", day, name, (json_int_t)key->tenant, key->key,
                              key->model, key->program, (json_int_t)key->version);
-    char *text = list ? json_dumps(list, JSON_COMPACT | JSON_ENSURE_ASCII) : NULL;
+    char *text = json_text(list, JSON_ENSURE_ASCII);
     snprintf(out, size, "%s", text ? text : "");
     free(text);
     json_decref(list);

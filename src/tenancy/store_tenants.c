@@ -11,7 +11,7 @@
 static realm_status settings_text(const tenant_settings *settings, char **out, realm_error *error)
 {
     json_t *object = settings_json(settings);
-    *out = object ? json_dumps(object, JSON_COMPACT) : NULL;
+    *out = json_text(object, 0);
     json_decref(object);
     return *out ? REALM_OK : realm_fail_memory(error, 0, "a tenant's settings");
 }

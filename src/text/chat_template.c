@@ -107,7 +107,7 @@ realm_status chat_template_render(gguf_string template_text, const tokenizer *t,
         return status;
     }
     json_t *variables = make_variables(request, t);
-    char *text = variables ? json_dumps(variables, JSON_COMPACT) : NULL;
+    char *text = json_text(variables, 0);
     status = text ? render(template_text, text, out, error)
                   : realm_fail_memory(error, request_size, "a chat");
     free(text);

@@ -49,6 +49,25 @@ static void a_buffer_without_a_limit_fails_where_memory_ends(void **state)
     buffer_release(&b);
 }
 
+static void a_failed_addition_is_remembered_until_it_is_empty(void **state)
+{
+    (void)state;
+    buffer b;
+    buffer_init(&b, 4);
+    buffer_add_text(&b, "abc");
+    assert_int_equal(b.lost, REALM_OK);
+    buffer_printf(&b, "%s", "de");
+    buffer_add_text(&b, "f");
+    assert_int_equal(b.lost, REALM_TOO_LARGE);
+    assert_string_equal(buffer_text(&b), "abcf");
+    buffer_clear(&b);
+    assert_int_equal(b.lost, REALM_OK);
+    buffer_reserve(&b, 5);
+    assert_int_equal(b.lost, REALM_TOO_LARGE);
+    buffer_release(&b);
+    assert_int_equal(b.lost, REALM_OK);
+}
+
 static void the_front_is_dropped(void **state)
 {
     (void)state;
@@ -70,6 +89,7 @@ int main(void)
         cmocka_unit_test(what_is_added_comes_back),
         cmocka_unit_test(the_cap_refuses_and_keeps_what_is_in),
         cmocka_unit_test(a_buffer_without_a_limit_fails_where_memory_ends),
+        cmocka_unit_test(a_failed_addition_is_remembered_until_it_is_empty),
         cmocka_unit_test(the_front_is_dropped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

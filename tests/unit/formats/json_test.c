@@ -187,6 +187,38 @@ static void any_bytes_are_printed_as_a_string(void **state)
     json_decref(list);
 }
 
+static int allocations; /* that are left; negative: any number */
+
+static void *take_some(size_t size)
+{
+    return allocations-- == 0 ? NULL : malloc(size);
+}
+
+/* json_dumps would lose "second" of this where the memory for it is not to be had. */
+static void a_value_is_one_line_whole_or_none(void **state)
+{
+    (void)state;
+    static const char wanted[] = "{\"first\":1,\"second\":[true,\"\\u00E9\"]}";
+    allocations = -1;
+    json_set_alloc_funcs(take_some, free);
+    json_t *value = json_pack("{s:i, s:[b, s]}", "first", 1, "second", 1, "\xC3\xA9");
+    for (int n = 0, whole = 0; !whole; n++) {
+        allocations = n;
+        char *text = json_text(value, JSON_ENSURE_ASCII);
+        if (text)
+            assert_string_equal(text, wanted);
+        whole = text && allocations >= 0;
+        free(text);
+    }
+    allocations = -1;
+    assert_null(json_text(NULL, 0));
+    char *text = json_text(json_array_get(json_object_get(value, "second"), 1), 0);
+    assert_string_equal(text, "\"\xC3\xA9\"");
+    free(text);
+    json_decref(value);
+    json_set_alloc_funcs(malloc, free);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -195,6 +227,7 @@ int main(void)
         cmocka_unit_test(size_and_depth_have_limits),
         cmocka_unit_test(fields_are_read_by_kind_and_range),
         cmocka_unit_test(numbers_are_printed_exactly),
+        cmocka_unit_test(a_value_is_one_line_whole_or_none),
         cmocka_unit_test(any_bytes_are_printed_as_a_string),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
