@@ -95,7 +95,7 @@ void api_reply_refusal(exchange *x, const api_problem *p)
 
 void api_reply_json(exchange *x, int status, json_t *value)
 {
-    char *text = value ? json_dumps(value, JSON_COMPACT) : NULL;
+    char *text = json_text(value, 0);
     json_decref(value);
     if (text) {
         exchange_reply(x, status, "application/json", text, strlen(text));

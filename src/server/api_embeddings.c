@@ -49,8 +49,11 @@ static int answer(single_run *e, const char *text, size_t size, const guest_resu
     buffer_printf(&out,
                   "\",\"usage\":{\"prompt_tokens\":%" PRIu64 ",\"total_tokens\":%" PRIu64 "}}",
                   result->usage.prompt_tokens, result->usage.prompt_tokens);
-    if (ok)
+    if (out.lost)
+        exchange_refuse(e->x, 503, "unavailable", "the host is out of memory");
+    else if (ok)
         exchange_reply(e->x, 200, "application/json", buffer_text(&out), out.size);
+    ok = ok || out.lost;
     buffer_release(&out);
     return ok;
 }

@@ -25,12 +25,15 @@ static events *events_of(const generation *g)
 
 /* ---- events of a stream ---- */
 
-static void flush_events(generation *g)
+/* Whole or not at all: a turn that has lost something is dropped. */
+static realm_status flush_events(generation *g)
 {
     events *e = events_of(g);
-    if (e->out.size)
+    realm_status status = e->out.lost;
+    if (e->out.size && !status)
         exchange_write(g->x, e->out.data, e->out.size);
     buffer_clear(&e->out);
+    return status;
 }
 
 static void begin_stream(generation *g)
@@ -70,6 +73,8 @@ static void open_event(generation *g)
                       realm_version());
     }
     buffer_add(&events_of(g)->out, head->data, head->size);
+    if (head->lost)
+        events_of(g)->out.lost = head->lost;
 }
 
 static void close_event(generation *g)
@@ -80,11 +85,14 @@ static void close_event(generation *g)
     buffer_add_text(&events_of(g)->out, "}\n\n");
 }
 
-/* Adds a value's JSON; takes it. */
+/* Adds a value's JSON; takes it. NULL: memory was out when it was made. */
 static void add_json(buffer *out, json_t *value)
 {
-    char *text = value ? json_dumps(value, JSON_COMPACT) : NULL;
-    buffer_add_text(out, text ? text : "null");
+    char *text = json_text(value, 0);
+    if (text)
+        buffer_add_text(out, text);
+    else
+        out->lost = REALM_NO_MEMORY;
     free(text);
     json_decref(value);
 }
@@ -106,7 +114,7 @@ static void open_choice(generation *g, choice *c)
     close_event(g);
 }
 
-/* An event with text, logprobs (taken; NULL for none) and, in the last one, why it ended. */
+/* An event with text and logprobs (taken; JSON's null for none). */
 static void send_piece(generation *g, choice *c, const char *text, size_t size, json_t *logprobs)
 {
     open_choice(g, c);
@@ -125,7 +133,8 @@ static void send_calls(generation *g, choice *c, json_t *calls)
 {
     open_choice(g, c);
     for (size_t i = 0; i < json_array_size(calls); i++)
-        json_object_set_new(json_array_get(calls, i), "index", json_integer((json_int_t)i));
+        if (json_object_set_new(json_array_get(calls, i), "index", json_integer((json_int_t)i)))
+            events_of(g)->out.lost = REALM_NO_MEMORY;
     open_event(g);
     buffer_printf(&events_of(g)->out, "{\"index\":%d,\"delta\":{\"tool_calls\":", c->index);
     add_json(&events_of(g)->out, json_incref(calls));
@@ -151,6 +160,32 @@ static json_t *usage_json(const generation *g)
                      "cached_tokens", (json_int_t)g->cached_tokens);
 }
 
+/* After the events of this turn, if they are whole. Where there is no memory for the error either, the stream is
+ * broken off. */
+static void fail(generation *g, const api_problem *problem)
+{
+    events *e = events_of(g);
+    if (!e->streaming) {
+        api_reply_problem(g->x, problem);
+        return;
+    }
+    flush_events(g);
+    buffer_add_text(&e->out, "data: ");
+    add_json(&e->out, api_problem_json(problem));
+    buffer_add_text(&e->out, "\n\n");
+    if (flush_events(g))
+        exchange_abort(g->x);
+    else
+        exchange_end(g->x);
+}
+
+static void fail_memory(generation *g)
+{
+    api_problem problem;
+    api_problem_of(&problem, REALM_NO_MEMORY, "the host is out of memory");
+    fail(g, &problem);
+}
+
 static void end_stream(generation *g)
 {
     if (g->r.include_usage) {
@@ -160,31 +195,46 @@ static void end_stream(generation *g)
         buffer_add_text(&events_of(g)->out, "}\n\n");
     }
     buffer_add_text(&events_of(g)->out, "data: [DONE]\n\n");
-    flush_events(g);
-    exchange_end(g->x);
+    if (flush_events(g))
+        fail_memory(g);
+    else
+        exchange_end(g->x);
 }
 
 /* ---- logprobs ---- */
+
+/* Adds value, which is taken. Where memory is out the array is NULL from then on, and so is what json_pack is to
+ * make of it: an answer without one of its parts would look whole. */
+static void append(json_t **array, json_t *value)
+{
+    if (json_array_append_new(*array, value) == 0)
+        return;
+    json_decref(*array);
+    *array = NULL;
+}
 
 static json_t *bytes_of(const char *text, size_t size)
 {
     json_t *bytes = json_array();
     for (size_t i = 0; i < size; i++)
-        json_array_append_new(bytes, json_integer((unsigned char)text[i]));
+        append(&bytes, json_integer((unsigned char)text[i]));
     return bytes;
 }
 
+/* NULL: memory is out. */
 static json_t *clean_text(const char *text, size_t size)
 {
+    if (utf8_valid((const uint8_t *)text, size))
+        return json_stringn(text, size);
     buffer clean;
-    buffer_init(&clean, 1 << 16);
+    buffer_init(&clean, SIZE_MAX); /* three times what the tenant's output_bytes let through */
     for (size_t i = 0; i < size;) {
         uint32_t code;
         uint8_t bytes[4];
         i += (size_t)utf8_decode((const uint8_t *)text + i, size - i, &code);
         buffer_add(&clean, bytes, (size_t)utf8_encode(code, bytes));
     }
-    json_t *string = json_stringn(clean.data ? clean.data : "", clean.size);
+    json_t *string = clean.lost ? NULL : json_stringn(clean.data, clean.size);
     buffer_release(&clean);
     return string;
 }
@@ -214,9 +264,12 @@ static json_t *chat_logprobs(const generation *g, const json_t *tokens)
         const json_t *token = json_array_get(tokens, i), *top = json_object_get(token, "top");
         json_t *entry = chat_logprob(g, token), *others = json_array();
         for (size_t k = 0; k < json_array_size(top); k++)
-            json_array_append_new(others, chat_logprob(g, json_array_get(top, k)));
-        json_object_set_new(entry, "top_logprobs", others);
-        json_array_append_new(content, entry);
+            append(&others, chat_logprob(g, json_array_get(top, k)));
+        if (json_object_set_new(entry, "top_logprobs", others)) {
+            json_decref(entry);
+            entry = NULL;
+        }
+        append(&content, entry);
     }
     return json_pack("{s:o, s:n}", "content", content, "refusal");
 }
@@ -228,17 +281,20 @@ static json_t *text_logprobs(const generation *g, choice *c, const json_t *token
     for (size_t i = 0; i < json_array_size(tokens); i++) {
         const json_t *token = json_array_get(tokens, i), *top = json_object_get(token, "top");
         json_t *entry = chat_logprob(g, token), *others = json_object();
-        json_array_append(texts, json_object_get(entry, "token"));
-        json_array_append(logprobs, json_object_get(entry, "logprob"));
-        json_array_append_new(offsets, json_integer((json_int_t)c->offset));
+        append(&texts, json_incref(json_object_get(entry, "token")));
+        append(&logprobs, json_incref(json_object_get(entry, "logprob")));
+        append(&offsets, json_integer((json_int_t)c->offset));
         c->offset += json_string_length(json_object_get(token, "text"));
         for (size_t k = 0; k < json_array_size(top); k++) {
             json_t *other = chat_logprob(g, json_array_get(top, k));
-            json_object_set(others, json_string_value(json_object_get(other, "token")),
-                            json_object_get(other, "logprob"));
+            if (json_object_set(others, json_string_value(json_object_get(other, "token")),
+                                json_object_get(other, "logprob"))) {
+                json_decref(others);
+                others = NULL;
+            }
             json_decref(other);
         }
-        json_array_append_new(tops, others);
+        append(&tops, others);
         json_decref(entry);
     }
     return json_pack("{s:o, s:o, s:o, s:o}", "tokens", texts, "token_logprobs", logprobs,
@@ -253,7 +309,7 @@ static json_t *logprobs_json(const generation *g, choice *c, const json_t *token
 static void send_tokens(generation *g, choice *c, const char *text, size_t size,
                         const json_t *tokens)
 {
-    send_piece(g, c, text, size, tokens ? logprobs_json(g, c, tokens) : NULL);
+    send_piece(g, c, text, size, tokens ? logprobs_json(g, c, tokens) : json_null());
 }
 
 /* ---- the whole answer ---- */
@@ -270,8 +326,10 @@ static json_t *choice_json(generation *g, choice *c)
     json_t *message = json_pack("{s:s, s:o, s:n}", "role", "assistant", "content",
                                 calls && !plain ? json_null() : json_incref(text), "refusal");
     json_decref(text);
-    if (calls)
-        json_object_set_new(message, "tool_calls", calls);
+    if (calls && json_object_set_new(message, "tool_calls", calls)) {
+        json_decref(message);
+        message = NULL;
+    }
     return json_pack("{s:i, s:o, s:o, s:s}", "index", c->index, "message", message, "logprobs",
                      logprobs, "finish_reason", c->finish);
 }
@@ -280,7 +338,7 @@ static void answer(generation *g)
 {
     json_t *choices = json_array();
     for (int i = 0; i < g->n_choices; i++)
-        json_array_append_new(choices, choice_json(g, &g->choices[i]));
+        append(&choices, choice_json(g, &g->choices[i]));
     api_reply_json(g->x, 200,
                    json_pack("{s:s, s:s, s:I, s:s, s:s+, s:o, s:o}", "id", g->id, "object",
                              object_name(g, 0), "created", (json_int_t)g->created, "model",
@@ -300,20 +358,6 @@ static void end(generation *g)
         end_stream(g);
     else
         answer(g);
-}
-
-static void fail(generation *g, const api_problem *problem)
-{
-    events *e = events_of(g);
-    if (!e->streaming) {
-        api_reply_problem(g->x, problem);
-        return;
-    }
-    buffer_add_text(&e->out, "data: ");
-    add_json(&e->out, api_problem_json(problem));
-    buffer_add_text(&e->out, "\n\n");
-    flush_events(g);
-    exchange_end(g->x);
 }
 
 static void release(generation *g)

@@ -43,6 +43,15 @@ static void on_drained(exchange *x)
 
 /* ---- streaming ---- */
 
+/* Memory is out: what the client would get has a hole. */
+static void break_off(program_call *p)
+{
+    p->ticket.usage.failed = 1;
+    exchange_abort(p->x);
+    if (p->run)
+        guest_run_cancel(p->run);
+}
+
 static void send_event(program_call *p, const char *name, const char *data, size_t size)
 {
     if (!p->began) {
@@ -57,15 +66,21 @@ static void send_event(program_call *p, const char *name, const char *data, size
     buffer_printf(&event, "event: %s\ndata: ", name);
     buffer_add(&event, data, size);
     buffer_add_text(&event, "\n\n");
-    exchange_write(p->x, event.data, event.size);
+    if (event.lost)
+        break_off(p);
+    else
+        exchange_write(p->x, event.data, event.size);
     buffer_release(&event);
 }
 
 /* A program's JSON may be laid out over lines, which would end the event. */
 static void send_json(program_call *p, const char *name, json_t *value)
 {
-    char *text = value ? json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
-    send_event(p, name, text ? text : "null", text ? strlen(text) : 4);
+    char *text = json_text(value, 0);
+    if (text)
+        send_event(p, name, text, strlen(text));
+    else
+        break_off(p);
     free(text);
     json_decref(value);
 }
@@ -78,7 +93,10 @@ static void on_text(guest_run *run, void *context, const char *text, size_t size
     buffer_add_text(&quoted, "\"");
     api_add_escaped(&quoted, text, size);
     buffer_add_text(&quoted, "\"");
-    send_event(p, "text", quoted.data, quoted.size);
+    if (quoted.lost)
+        break_off(p);
+    else
+        send_event(p, "text", quoted.data, quoted.size);
     buffer_release(&quoted);
     if (exchange_pending(p->x) > EXCHANGE_HIGH)
         guest_run_pause(run);
@@ -90,10 +108,11 @@ static void end_stream(program_call *p, const guest_result *result, const api_pr
         send_json(p, "error", api_problem_json(problem));
     } else {
         json_t *value = NULL;
+        realm_status status = REALM_INVALID;
         if (result->json)
-            json_parse(&value, result->json, result->json_size, result->json_size, JSON_USUAL_DEPTH,
-                       NULL);
-        send_json(p, "result", value ? value : json_null());
+            status = json_parse(&value, result->json, result->json_size, result->json_size,
+                                JSON_USUAL_DEPTH, NULL);
+        send_json(p, "result", value || status == REALM_NO_MEMORY ? value : json_null());
     }
     exchange_end(p->x);
 }
@@ -114,7 +133,10 @@ static void answer(program_call *p, guest_run *run, const guest_result *result)
         buffer_add_text(&both, "\",\"json\":");
         buffer_add(&both, result->json, result->json_size);
         buffer_add_text(&both, "}");
-        exchange_reply(p->x, 200, "application/json", both.data, both.size);
+        if (both.lost)
+            exchange_refuse(p->x, 503, "unavailable", "the host is out of memory");
+        else
+            exchange_reply(p->x, 200, "application/json", both.data, both.size);
         buffer_release(&both);
     } else if (size) {
         exchange_reply(p->x, 200, "text/plain; charset=utf-8", text, size);

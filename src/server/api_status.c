@@ -108,9 +108,9 @@ static void write_engines(server *s, buffer *out)
 static void write_tenants(server *s, buffer *out)
 {
     buffer tokens, sessions, pages;
-    buffer_init(&tokens, (size_t)4 << 20);
-    buffer_init(&sessions, (size_t)4 << 20);
-    buffer_init(&pages, (size_t)4 << 20);
+    buffer_init(&tokens, out->cap_bytes);
+    buffer_init(&sessions, out->cap_bytes);
+    buffer_init(&pages, out->cap_bytes);
     size_t position = 0;
     for (const map_slot *slot; (slot = map_next(&s->tenants, &position));) {
         char tenant[128];
@@ -141,6 +141,8 @@ static void write_tenants(server *s, buffer *out)
     metrics_write_head(out, "realm_tenant_kv_pages", "gauge",
                        "Pages of keys and values that a tenant holds.");
     buffer_add(out, pages.data, pages.size);
+    if (tokens.lost || sessions.lost || pages.lost)
+        out->lost = REALM_NO_MEMORY;
     buffer_release(&tokens);
     buffer_release(&sessions);
     buffer_release(&pages);
@@ -203,6 +205,10 @@ void api_metrics(server *s, exchange *x, const caller *c)
     write_one(&out, "realm_sent_bytes_total", "counter", "Bytes written to clients.",
               (double)sockets->written_bytes);
     write_traces(s, &out);
-    exchange_reply(x, 200, "text/plain; version=0.0.4; charset=utf-8", buffer_text(&out), out.size);
+    if (out.lost)
+        exchange_refuse(x, 503, "unavailable", "the host is out of memory");
+    else
+        exchange_reply(x, 200, "text/plain; version=0.0.4; charset=utf-8", buffer_text(&out),
+                       out.size);
     buffer_release(&out);
 }

@@ -63,11 +63,19 @@ void generation_fail(generation *g, const api_problem *problem)
     g->output->fail(g, problem);
 }
 
+static void fail_memory(generation *g)
+{
+    api_problem problem;
+    api_problem_of(&problem, REALM_NO_MEMORY, "the host is out of memory");
+    generation_fail(g, &problem);
+}
+
 /* ---- what programs say ---- */
 
 static void flush(generation *g)
 {
-    g->output->flush(g);
+    if (g->output->flush(g))
+        fail_memory(g);
     if (exchange_pending(g->x) > EXCHANGE_HIGH)
         for (int i = 0; i < g->n_choices; i++)
             if (g->choices[i].run)
@@ -88,7 +96,10 @@ static void start_more(generation *g);
 static void take_line(generation *g, choice *c, const char *line, size_t size)
 {
     json_t *value = NULL;
-    if (json_parse(&value, line, size, MAX_JSON, JSON_USUAL_DEPTH, NULL))
+    realm_status status = json_parse(&value, line, size, MAX_JSON, JSON_USUAL_DEPTH, NULL);
+    if (status == REALM_NO_MEMORY)
+        fail_memory(g);
+    if (status)
         return; /* a program of the tenant that does not do as ours: its text is not for us to guess */
     const json_t *text = json_object_get(value, "text"), *tokens = json_object_get(value, "tokens");
     if (json_array_size(tokens))
@@ -100,7 +111,7 @@ static void take_line(generation *g, choice *c, const char *line, size_t size)
 static void on_tokens(generation *g, choice *c)
 {
     size_t at = 0;
-    for (;;) {
+    while (!g->failed) {
         const char *start = c->text.data + at;
         const char *end = memchr(start, '\n', c->text.size - at);
         if (!end)
@@ -142,9 +153,7 @@ static void on_text(guest_run *run, void *context, const char *text, size_t size
         g->output->piece(g, c, text, size, NULL); /* the usual case: nothing is kept */
     } else {
         if (buffer_add(&c->text, text, size)) {
-            api_problem problem;
-            api_problem_of(&problem, REALM_NO_MEMORY, "the host is out of memory");
-            generation_fail(g, &problem);
+            fail_memory(g);
             return;
         }
         if (g->r.stream && g->r.logprobs >= 0)
@@ -152,7 +161,8 @@ static void on_text(guest_run *run, void *context, const char *text, size_t size
         else if (g->r.stream && c->text.size)
             send_text(g, c);
     }
-    flush(g);
+    if (!g->failed)
+        flush(g);
     start_more(g);
 }
 
@@ -185,21 +195,27 @@ static void finish_stream(generation *g, choice *c)
 }
 
 /* The program's last word: {"finish_reason","text"?,"tokens"?}, or nothing of the kind. */
-static void take_result(generation *g, choice *c, const guest_result *result)
+static realm_status take_result(generation *g, choice *c, const guest_result *result)
 {
     json_t *value = NULL;
+    realm_status status = REALM_OK;
     c->finish = "stop";
     if (result->json)
-        json_parse(&value, result->json, result->json_size, MAX_JSON, JSON_USUAL_DEPTH, NULL);
+        status = json_parse(&value, result->json, result->json_size, MAX_JSON, JSON_USUAL_DEPTH,
+                            NULL);
+    if (status == REALM_NO_MEMORY)
+        return status;
+    status = REALM_OK;
     const char *finish = json_string_value(json_object_get(value, "finish_reason"));
     if (finish && strcmp(finish, "length") == 0)
         c->finish = "length";
     const json_t *text = json_object_get(value, "text"), *tokens = json_object_get(value, "tokens");
     if (!c->warm && json_is_string(text)) /* it did not stream */
-        buffer_add(&c->text, json_string_value(text), json_string_length(text));
+        status = buffer_add(&c->text, json_string_value(text), json_string_length(text));
     if (!g->r.stream && g->r.logprobs >= 0 && json_is_array(tokens))
         c->logprobs = json_incref((json_t *)(uintptr_t)tokens);
     json_decref(value);
+    return status;
 }
 
 /* A prompt is one prompt, whatever is made of it, for the built-in programs (version 0), which feed it and
@@ -253,16 +269,14 @@ static void on_done(guest_run *run, void *context, const guest_result *result)
         api_problem_of_run(&problem, result);
         generation_fail(g, &problem);
     }
-    if (!g->failed) {
-        take_result(g, c, result);
-        c->warm = 1;
-        if (g->r.stream)
-            finish_stream(g, c);
-        if (g->n_done < g->n_choices)
-            start_more(g);
-        else
-            end(g);
-    }
+    if (!g->failed && take_result(g, c, result))
+        fail_memory(g);
+    c->warm = 1;
+    if (!g->failed && g->r.stream)
+        finish_stream(g, c);
+    if (!g->failed && g->n_done == g->n_choices)
+        end(g);
+    start_more(g);
     if (g->n_running == 0 && (g->failed || g->n_done == g->n_choices))
         free_generation(g);
 }
@@ -274,7 +288,7 @@ static char *request_text(generation *g, int index)
     if (g->kind == OPENAI_CHAT)
         return g->guest_text;
     json_object_set(g->r.guest, "prompt", json_array_get(g->r.prompts, (size_t)(index / g->r.n)));
-    return json_dumps(g->r.guest, JSON_COMPACT);
+    return json_text(g->r.guest, 0);
 }
 
 static realm_status start(generation *g, choice *c, realm_error *error)
@@ -340,7 +354,7 @@ static int make_choices(generation *g)
         mode = json_string("tokens");
     json_object_set_new(g->r.guest, "stream", mode);
     json_object_set_new(g->r.guest, "return_tokens", json_boolean(g->r.logprobs >= 0));
-    if (g->kind == OPENAI_CHAT && !(g->guest_text = json_dumps(g->r.guest, JSON_COMPACT)))
+    if (g->kind == OPENAI_CHAT && !(g->guest_text = json_text(g->r.guest, 0)))
         return 0;
     int n = g->r.n * g->r.n_prompts;
     g->choices = calloc((size_t)n, sizeof *g->choices);
@@ -354,7 +368,8 @@ static int make_choices(generation *g)
         if (!g->r.echo)
             continue;
         const json_t *prompt = json_array_get(g->r.prompts, (size_t)(i / g->r.n));
-        buffer_add(&c->text, json_string_value(prompt), json_string_length(prompt));
+        if (buffer_add(&c->text, json_string_value(prompt), json_string_length(prompt)))
+            return 0;
     }
     return 1;
 }

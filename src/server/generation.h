@@ -44,8 +44,9 @@ typedef struct generation_output {
                   const json_t *tokens);
     void (*calls)(generation *g, generation_choice *c, json_t *calls);
     void (*finish)(generation *g, generation_choice *c);
-    /* What was gathered can go to the exchange. */
-    void (*flush)(generation *g);
+    /* What was gathered can go to the exchange. REALM_NO_MEMORY: some of it could not be kept, and none of it
+     * has gone; fail comes next. */
+    realm_status (*flush)(generation *g);
 
     /* All choices are done: the whole answer, or the end of a stream. */
     void (*end)(generation *g);

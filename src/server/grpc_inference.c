@@ -228,17 +228,20 @@ static int set_tokens(Realm__V1__TokenLogprobs *out, const generation *g, const 
     return 1;
 }
 
-static void add_tokens(piece *p, const generation *g, const json_t *tokens, arena *a)
+static int add_tokens(piece *p, const generation *g, const json_t *tokens, arena *a)
 {
     size_t n = json_array_size(tokens);
     Realm__V1__TokenLogprobs *all = arena_take_array(a, n, sizeof *all);
     p->tokens = arena_take_array(a, n, sizeof *p->tokens);
-    for (size_t i = 0; all && p->tokens && i < n; i++) {
+    if (!all || !p->tokens)
+        return 0;
+    for (size_t i = 0; i < n; i++) {
         realm__v1__token_logprobs__init(&all[i]);
         if (!set_tokens(&all[i], g, json_array_get(tokens, i), a))
-            return;
+            return 0;
         p->tokens[p->n_tokens++] = &all[i];
     }
+    return 1;
 }
 
 static void send_piece(generation *g, generation_choice *c, const char *text, size_t size,
@@ -250,9 +253,10 @@ static void send_piece(generation *g, generation_choice *c, const char *text, si
     arena a;
     arena_init(&a, 0);
     p.text = clean(text, size, &kept);
-    if (tokens)
-        add_tokens(&p, g, tokens, &a);
-    grpc_send(g->x, &p.base);
+    if (kept.lost || (tokens && !add_tokens(&p, g, tokens, &a)))
+        exchange_abort(g->x);
+    else
+        grpc_send(g->x, &p.base);
     arena_release(&a);
     buffer_release(&kept);
 }
@@ -279,7 +283,10 @@ static void send_calls(generation *g, generation_choice *c, json_t *calls)
         set_call(&all[i], json_array_get(calls, i));
         p.tool_calls[p.n_tool_calls++] = &all[i];
     }
-    grpc_send(g->x, &p.base);
+    if (all && p.tool_calls)
+        grpc_send(g->x, &p.base);
+    else
+        exchange_abort(g->x);
     free(p.tool_calls);
     free(all);
 }
@@ -291,9 +298,10 @@ static void note_finish(generation *g, generation_choice *c)
     (void)c;
 }
 
-static void flush(generation *g)
+static realm_status flush(generation *g)
 {
-    (void)g; /* pieces have gone as they came */
+    /* Pieces have gone as they came, or memory was out for one and the call is broken off. */
+    return exchange_is_over(g->x) ? REALM_NO_MEMORY : REALM_OK;
 }
 
 static void end(generation *g)

@@ -105,15 +105,19 @@ static realm_status start(single_run *e, realm_error *error)
                                          &e->ticket.usage.version, error);
     if (status)
         return status;
-    char *body = json_dumps(e->r.guest, JSON_COMPACT);
+    char *body = json_text(e->r.guest, 0);
+    if (!body) {
+        program_release(p);
+        return realm_fail_memory(error, 1, "the program's request");
+    }
     guest_run_options options = {
         .net = s->net,
         .sandbox = s->sandbox,
         .input = {.program = p,
                   .tenant = e->caller->tenant,
                   .id = e->x->id,
-                  .body = body ? body : "",
-                  .body_size = body ? strlen(body) : 0,
+                  .body = body,
+                  .body_size = strlen(body),
                   .deadline_ns = e->x->deadline_ns,
                   .priority = e->caller->priority,
                   .allowance = ticket_allowance(&e->ticket)},

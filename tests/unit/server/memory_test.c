@@ -1,11 +1,12 @@
-/* tests/unit/server/memory_test.c: every allocation of a codec fails in turn. A client is told so, or sees that what
- * it got is not whole: never an answer that has lost something of its middle. Linked with malloc, calloc and realloc
- * wrapped. */
+/* tests/unit/server/memory_test.c: every allocation of a codec, and of what makes OpenAI's answers, fails in turn. A
+ * client is told so, or sees that what it got is not whole: never an answer that has lost something of its middle.
+ * Linked with malloc, calloc and realloc wrapped, jansson's too; generations and tokens are made here. */
 #include "unit/unit.h"
 
 #include <nghttp2/nghttp2.h>
 
 #include "server/codec_websocket.h"
+#include "server/generation.h"
 #include "unit/server/echo.h"
 
 static int countdown = -1; /* allocations until one fails; negative: none does */
@@ -131,20 +132,20 @@ typedef struct client {
     uint32_t code;
 } client;
 
-static int on_data(nghttp2_session *session, uint8_t flags, int32_t id, const uint8_t *data,
+static int on_data(nghttp2_session *from, uint8_t flags, int32_t id, const uint8_t *data,
                    size_t size, void *user)
 {
-    (void)session;
+    (void)from;
     (void)flags;
     (void)id;
     return buffer_add(&((client *)user)->answer, data, size) ? NGHTTP2_ERR_CALLBACK_FAILURE : 0;
 }
 
-static int on_header(nghttp2_session *session, const nghttp2_frame *frame, const uint8_t *name,
+static int on_header(nghttp2_session *from, const nghttp2_frame *frame, const uint8_t *name,
                      size_t name_size, const uint8_t *value, size_t value_size, uint8_t flags,
                      void *user)
 {
-    (void)session;
+    (void)from;
     (void)frame;
     (void)value_size;
     (void)flags;
@@ -153,9 +154,9 @@ static int on_header(nghttp2_session *session, const nghttp2_frame *frame, const
     return 0;
 }
 
-static int on_close(nghttp2_session *session, int32_t id, uint32_t code, void *user)
+static int on_close(nghttp2_session *from, int32_t id, uint32_t code, void *user)
 {
-    (void)session;
+    (void)from;
     (void)id;
     client *k = user;
     k->closed++;
@@ -329,12 +330,232 @@ static void what_a_socket_cannot_send_whole_closes_it(void **state)
     buffer_release(&whole);
 }
 
+/* ---- OpenAI's answers ---- */
+
+static const generation_output *made_output; /* by the last api_chat or api_completions */
+static void *made_context;
+
+void __wrap_generation_begin(server *s, exchange *x, const caller *c, openai_kind kind,
+                             const generation_output *output, void *context);
+const char *__wrap_tokenizer_piece(const tokenizer *t, token_id id, int with_special, size_t *size);
+
+void __wrap_generation_begin(server *s, exchange *x, const caller *c, openai_kind kind,
+                             const generation_output *output, void *context)
+{
+    (void)s;
+    (void)x;
+    (void)c;
+    (void)kind;
+    made_output = output;
+    made_context = context;
+}
+
+/* Every fourth is half a character. */
+const char *__wrap_tokenizer_piece(const tokenizer *t, token_id id, int with_special, size_t *size)
+{
+    (void)t;
+    (void)with_special;
+    *size = 2;
+    return id % 4 == 3 ? "a\xC3" : "ab";
+}
+
+static json_t *some_tokens(void)
+{
+    json_t *tokens = json_array();
+    for (int i = 0; i < 5; i++)
+        json_array_append_new(tokens, json_pack("{s:i, s:f, s:s, s:[{s:i, s:f}, {s:i}]}", "id", i,
+                                                "logprob", -0.5, "text", "ab", "top", "id", i + 1,
+                                                "logprob", -1.5, "id", i + 2));
+    return tokens;
+}
+
+/* A generation of one choice, as generation.c would go through it. */
+static void go_through(generation *g, const json_t *tokens, json_t *calls, codec *c, buffer *out)
+{
+    generation_choice *choice = g->choices;
+    const generation_output *o = g->output;
+    realm_status status = REALM_OK;
+    for (int i = 0; g->r.stream && !status && i < 4; i++) {
+        o->piece(g, choice, "the \"sea\"\n", 10, NULL);
+        o->piece(g, choice, "was calm", 8, tokens);
+        if (i == 2 && g->kind == OPENAI_CHAT)
+            o->calls(g, choice, calls);
+        if (i == 3)
+            o->finish(g, choice);
+        status = o->flush(g);
+        int left = countdown;
+        countdown = -1;
+        c->table->pull(c, out, SIZE_MAX);
+        countdown = left;
+    }
+    api_problem problem;
+    api_problem_of(&problem, REALM_NO_MEMORY, "the host is out of memory");
+    if (status)
+        (o->fail)(g, &problem); /* not cmocka's macro */
+    else
+        o->end(g);
+}
+
+static int n_waves; /* that make the answer's text longer */
+
+static codec_wait run_answer(int n, openai_kind kind, int stream, buffer *out)
+{
+    static const char request[] = "POST /x HTTP/1.1\r\nHost: x\r\n\r\n";
+    static const served_model served = {.name = "m\"1"};
+    echo e;
+    echo_init(&e);
+    e.holds = 1;
+    codec *c = echo_open(&e, &codec_http1);
+    buffer_init(out, SIZE_MAX);
+    json_t *tokens = some_tokens();
+    json_t *calls = json_pack("[{s:s}, {s:s}]", "id", "call_1", "id", "call_2");
+    c->table->feed(c, request, sizeof request - 1);
+    exchange *x = exchange_retain(e.held);
+    generation_choice choice = {.finish = "length", .logprobs = json_incref(tokens)};
+    buffer_init(&choice.text, SIZE_MAX);
+    buffer_add_text(&choice.text, "the sea \xC3 was calm");
+    for (int i = 0; i < n_waves; i++)
+        buffer_add_text(&choice.text, ", wave");
+    made_output = NULL;
+    failed = 0;
+    countdown = n;
+    if (kind == OPENAI_CHAT)
+        api_chat(NULL, x, NULL);
+    else
+        api_completions(NULL, x, NULL);
+    if (made_output) {
+        generation g = {.x = x,
+                        .kind = kind,
+                        .output = made_output,
+                        .context = made_context,
+                        .r = {.model = &served, .stream = stream, .include_usage = 1},
+                        .choices = &choice,
+                        .n_choices = 1,
+                        .id = "chatcmpl-1"};
+        choice.g = &g;
+        go_through(&g, tokens, calls, c, out);
+        made_output->release(&g);
+    }
+    countdown = -1;
+    c->table->pull(c, out, SIZE_MAX);
+    codec_wait wait = c->table->wait(c);
+    c->table->close(c);
+    exchange_release(x);
+    json_decref(tokens);
+    json_decref(calls);
+    json_decref(choice.logprobs);
+    buffer_release(&choice.text);
+    assert_int_equal(e.overs, e.heads);
+    return wait;
+}
+
+/* The body of an answer, in chunks or not; what is whole of it. */
+static void read_body(buffer *answer, buffer *body)
+{
+    const char *at = strstr(buffer_text(answer), "\r\n\r\n");
+    buffer_init(body, SIZE_MAX);
+    if (!at)
+        return;
+    at += 4;
+    if (!strstr(buffer_text(answer), "chunked")) {
+        buffer_add_text(body, at);
+        return;
+    }
+    const char *end = answer->data + answer->size;
+    while (at < end) {
+        char *rest;
+        size_t size = strtoul(at, &rest, 16);
+        if (!size || (size_t)(end - rest) < size + 4)
+            return;
+        buffer_add(body, rest + 2, size);
+        at = rest + 2 + size + 2;
+    }
+}
+
+static void every_answer_is_whole_or_says_that_it_is_not(openai_kind kind, int stream, int least)
+{
+    buffer whole, out, whole_body, body;
+    assert_int_equal(run_answer(-1, kind, stream, &whole), CODEC_IDLE);
+    read_body(&whole, &whole_body);
+    assert_non_null(
+        strstr(buffer_text(&whole_body), stream ? "data: [DONE]\n\n" : "\"choices\":[{"));
+    assert_non_null(strstr(buffer_text(&whole_body), "top_logprobs"));
+    int n_failed = 0, n_told = 0, n_within = 0;
+    for (int n = 0;; n++, n_failed++) {
+        codec_wait wait = run_answer(n, kind, stream, &out);
+        if (!failed)
+            break;
+        read_body(&out, &body);
+        const char *said = strstr(buffer_text(&body), stream ? "data: {\"error\"" : "{\"error\"");
+        if (out.size && memcmp(buffer_text(&out), "HTTP/1.1 503", 12) == 0) {
+            n_told++;
+        } else if (said) { /* the last event, after whole ones */
+            n_within++;
+            assert_ptr_equal(strstr(said, "\n\n"), body.data + body.size - 2);
+            body.size = (size_t)(said - body.data);
+            assert_true(!body.size || memcmp(said - 2, "\n\n", 2) == 0);
+            assert_prefix(&body, &whole_body);
+        } else {
+            assert_prefix(&body, &whole_body);
+            if (body.size != whole_body.size)
+                assert_int_equal(wait, CODEC_CLOSE);
+        }
+        buffer_release(&body);
+        buffer_release(&out);
+    }
+    assert_int_equal(out.size, whole.size);
+    assert_true(n_failed > least && n_told > 0 && (!stream || n_within > 5));
+    buffer_release(&out);
+    buffer_release(&whole);
+    buffer_release(&whole_body);
+}
+
+static void streams_of_chat_have_no_holes(void **state)
+{
+    (void)state;
+    every_answer_is_whole_or_says_that_it_is_not(OPENAI_CHAT, 1, 100);
+}
+
+static void streams_of_completions_have_no_holes(void **state)
+{
+    (void)state;
+    every_answer_is_whole_or_says_that_it_is_not(OPENAI_COMPLETION, 1, 100);
+}
+
+static void whole_answers_have_no_holes(void **state)
+{
+    (void)state;
+    every_answer_is_whole_or_says_that_it_is_not(OPENAI_CHAT, 0, 100);
+    every_answer_is_whole_or_says_that_it_is_not(OPENAI_COMPLETION, 0, 100);
+}
+
+static void a_long_answer_is_not_cut(void **state)
+{
+    (void)state;
+    buffer answer, body;
+    n_waves = 50000;
+    assert_int_equal(run_answer(-1, OPENAI_CHAT, 0, &answer), CODEC_IDLE);
+    n_waves = 0;
+    read_body(&answer, &body);
+    size_t waves = 0;
+    for (const char *at = buffer_text(&body); (at = strstr(at, ", wave")); at++)
+        waves++;
+    assert_int_equal(waves, 50000);
+    buffer_release(&answer);
+    buffer_release(&body);
+}
+
 int main(void)
 {
+    json_set_alloc_funcs(malloc, free);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_http1_cannot_send_whole_ends_the_connection),
         cmocka_unit_test(what_http2_cannot_send_whole_is_reset),
         cmocka_unit_test(what_a_socket_cannot_send_whole_closes_it),
+        cmocka_unit_test(streams_of_chat_have_no_holes),
+        cmocka_unit_test(streams_of_completions_have_no_holes),
+        cmocka_unit_test(whole_answers_have_no_holes),
+        cmocka_unit_test(a_long_answer_is_not_cut),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
