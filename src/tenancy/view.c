@@ -1,10 +1,17 @@
 /* tenancy/view.c: see view.h. */
 #include "tenancy/view.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cpu.h"
 #include "base/log.h"
+
+/* Modules that are compiled beside each other have at most so many bytes together, or are one: compiling takes
+ * several times a module's size. */
+#define COMPILING_BYTES   ((size_t)32 << 20)
+#define COMPILING_THREADS 64
 
 /* ---- tenants ---- */
 
@@ -201,6 +208,135 @@ static realm_status read_all(reading *r, const view *before, realm_error *error)
     return status;
 }
 
+/* ---- compiling beside each other ---- */
+
+static const program_version *version_of(const program_record *p, int32_t version)
+{
+    for (int32_t i = 0; i < p->n_versions; i++)
+        if (p->versions[i].version == version)
+            return &p->versions[i];
+    return NULL;
+}
+
+typedef struct module_work {
+    const program_version *version;
+    const char *name; /* of the first program that serves it */
+    program *program; /* NULL: it has failed */
+} module_work;
+
+typedef struct compiling {
+    view_context *context; /* its store is read under the mutex */
+    module_work *modules;  /* [count] */
+    size_t count;
+    pthread_mutex_t mutex; /* guards next and bytes */
+    pthread_cond_t freed;
+    size_t next, bytes;
+} compiling;
+
+static void compile_one(compiling *w, module_work *m)
+{
+    view_context *c = w->context;
+    const void *data;
+    size_t size;
+    arena memory;
+    realm_error error;
+    arena_init(&memory, 0);
+    realm_status status = c->store->table->program_bytes(c->store, &memory, m->version->hash, &data,
+                                                         &size, &error);
+    pthread_mutex_unlock(&w->mutex);
+    if (!status)
+        program_open(&m->program, c->sandbox, m->name, data, size, &error);
+    arena_release(&memory);
+    pthread_mutex_lock(&w->mutex);
+}
+
+static void *compile_some(void *context)
+{
+    compiling *w = context;
+    pthread_mutex_lock(&w->mutex);
+    while (w->next < w->count) {
+        module_work *m = &w->modules[w->next];
+        size_t bytes = m->version->size < COMPILING_BYTES ? (size_t)m->version->size
+                                                          : COMPILING_BYTES;
+        if (bytes > COMPILING_BYTES - w->bytes) {
+            pthread_cond_wait(&w->freed, &w->mutex);
+            continue;
+        }
+        w->next++;
+        w->bytes += bytes;
+        compile_one(w, m);
+        w->bytes -= bytes;
+        pthread_cond_broadcast(&w->freed);
+    }
+    pthread_mutex_unlock(&w->mutex);
+    return NULL;
+}
+
+/* The modules that programs need and that are not compiled, each once, in their order. 0: memory is out. */
+static int find_modules(compiling *w, const reading *r, const map *tenants)
+{
+    map seen;
+    size_t most = 0;
+    int ok = 1;
+    map_init(&seen);
+    for (size_t p = 0; p < r->n_programs; p++)
+        most += (size_t)r->programs[p].n_route;
+    w->modules = calloc(most + 1, sizeof *w->modules);
+    for (size_t p = 0; ok && w->modules && p < r->n_programs; p++) {
+        const program_record *record = &r->programs[p];
+        if (!map_get(tenants, &record->tenant, sizeof record->tenant))
+            continue;
+        for (int32_t k = 0; ok && k < record->n_route; k++) {
+            const program_version *v = version_of(record, record->route[k].version);
+            if (!v || map_get(&w->context->compiled, v->hash, PROGRAM_HASH_SIZE) ||
+                map_get(&seen, v->hash, PROGRAM_HASH_SIZE))
+                continue;
+            ok = map_put(&seen, v->hash, PROGRAM_HASH_SIZE, w, NULL) == REALM_OK;
+            w->modules[w->count++] = (module_work){.version = v, .name = record->name};
+        }
+    }
+    map_release(&seen);
+    return ok && w->modules;
+}
+
+static void compile_on_all_cores(compiling *w)
+{
+    pthread_t threads[COMPILING_THREADS];
+    int count = 0, cores = cpu_count() < COMPILING_THREADS ? cpu_count() : COMPILING_THREADS;
+    pthread_mutex_init(&w->mutex, NULL);
+    pthread_cond_init(&w->freed, NULL);
+    while (count < cores - 1 && (size_t)count + 1 < w->count &&
+           pthread_create(&threads[count], NULL, compile_some, w) == 0)
+        count++;
+    compile_some(w);
+    for (int i = 0; i < count; i++)
+        pthread_join(threads[i], NULL);
+    pthread_cond_destroy(&w->freed);
+    pthread_mutex_destroy(&w->mutex);
+}
+
+/* Compiles what tenants need, on all cores, so that load_version finds it. What fails is left to load_version, which
+ * says so, in the programs' order. */
+static void compile_ahead(reading *r, const tenant_record *tenants, size_t n_tenants)
+{
+    compiling w = {.context = r->context};
+    map changed;
+    map_init(&changed);
+    int ok = r->context->sandbox != NULL;
+    for (size_t i = 0; ok && i < n_tenants; i++)
+        if (tenants[i].has_settings)
+            ok = map_put(&changed, &tenants[i].number, sizeof tenants[i].number, r, NULL) ==
+                 REALM_OK;
+    if (ok && find_modules(&w, r, &changed) && w.count > 1)
+        compile_on_all_cores(&w);
+    for (size_t i = 0; i < w.count; i++)
+        if (w.modules[i].program && map_put(&r->context->compiled, w.modules[i].version->hash,
+                                            PROGRAM_HASH_SIZE, w.modules[i].program, NULL))
+            program_release(w.modules[i].program);
+    free(w.modules);
+    map_release(&changed);
+}
+
 /* A module that cannot be loaded is that version's error and nobody else's: the node starts without it. */
 static void load_version(reading *r, const tenant_info *i, const char *name, served_version *v,
                          arena *a)
@@ -227,14 +363,6 @@ static void load_version(reading *r, const tenant_info *i, const char *name, ser
               name, (int)v->version, v->reason);
     }
     arena_release(&bytes);
-}
-
-static const program_version *version_of(const program_record *p, int32_t version)
-{
-    for (int32_t i = 0; i < p->n_versions; i++)
-        if (p->versions[i].version == version)
-            return &p->versions[i];
-    return NULL;
 }
 
 static realm_status fill_program(reading *r, tenant_info *i, served_program *out,
@@ -349,8 +477,10 @@ realm_status view_tenant(tenant_info **out, view_context *c, const char *name, r
     if (!status)
         status = c->store->table->program_list(c->store, &r.memory, (int64_t)record.number, NULL,
                                                NULL, &r.programs, &r.n_programs, error);
-    if (!status)
+    if (!status) {
+        compile_ahead(&r, &record, 1);
         status = make_tenant(&r, NULL, &record, out, error);
+    }
     arena_release(&r.memory);
     return status;
 }
@@ -426,8 +556,10 @@ static realm_status fill_view(view *v, view_context *c, const view *before, real
     realm_status status = c->store->table->generation(c->store, &v->generation, error);
     if (!status)
         status = read_all(&r, before, error);
-    if (!status)
+    if (!status) {
+        compile_ahead(&r, r.tenants, r.n_tenants);
         status = add_tenants(&r, v, before, error);
+    }
     if (!status)
         status = add_keys(&r, v, error);
     arena_release(&r.memory);

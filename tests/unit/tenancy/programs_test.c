@@ -58,6 +58,7 @@ static realm_status create(void *context, tenant_store *store, realm_error *e)
 
 typedef struct deploying {
     uint32_t tenant;
+    const char *name; /* NULL: "p" */
     const char *text; /* NULL: program_text with word */
     const char *word;
     int32_t share, version;
@@ -72,7 +73,7 @@ static realm_status deploy(void *context, tenant_store *store, realm_error *e)
     const char *module = d->text ? d->text : text;
     realm_status status = tenancy_check_program(g_tenancy, "p", module, strlen(module), NULL, e);
     deployment whole = {.tenant = d->tenant,
-                        .name = "p",
+                        .name = d->name ? d->name : "p",
                         .bytes = module,
                         .size = strlen(module),
                         .share = d->share,
@@ -327,6 +328,88 @@ static void a_damaged_module_is_its_tenants_error_alone(void **state)
     tenant_info_release(globex);
 }
 
+/* ---- many ---- */
+
+#define MANY 60
+
+/* The errors that the log tells, a line each. */
+static void read_failures(FILE *log, char *out, size_t size)
+{
+    char line[1024];
+    size_t used = 0;
+    rewind(log);
+    while (fgets(line, sizeof line, log))
+        if (strstr(line, "cannot be loaded"))
+            used += (size_t)snprintf(out + used, size - used, "%s", strstr(line, "tenant '"));
+    out[used] = 0;
+}
+
+static realm_status damage_some(void *context, tenant_store *store, realm_error *e)
+{
+    (void)context;
+    return sqlite_file_run(&store_sqlite_of(store)->file, e,
+                           "UPDATE modules SET bytes = CAST(hash AS BLOB) WHERE hash IN "
+                           "(SELECT hash FROM versions WHERE name IN ('p03', 'p17', 'p58'))",
+                           "");
+}
+
+/* All are compiled beside each other; what does not compile is told in the programs' order. */
+static void many_programs_are_all_there_and_failures_come_in_order(void **state)
+{
+    (void)state;
+    char name[8], word[8], said[4096];
+    assert_status(tenancy_run(g_tenancy, create, "acme", &error), REALM_OK, error);
+    for (int i = 0; i < MANY; i++) {
+        snprintf(name, sizeof name, "p%02d", i);
+        snprintf(word, sizeof word, "w%02d.", i % (MANY - 10)); /* the last ten share a module */
+        deploying d = {.tenant = 1, .name = name, .word = word, .share = ROUTE_WHOLE};
+        assert_status(tenancy_run(g_tenancy, deploy, &d, &error), REALM_OK, error);
+    }
+    assert_status(tenancy_run(g_tenancy, damage_some, NULL, &error), REALM_OK, error);
+    assert_status(tenancy_close(g_tenancy, &error), REALM_OK, error);
+    sandbox_host_close(g_host);
+    sandbox_host_options options = {.max_requests = 8, .cache_folder = ""};
+    assert_status(sandbox_host_open(&g_host, &options, &error), REALM_OK, error);
+    FILE *log = tmpfile();
+    int old = dup(2);
+    dup2(fileno(log), 2);
+    open_tenancy();
+    dup2(old, 2);
+    close(old);
+    read_failures(log, said, sizeof said);
+    fclose(log);
+    sandbox_host_stats stats;
+    sandbox_host_stats_get(g_host, &stats);
+    tenant_info *acme = tenant_of("acme");
+    for (int i = 0; i < MANY; i++) {
+        program_choice c;
+        answer a;
+        snprintf(name, sizeof name, "p%02d", i);
+        snprintf(word, sizeof word, "w%02d.", i % (MANY - 10));
+        realm_status status = tenant_info_program(acme, name, 3, NULL, 0, &c, &error);
+        int of_damaged = i % (MANY - 10) == 3 || i == 17 || i % (MANY - 10) == 8;
+        if (of_damaged) {
+            assert_int_not_equal(status, REALM_OK);
+            continue;
+        }
+        assert_status(status, REALM_OK, error);
+        run_program(acme, c.program, &a);
+        assert_string_equal(a.text, word);
+        program_release(c.program);
+    }
+    tenant_info_release(acme);
+    const char *at = said;
+    static const char *const failing[] = {"p03", "p08", "p17", "p53", "p58"};
+    for (size_t i = 0; i < sizeof failing / sizeof *failing; i++) {
+        char wanted[64];
+        snprintf(wanted, sizeof wanted, "tenant 'acme', program '%s', version 1 cannot",
+                 failing[i]);
+        at = strstr(at, wanted);
+        assert_non_null(at);
+    }
+    assert_int_equal(stats.cache_misses, MANY - 10 - 3); /* each module once */
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, begin, end)
@@ -337,6 +420,7 @@ int main(void)
         TEST(programs_of_others_do_not_exist),
         TEST(what_does_not_compile_is_not_deployed),
         TEST(a_damaged_module_is_its_tenants_error_alone),
+        TEST(many_programs_are_all_there_and_failures_come_in_order),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
