@@ -7,9 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
-#define BUSY_MS 5000
+#define BUSY_MS        5000
+#define EMPTY_PAUSE_NS (10 * 1000000)
+#define EMPTY_PAUSES   (BUSY_MS / 10)
 
 /* At most so much is read to look for damage before we rely on a file; a larger one would make a restart
  * slow, and what is damaged in it is found when it is read. */
@@ -179,6 +182,24 @@ const char *sqlite_file_text(sqlite3_stmt *statement, int column, arena *a)
 
 /* ---- opening ---- */
 
+/* To SQLite an empty file is a new database: what a full disk or a copy that was cut off has left would begin anew,
+ * without tenants and keys. Whoever makes one at this moment has it filled soon. */
+static realm_status refuse_empty(const char *path, realm_error *error)
+{
+    const struct timespec pause = {.tv_nsec = EMPTY_PAUSE_NS};
+    struct stat info;
+    for (int i = 0; stat(path, &info) == 0 && S_ISREG(info.st_mode) && info.st_size == 0; i++) {
+        if (i == EMPTY_PAUSES || time(NULL) - info.st_mtime > BUSY_MS / 1000)
+            return realm_fail(error, REALM_CORRUPT,
+                              "'%s' is empty, as after a full disk or a copy that was cut off: put "
+                              "a backup in its place, see docs/OPERATIONS.md, or remove it if its "
+                              "folder is to begin anew",
+                              path);
+        nanosleep(&pause, NULL);
+    }
+    return REALM_OK;
+}
+
 /* SQLite would make it as the umask says; its log and shared memory then get the same mode. A file that is there is
  * not touched: closing any descriptor of it would take away the locks that another connection of this process
  * holds, and other processes would see an older database. */
@@ -186,7 +207,7 @@ static realm_status make_private(const char *path, realm_error *error)
 {
     int descriptor = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (descriptor < 0 && errno == EEXIST)
-        return REALM_OK;
+        return refuse_empty(path, error);
     if (descriptor < 0)
         return realm_fail(error, REALM_IO, "cannot open '%s': %s", path, strerror(errno));
     close(descriptor);

@@ -25,7 +25,7 @@ typedef struct sqlite_schema {
 } sqlite_schema;
 
 /* Opens or makes the file, readable by its owner alone, and brings it up to date.
- *   REALM_CORRUPT      damaged, or no database, or somebody else's
+ *   REALM_CORRUPT      damaged, empty, or no database, or somebody else's
  *   REALM_UNSUPPORTED  of a newer Realm
  *   REALM_BUSY         locked by another process for longer than we wait (5 s)
  *   REALM_IO           everything else about the disk */

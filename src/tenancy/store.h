@@ -184,7 +184,8 @@ struct tenant_store {
 };
 
 /* The store in a folder (realm.db, blobs/), which is made for the owner alone if it is not there.
- *   REALM_CORRUPT      realm.db is damaged or no database of ours; the sentence says what to do
+ *   REALM_CORRUPT      realm.db is damaged, empty or no database of ours, or it is missing beside tenants' state; the
+ *                      sentence says what to do
  *   REALM_UNSUPPORTED  it is of a newer Realm
  *   REALM_IO           the folder cannot be made or written */
 realm_status store_sqlite_open(tenant_store **out, const char *folder, realm_error *error);

@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/file.h"
 
@@ -90,6 +91,20 @@ static const tenant_store_table table = {
     .generation = generation,
 };
 
+/* State belongs to tenants' numbers, which would begin anew: a new tenant would find what another has kept. */
+static realm_status refuse_state_alone(const char *path, const char *folder, realm_error *error)
+{
+    char state[4096];
+    snprintf(state, sizeof state, "%s/state.db", folder);
+    if (access(path, F_OK) == 0 || access(state, F_OK) != 0)
+        return REALM_OK;
+    return realm_fail(error, REALM_CORRUPT,
+                      "'%s' is missing, and '%s' belongs to it: put a backup of it in its place, "
+                      "see docs/OPERATIONS.md, or remove the other too if the folder is to begin "
+                      "anew",
+                      path, state);
+}
+
 realm_status store_sqlite_open(tenant_store **out, const char *folder, realm_error *error)
 {
     char path[4096];
@@ -97,6 +112,8 @@ realm_status store_sqlite_open(tenant_store **out, const char *folder, realm_err
     if (length < 0 || (size_t)length >= sizeof path)
         return realm_fail(error, REALM_INVALID, "the data folder's path is too long");
     realm_status status = file_make_folders(folder, error);
+    if (!status)
+        status = refuse_state_alone(path, folder, error);
     if (status)
         return status;
     store_sqlite *s = calloc(1, sizeof *s);

@@ -2,8 +2,10 @@
 #include "unit/unit.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <sqlite3.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/rng.h"
@@ -581,6 +583,70 @@ static void a_damaged_file_says_so_and_what_to_do(void **state)
     assert_holds(error.message, "backup");
 }
 
+static void an_empty_file_is_not_a_new_folder(void **state)
+{
+    (void)state;
+    tenant_store *s;
+    struct stat info;
+    const char *path = folder_path("realm.db");
+    make_tenant("acme");
+    g_store->table->close(g_store);
+    g_store = NULL;
+    const struct timespec long_ago[2] = {{.tv_sec = 1}, {.tv_sec = 1}};
+    assert_int_equal(truncate(path, 0), 0);
+    assert_int_equal(utimensat(AT_FDCWD, path, long_ago, 0), 0);
+    assert_int_equal(store_sqlite_open(&s, g_folder, &error), REALM_CORRUPT);
+    assert_holds(error.message, "realm.db' is empty");
+    assert_holds(error.message, "backup");
+    assert_int_equal(stat(path, &info), 0);
+    assert_int_equal(info.st_size, 0);
+    assert_int_equal(unlink(path), 0); /* as the sentence says */
+    assert_status(store_sqlite_open(&s, g_folder, &error), REALM_OK, error);
+    s->table->close(s);
+}
+
+static void *finish_it(void *context)
+{
+    const struct timespec moment = {.tv_nsec = 100 * 1000000};
+    nanosleep(&moment, NULL);
+    assert_int_equal(rename(context, folder_path("realm.db")), 0);
+    return NULL;
+}
+
+static void a_file_that_is_being_made_is_waited_for(void **state)
+{
+    (void)state;
+    tenant_record record;
+    pthread_t maker;
+    char made[160];
+    make_tenant("acme");
+    g_store->table->close(g_store);
+    g_store = NULL;
+    snprintf(made, sizeof made, "%s/made", g_folder);
+    assert_int_equal(rename(folder_path("realm.db"), made), 0);
+    int descriptor = open(folder_path("realm.db"), O_RDWR | O_CREAT | O_EXCL, 0600);
+    assert_true(descriptor >= 0);
+    close(descriptor);
+    assert_int_equal(pthread_create(&maker, NULL, finish_it, made), 0);
+    assert_status(store_sqlite_open(&g_store, g_folder, &error), REALM_OK, error);
+    pthread_join(maker, NULL);
+    assert_status(g_store->table->tenant_find(g_store, &memory, "acme", &record, &error), REALM_OK,
+                  error);
+}
+
+static void state_without_its_tenants_is_not_a_new_folder(void **state)
+{
+    (void)state;
+    tenant_store *s;
+    g_store->table->close(g_store);
+    g_store = NULL;
+    assert_int_equal(rename(folder_path("realm.db"), folder_path("state.db")), 0);
+    assert_int_equal(store_sqlite_open(&s, g_folder, &error), REALM_CORRUPT);
+    assert_holds(error.message, "realm.db' is missing");
+    assert_holds(error.message, "state.db");
+    assert_int_not_equal(access(folder_path("realm.db"), F_OK), 0);
+}
+
 static void a_folder_that_cannot_be_is_an_error(void **state)
 {
     (void)state;
@@ -611,6 +677,9 @@ int main(void)
         TEST(a_newer_file_is_left_alone),
         TEST(somebody_elses_database_is_left_alone),
         TEST(a_damaged_file_says_so_and_what_to_do),
+        TEST(an_empty_file_is_not_a_new_folder),
+        TEST(a_file_that_is_being_made_is_waited_for),
+        TEST(state_without_its_tenants_is_not_a_new_folder),
         TEST(a_folder_that_cannot_be_is_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
