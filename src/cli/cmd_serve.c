@@ -15,6 +15,7 @@
 #include "cli/options.h"
 #include "cli/progress.h"
 #include "cli/trace_settings.h"
+#include "formats/json.h"
 #include "formats/yaml.h"
 #include "library/runtime.h"
 #include "model/placement.h"
@@ -59,12 +60,20 @@ static const char *text_of(serve *s, const json_t *value)
     return copy;
 }
 
+static const option *option_named(const options_command *command, const char *name)
+{
+    for (const option *o = command->options; o->name; o++)
+        if (strcmp(o->name, name) == 0)
+            return o;
+    return NULL;
+}
+
 static realm_status set_one(serve *s, const options_command *command, const char *name,
                             const json_t *value, realm_error *error)
 {
     char shown[128];
     snprintf(shown, sizeof shown, "'%.60s'", name);
-    if (json_is_object(value) || json_is_array(value))
+    if (option_named(command, name) && (json_is_object(value) || json_is_array(value)))
         return realm_fail(error, REALM_INVALID, "%s wants one value", shown);
     const char *text = text_of(s, value);
     if (!text)
@@ -72,28 +81,23 @@ static realm_status set_one(serve *s, const options_command *command, const char
     return options_set(command, name, text, shown, FROM_FILE, error);
 }
 
-static int is_list_option(const options_command *command, const char *name)
-{
-    for (const option *o = command->options; o->name; o++)
-        if (strcmp(o->name, name) == 0)
-            return o->kind == OPTION_LIST;
-    return 0;
-}
-
 static realm_status read_settings(serve *s, const options_command *command, realm_error *error)
 {
     const char *name;
     json_t *value;
     realm_status status = REALM_OK;
+    if (!json_is_object(s->settings))
+        return realm_fail(error, REALM_INVALID, "it must hold lines 'NAME: VALUE', not %s",
+                          json_kind(s->settings));
     json_object_foreach(s->settings, name, value)
     {
+        const option *o = option_named(command, name);
         if (strcmp(name, "config") == 0)
             return realm_fail(error, REALM_INVALID, "'config' has no place in a settings file");
         if (json_is_null(value))
             continue;
-        size_t count = json_is_array(value) && is_list_option(command, name)
-                           ? json_array_size(value)
-                           : 0;
+        size_t count = json_is_array(value) && o && o->kind == OPTION_LIST ? json_array_size(value)
+                                                                           : 0;
         if (!count)
             status = set_one(s, command, name, value, error);
         for (size_t i = 0; i < count && !status; i++)

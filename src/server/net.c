@@ -169,6 +169,8 @@ static int bind_to(listener *l, const char *host, int port, int *bound)
 {
     struct sockaddr_storage address;
     int size = sizeof address;
+    if (strcmp(host, "localhost") == 0) /* RFC 6761, 6.3: no resolver need be asked */
+        host = "127.0.0.1";
     int code = uv_ip4_addr(host, port, (struct sockaddr_in *)&address);
     if (code)
         code = uv_ip6_addr(host, port, (struct sockaddr_in6 *)&address);
@@ -199,8 +201,13 @@ realm_status net_listen(net *n, const char *host, int port, tls_context *secure,
     int code = bind_to(l, host, port, bound);
     if (code) {
         uv_close((uv_handle_t *)&l->socket, free_handle);
-        return realm_fail(error, code == UV_EINVAL ? REALM_INVALID : REALM_IO,
-                          "cannot listen on %.80s port %d: %s", host, port, uv_strerror(code));
+        return code == UV_EINVAL
+                   ? realm_fail(error, REALM_INVALID,
+                                "cannot listen on '%.80s': give an address in numbers, such as "
+                                "0.0.0.0 or ::1",
+                                host)
+                   : realm_fail(error, REALM_IO, "cannot listen on %.80s port %d: %s", host, port,
+                                uv_strerror(code));
     }
     l->next = n->listeners;
     n->listeners = l;

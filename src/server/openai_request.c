@@ -444,8 +444,10 @@ static int read_stop(reader *d)
         json_object_set(d->r->guest, "stop", stop);
         return 1;
     }
+    if (json_is_string(stop))
+        return api_wrong(d->problem, "stop", "invalid_value", "'stop' must not be empty");
     if (!json_is_array(stop))
-        return wrong_type(d, "stop", "a string that is not empty or a list of such", stop);
+        return wrong_type(d, "stop", "a string or a list of strings", stop);
     if (json_array_size(stop) > MAX_STOPS)
         return api_wrong(d->problem, "stop", "invalid_value", "'stop' holds more than %d texts",
                          MAX_STOPS);

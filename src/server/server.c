@@ -39,7 +39,8 @@ static void notify(const char *message)
 
 int server_is_local(const char *host)
 {
-    return strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0;
+    return strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0 ||
+           strcmp(host, "localhost") == 0;
 }
 
 static void describe_model(served_model *m, sandbox_model loaded)

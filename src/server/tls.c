@@ -2,6 +2,7 @@
 #include "server/tls.h"
 
 #include <openssl/err.h>
+#include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,12 +32,32 @@ static int choose_protocol(SSL *ssl, const unsigned char **out, unsigned char *o
     return SSL_TLSEXT_ERR_OK;
 }
 
-static realm_status fail(realm_error *error, const char *what, const char *path)
+/* The first error is the cause; those after it say who could not go on. */
+static realm_status fail(realm_error *error, const char *what, const char *path, int asked)
 {
-    char reason[200];
-    ERR_error_string_n(ERR_peek_last_error(), reason, sizeof reason);
+    unsigned long code = ERR_get_error();
+    const char *reason = ERR_SYSTEM_ERROR(code) ? strerror(ERR_GET_REASON(code))
+                                                : ERR_reason_error_string(code);
+    int of_pem = ERR_GET_LIB(code) == ERR_LIB_PEM,
+        of_decoder = ERR_GET_LIB(code) == ERR_LIB_OSSL_DECODER;
+    int number = ERR_GET_REASON(code);
+    if ((of_pem && number == PEM_R_NO_START_LINE) || (of_decoder && number == ERR_R_UNSUPPORTED))
+        reason = "there is none in it in PEM format";
+    if (asked)
+        reason = "it needs a password; give one that does not";
     ERR_clear_error();
-    return realm_fail(error, REALM_INVALID, "%s '%.200s': %s", what, path, reason);
+    return realm_fail(error, REALM_INVALID, "%s '%.200s': %s", what, path,
+                      reason ? reason : "OpenSSL does not say why");
+}
+
+/* OpenSSL would ask whoever sits at the terminal. context: an int that is 1 from then on. */
+static int give_no_password(char *out, int size, int writes, void *context)
+{
+    (void)out;
+    (void)size;
+    (void)writes;
+    *(int *)context = 1;
+    return -1;
 }
 
 realm_status tls_context_open(tls_context **out, const char *certificate, const char *key,
@@ -55,13 +76,18 @@ realm_status tls_context_open(tls_context **out, const char *certificate, const 
                               SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
     SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF); /* tickets do without */
     SSL_CTX_set_alpn_select_cb(ctx, choose_protocol, NULL);
+    int asked = 0;
+    SSL_CTX_set_default_passwd_cb(ctx, give_no_password);
+    SSL_CTX_set_default_passwd_cb_userdata(ctx, &asked);
     ERR_clear_error();
     if (SSL_CTX_use_certificate_chain_file(ctx, certificate) != 1)
-        status = fail(error, "cannot use the certificate", certificate);
+        status = fail(error, "cannot use the certificate", certificate, asked);
     else if (SSL_CTX_use_PrivateKey_file(ctx, key, SSL_FILETYPE_PEM) != 1)
-        status = fail(error, "cannot use the key", key);
+        status = fail(error, "cannot use the key", key, asked);
     else if (SSL_CTX_check_private_key(ctx) != 1)
-        status = fail(error, "the certificate does not belong to the key", key);
+        status = fail(error, "the certificate does not belong to the key", key, asked);
+    SSL_CTX_set_default_passwd_cb(ctx, NULL);
+    SSL_CTX_set_default_passwd_cb_userdata(ctx, NULL);
     if (status)
         SSL_CTX_free(ctx);
     else

@@ -210,6 +210,7 @@ WRONG = [
     ({"max_tokens": 0}, 400, "max_tokens", "invalid_value"),
     ({"max_tokens": 100000}, 400, None, "context_length_exceeded"),
     ({"stop": 5}, 400, "stop", "invalid_type"),
+    ({"stop": ""}, 400, "stop", "invalid_value"),
     ({"stop": [""]}, 400, "stop", "invalid_type"),
     ({"logit_bias": {"x": 1}}, 400, "logit_bias", "invalid_value"),
     ({"logit_bias": {"99999999": 1}}, 400, "logit_bias", "invalid_value"),
@@ -538,6 +539,32 @@ def test_draining_lets_streams_finish_and_refuses_new_work(realm, smollm2):
         assert server.process.wait(60) == 0
 
 
+def test_what_a_server_cannot_listen_with_is_one_sentence(realm, run, smollm2, certificate, tmp_path):
+    def sentence(*arguments):
+        failed = run("serve", "--model", f"m={smollm2}", "--kv-memory", "64m", "--quiet", *arguments, check=False)
+        assert failed.code == 1
+        return [line for line in failed.err.splitlines() if line.startswith("realm serve: ")][-1]
+
+    def with_tls(cert, key):
+        return sentence("--port", "0", "--tls-cert", cert, "--tls-key", key)
+
+    cert, key = certificate / "cert.pem", certificate / "key.pem"
+    assert "both a certificate and its key" in sentence("--port", "0", "--tls-cert", cert)
+    assert with_tls(tmp_path / "none.pem", key).endswith(f"the certificate '{tmp_path / 'none.pem'}': No such file or directory")
+    assert with_tls(cert, tmp_path / "none.pem").endswith(f"the key '{tmp_path / 'none.pem'}': No such file or directory")
+    (tmp_path / "words.pem").write_text("no certificate at all\n")
+    assert "none in it in PEM format" in with_tls(tmp_path / "words.pem", key)
+    assert "none in it in PEM format" in with_tls(cert, tmp_path / "words.pem")
+    subprocess.run(["openssl", "pkey", "-in", key, "-aes256", "-passout", "pass:word", "-out", tmp_path / "locked.pem"],
+                   check=True, stderr=subprocess.DEVNULL)
+    assert "needs a password" in with_tls(cert, tmp_path / "locked.pem"), "nobody is asked for it"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "address already in use" in sentence("--port", str(taken.getsockname()[1]))
+    assert "give an address in numbers" in sentence("--host", "127.what")
+    with serving(realm, "--model", f"m={smollm2}", "--kv-memory", "64m", "--host", "localhost") as server:
+        assert httpx.get(server.url + "/health").status_code == 200
+
+
 def refused(server):
     try:
         server.raw().close()
@@ -553,6 +580,11 @@ def test_settings_come_from_file_environment_and_flags_in_that_order(realm, run,
     assert wrong.code == 1 and "'model' wants one value" in wrong.err
     settings.write_text("prot: 8080\n")
     assert "there is no setting 'prot'" in run("serve", "--config", settings, check=False).err
+    settings.write_text("models:\n  small: x.gguf\n")
+    assert "there is no setting 'models'" in run("serve", "--config", settings, check=False).err
+    for text, kind in ("just words\n", "a string"), ("- model\n", "a list"), ("\ufeff12\n", "a whole number"):
+        settings.write_text(text)
+        assert f"it must hold lines 'NAME: VALUE', not {kind}" in run("serve", "--config", settings, check=False).err
     settings.write_text("port: 99999999\n")
     assert "'port' wants a whole number from 0 to 65535" in run("serve", "--config", settings, check=False).err
     settings.write_text(f"model:\n  - from-file={smollm2}\nkv-memory: 64m\nlog-format: text\n")
