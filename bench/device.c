@@ -2,11 +2,11 @@
  * shape made on the spot: no file, no tokenizer, no engine.
  *
  *     bench_device [--device cuda] [--model llama-2-7b:q4_k_m]... [--products] [--batch 1,8,16,64]
- *                  [--tokens 64] [--prompt 512]
+ *                  [--tokens 64] [--prompt 128,512] [--piece 113] [--beside 15]
  *
  * For each model: tokens a second of a prompt, then of generation with so many sequences after 128
- * tokens each; every step's logits are read by the host, as an engine does. --products times the single
- * products of each type. Times are of a wall clock over whole runs; the first run of each is not
+ * tokens each; every step's logits are read by the host, as an engine does. --piece times steps that have so many
+ * rows of a prompt and a row of each of --beside sequences. --products times the single products of each type. Times are of a wall clock over whole runs; the first run of each is not
  * counted. */
 #include <math.h>
 #include <stdio.h>
@@ -35,6 +35,8 @@ static const shape shapes[] = {
 
 #define HEAD_DIM(s) ((s)->n_embd / (s)->n_heads)
 #define MAX_BATCH   256
+#define STEP_ROWS   512
+#define LIST_MOST   16 /* of an option's numbers */
 /* A row of logits, behind it its peaks and the room for its largest, as the engine keeps them. */
 #define RESULT_FLOATS(s)                                                                           \
     ((size_t)(s)->n_vocab + (size_t)peaks_count((s)->n_vocab) +                                    \
@@ -346,6 +348,27 @@ static double time_generation(network *n, int32_t batch, int32_t from, int32_t s
     return (double)(clock_ns() - start) / 1e6;
 }
 
+/* Milliseconds of a step that has `piece` rows of a prompt and one of each of `streams` sequences after 128 tokens: the
+ * mean over a prompt of STEP_ROWS. */
+static double time_mixed(network *n, int32_t piece, int32_t streams)
+{
+    int32_t positions[STEP_ROWS], sequences[STEP_ROWS], tokens[STEP_ROWS], outputs[STEP_ROWS];
+    int32_t steps = STEP_ROWS / piece;
+    uint64_t start = clock_ns();
+    for (int32_t i = 0; i < steps; i++) {
+        for (int32_t j = 0; j < streams + piece; j++) {
+            positions[j] = j < streams ? 128 + i : i * piece + j - streams;
+            sequences[j] = j < streams ? j : streams;
+            tokens[j] = (i * 7 + j * 31) % n->s->n_vocab;
+            outputs[j] = j;
+        }
+        step_rows step = {streams + piece, positions, sequences, streams + 1,
+                          (const int32_t *const *)n->tables};
+        walk(n, &step, tokens, outputs, streams);
+    }
+    return (double)(clock_ns() - start) / 1e6 / steps;
+}
+
 static void check_finite(const network *n, int32_t rows)
 {
     for (size_t i = 0; i < (size_t)rows * RESULT_FLOATS(n->s); i++)
@@ -353,8 +376,46 @@ static void check_finite(const network *n, int32_t rows)
             die("logits", "not finite");
 }
 
-static void bench_model(backend *b, const char *name, const int32_t *batches, int n_batches,
-                        int32_t prompt, int32_t tokens)
+/* What is timed of each model. */
+typedef struct plan {
+    int32_t batches[LIST_MOST], prompts[LIST_MOST], pieces[LIST_MOST];
+    int n_batches, n_prompts, n_pieces;
+    int32_t tokens, beside;
+} plan;
+
+static int32_t largest_of(const int32_t *list, int n, int32_t least)
+{
+    for (int i = 0; i < n; i++)
+        least = list[i] > least ? list[i] : least;
+    return least;
+}
+
+static void bench_prompts(network *n, const plan *p)
+{
+    for (int i = 0; i < p->n_prompts; i++) {
+        double ms = 1e9;
+        time_prompt(n, p->prompts[i]);
+        for (int j = 0; j < 4; j++)
+            ms = fmin(ms, time_prompt(n, p->prompts[i]));
+        check_finite(n, 1);
+        printf("  pp%-5d %9.1f tokens/s  %8.3f ms\n", p->prompts[i], p->prompts[i] / ms * 1000, ms);
+    }
+}
+
+static void bench_mixed(network *n, const plan *p)
+{
+    for (int i = 0; i < p->n_pieces; i++) {
+        double ms = 1e9;
+        time_generation(n, p->beside, 0, 128);
+        time_mixed(n, p->pieces[i], p->beside);
+        for (int j = 0; j < 4; j++)
+            ms = fmin(ms, time_mixed(n, p->pieces[i], p->beside));
+        check_finite(n, p->beside);
+        printf("  %d of a prompt beside %d %8.3f ms a step\n", p->pieces[i], p->beside, ms);
+    }
+}
+
+static void bench_model(backend *b, const char *name, const plan *p)
 {
     const char *colon = strchr(name, ':'), *quantization = colon ? colon + 1 : "q4_k_m";
     size_t length = colon ? (size_t)(colon - name) : strlen(name);
@@ -364,29 +425,24 @@ static void bench_model(backend *b, const char *name, const int32_t *batches, in
             s = &shapes[i];
     if (!s)
         die(name, "no such shape");
-    int32_t most = 1;
-    for (int i = 0; i < n_batches; i++)
-        most = batches[i] > most ? batches[i] : most;
+    int32_t most = largest_of(p->batches, p->n_batches, p->beside + 1);
+    int32_t longest = largest_of(p->prompts, p->n_prompts, 128 + p->tokens);
     network n;
     uint64_t start = clock_ns();
-    int32_t longest = prompt > 128 + tokens ? prompt : 128 + tokens;
-    open_network(&n, b, s, quantization, 512, most, most, longest);
+    open_network(&n, b, s, quantization, STEP_ROWS, most, most,
+                 longest < STEP_ROWS ? STEP_ROWS : longest);
     printf("%s %s: %.2f GB of weights read a step, made in %.1f s\n", s->name, quantization,
            n.weight_bytes / 1e9, (double)(clock_ns() - start) / 1e9);
-    if (prompt > 0) {
-        time_prompt(&n, prompt);
-        double ms = time_prompt(&n, prompt);
-        for (int i = 0; i < 3; i++)
-            ms = fmin(ms, time_prompt(&n, prompt));
-        check_finite(&n, 1);
-        printf("  pp%-5d %9.1f tokens/s  %8.3f ms\n", prompt, prompt / ms * 1000, ms);
-    }
-    for (int i = 0; i < n_batches; i++) {
-        time_generation(&n, batches[i], 0, 128);
-        double ms = time_generation(&n, batches[i], 128, tokens);
-        check_finite(&n, batches[i]);
-        printf("  tg x %-3d %9.1f tokens/s  %8.3f ms a step  %7.1f GB/s of weights\n", batches[i],
-               batches[i] * tokens / ms * 1000, ms / tokens, n.weight_bytes * tokens / ms / 1e6);
+    bench_prompts(&n, p);
+    bench_mixed(&n, p);
+    for (int i = 0; i < p->n_batches; i++) {
+        int32_t batch = p->batches[i];
+        time_generation(&n, batch, 0, 128);
+        double ms = time_generation(&n, batch, 128, p->tokens);
+        check_finite(&n, batch);
+        printf("  tg x %-3d %9.1f tokens/s  %8.3f ms a step  %7.1f GB/s of weights\n", batch,
+               batch * p->tokens / ms * 1000, ms / p->tokens,
+               n.weight_bytes * p->tokens / ms / 1e6);
         fflush(stdout);
     }
     close_network(&n);
@@ -454,14 +510,14 @@ static void bench_products(backend *b)
 
 /* ---- the command line ------------------------------------------------------------------------------ */
 
-static int parse_list(char *text, int32_t *out, int most)
+static int parse_list(char *text, int32_t *out, int32_t most)
 {
     int n = 0;
-    for (char *rest = NULL, *word = strtok_r(text, ",", &rest); word && n < most;
+    for (char *rest = NULL, *word = strtok_r(text, ",", &rest); word && n < LIST_MOST;
          word = strtok_r(NULL, ",", &rest)) {
         out[n] = atoi(word);
-        if (out[n] < 1 || out[n] > MAX_BATCH)
-            die(word, "batches are 1 to 256");
+        if (out[n] < 1 || out[n] > most)
+            die(word, "too few or too many");
         n++;
     }
     return n;
@@ -470,8 +526,13 @@ static int parse_list(char *text, int32_t *out, int most)
 int main(int argc, char **argv)
 {
     const char *models[16];
-    int n_models = 0, products = 0, n_batches = 5;
-    int32_t batches[16] = {1, 8, 16, 32, 64}, prompt = 512, tokens = 64;
+    int n_models = 0, products = 0;
+    plan p = {.batches = {1, 8, 16, 32, 64},
+              .n_batches = 5,
+              .prompts = {512},
+              .n_prompts = 1,
+              .tokens = 64,
+              .beside = 15};
     backend_options options = {.device = "auto"};
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--products") == 0) {
@@ -486,11 +547,15 @@ int main(int argc, char **argv)
         else if (strcmp(argv[i - 1], "--model") == 0 && n_models < 16)
             models[n_models++] = value;
         else if (strcmp(argv[i - 1], "--batch") == 0)
-            n_batches = parse_list(value, batches, 16);
+            p.n_batches = parse_list(value, p.batches, MAX_BATCH);
         else if (strcmp(argv[i - 1], "--prompt") == 0)
-            prompt = atoi(value);
+            p.n_prompts = parse_list(value, p.prompts, 1 << 20);
+        else if (strcmp(argv[i - 1], "--piece") == 0)
+            p.n_pieces = parse_list(value, p.pieces, STEP_ROWS - MAX_BATCH);
+        else if (strcmp(argv[i - 1], "--beside") == 0)
+            p.beside = atoi(value) < MAX_BATCH ? atoi(value) : MAX_BATCH - 1;
         else if (strcmp(argv[i - 1], "--tokens") == 0)
-            tokens = atoi(value);
+            p.tokens = atoi(value);
         else
             die(argv[i - 1], "unknown option");
     }
@@ -504,7 +569,7 @@ int main(int argc, char **argv)
     if (products)
         bench_products(b);
     for (int i = 0; i < n_models; i++)
-        bench_model(b, models[i], batches, n_batches, prompt, tokens);
+        bench_model(b, models[i], &p);
     b->table->close(b);
     return 0;
 }

@@ -462,7 +462,7 @@ static cudaError_t prepare_kernels(cuda_backend *b)
         for (int i = 0; i < 2 * MATMUL_KERNELS && code == cudaSuccess; i++)
             code = prepare_product(b, kind, i % 2, i / 2, &part_bytes, &most_blocks);
     if (code == cudaSuccess && part_bytes > 0) {
-        size_t counters = (size_t)(most_blocks * b->n_multiprocessors) * sizeof *b->counters;
+        size_t counters = (size_t)(most_blocks * b->n_multiprocessors) * 2 * sizeof *b->counters;
         code = cudaMalloc((void **)&b->parts, part_bytes);
         if (code == cudaSuccess)
             code = cudaMalloc((void **)&b->counters, counters);

@@ -130,7 +130,7 @@ typedef struct cuda_backend {
     size_t angles_bytes, angles_used;
     float *partials; /* attention_split's */
     size_t partials_bytes;
-    float *parts; /* stream.cu's, and its counters: one for each block that runs at once */
+    float *parts; /* stream.cu's, and its counters: two for each block that runs at once */
     int32_t *counters;
 
     /* Recorded later, because what follows may take them along (operations.c). */

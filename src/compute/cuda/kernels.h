@@ -155,9 +155,10 @@ typedef struct matmul_args {
     prepared x;
     const float *x_floats; /* F32 weights */
     float *parts;          /* stream.cu: sums of places that several blocks share */
-    int32_t *counters;     /* and how many segments of each are there; zeros between launches */
+    int32_t *counters;     /* and two counts of each (stream.cu); zeros between launches */
     int32_t first_block[MATMUL_WEIGHTS + 1];
-    int32_t count, n_tokens, zero[2];
+    int32_t count, n_tokens;
+    int32_t whole, share; /* stream.cu: a block's whole places, its segments of a shared one */
 } matmul_args;
 
 /* Kernels by the most tokens they take at once: 8 (LONG: of so many rows that blocks may be twice as tall),
@@ -179,7 +180,7 @@ typedef struct matmul_kernel {
     int32_t tile_rows, tile_tokens; /* of a block; tokens beyond are more blocks in y */
     int32_t threads, shared_bytes;
     int32_t persistent; /* 1: blocks go from rows to rows; no more than can run at once are wanted.
-                         * 2: blocks share all rows and segments of all tokens; as 1 */
+                         * 2: blocks share all rows and segments of all tokens; likewise */
     int32_t part_bytes; /* of matmul_args.parts, a block */
 } matmul_kernel;
 

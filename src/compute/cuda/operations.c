@@ -717,16 +717,20 @@ static int alike(const packed *a, const packed *b)
     return a->kind == b->kind && a->k_scales == b->k_scales && a->table == b->table;
 }
 
-/* How many blocks share so many places: as many as can run at once, or so few less that each has whole
- * places, if next to nothing is lost by that; sums of shared places cost more. */
-static int32_t stretches(int32_t places, int32_t resident)
+/* Divides so many places among blocks (stream.cu), at most as many as can run at once, and says how many blocks. */
+static int32_t divide(matmul_args *a, int32_t places, int32_t resident)
 {
-    int32_t rounds = (places + resident - 1) / resident;
-    if (places * 10 >= rounds * resident * 9)
-        return (places + rounds - 1) / rounds;
-    int64_t jobs = (int64_t)places * PACKED_SEGMENTS;
-    int64_t each = (jobs + resident - 1) / resident;
-    return (int32_t)((jobs + each - 1) / each);
+    int32_t rounds = (places + resident - 1) / resident, blocks;
+    a->whole = places / resident;
+    int32_t left = places % resident;
+    /* If next to nothing is lost by it all are whole: sums of shared places cost more. */
+    int all_whole = places * 10 >= rounds * resident * 9;
+    for (a->share = all_whole ? PACKED_SEGMENTS : 1;; a->share++) {
+        int32_t rest = PACKED_SEGMENTS % a->share;
+        blocks = PACKED_SEGMENTS / a->share * left + (left * rest + a->share - 1) / a->share;
+        if (blocks <= resident)
+            return a->whole > 0 ? resident : blocks;
+    }
 }
 
 /* Whether blocks of twice as many rows are done sooner with so many tiles of rows: they take about 1.7 times as long
@@ -775,7 +779,7 @@ static int32_t multiply_alike(cuda_backend *b, const tensor *outs, tensor x,
     int32_t blocks = a.first_block[a.count], resident = b->resident[kind][k_scales][which];
     int32_t token_blocks = (x.n_rows + k.tile_tokens - 1) / k.tile_tokens;
     if (k.persistent == 2) {
-        blocks = stretches(blocks * token_blocks, resident);
+        blocks = divide(&a, blocks * token_blocks, resident);
         token_blocks = 1;
     } else if (k.persistent && blocks > resident) {
         blocks = resident;

@@ -1,14 +1,20 @@
 /* compute/cuda/stream.cu: products of more than 64 tokens on devices of 9.0, on wgmma.
  *
- * A job is 128 rows by 128 tokens of one of the sum's segments (product.cuh). The jobs of a launch stand in one
- * line, the segments of the same rows and tokens (a place) after each other, and every block has an equal
- * stretch of it. A warp fetches slabs of weights (packed.h) and tiles of activations in bulk copies, as many
- * stages ahead as shared memory holds and from one job to the next; two warpgroups unpack 64 rows each in
- * registers and multiply, a slab's unpacking beside the multiplication of the one before.
+ * A job is 128 rows by 128 tokens (a place) of one of the sum's segments (product.cuh). A warp fetches slabs of
+ * weights (packed.h) and tiles of activations in bulk copies, as many stages ahead as shared memory holds and from
+ * one job to the next; two warpgroups unpack 64 rows each in registers and multiply, a slab's unpacking beside the
+ * multiplication of the one before.
  *
- * Where a stretch begins or ends inside a place, its sums go to memory: those of the place's first segments as one,
- * added up as far as they go, and of each later segment its own, as they are added in order. Whoever is the
- * last to bring some adds up; which block that is changes nothing. */
+ * Every block has the same number of whole places, and those that are left are shared: a block has so many segments
+ * of them (share). Each has an owner, the block with the first ones; other blocks have as many of the next, and
+ * what is less than a share of each place is dealt out as one line. Segments of shares that are not the owner's go to
+ * memory, each one's sums on their own, as they are added in order; they come before a block's whole places, and the
+ * owner's after them, so that it finds the others there and adds them. Where nobody has whole places all are done at
+ * once, and each block with a share adds up a slice of the place's tokens.
+ *
+ * Either way a block waits a little for others, but never for ever: other work may keep them off the device, and may
+ * itself wait for this. Then it leaves its sums, or its slice, to whoever brings the last segments. Who adds up
+ * changes nothing. */
 #include "compute/cuda/product.cuh"
 #include "compute/cuda/wgmma.cuh"
 
@@ -17,11 +23,11 @@
 #define SLAB_ROWS (PACKED_SLAB_TILES * PACKED_ROWS)
 /* The threads that multiply; after them those that fetch, a warpgroup of which one thread works: sums need more
  * registers than twelve warps can have, and a warpgroup gives its own away as a whole. */
-#define CONSUMERS 256
-#define THREADS   (CONSUMERS + 128)
-#define PART_SUMS                                                                                  \
-    (PACKED_SEGMENTS + 1)   /* of a block: segments of its first place, sum of its last */
-#define SHARED_BYTES 232448 /* that a block may have */
+#define CONSUMERS    256
+#define THREADS      (CONSUMERS + 128)
+#define PART_SUMS    (PACKED_SEGMENTS - 1) /* the most of a share */
+#define SHARED_BYTES 232448                /* that a block may have */
+#define PATIENCE     16                    /* readings of a counter, 0.7 us each */
 
 /* A stage: a tile of activations for all tokens, the slab, its supers. */
 #define SLAB_BYTES  ((int)packed_slab_bytes(KIND, K_SCALES))
@@ -33,20 +39,61 @@
 /* Then two barriers a stage: full and empty. Stages begin at multiples of 1024. */
 #define DYNAMIC_BYTES (STAGES * STAGE + STAGES * 16 + 1024)
 
-/* What all threads of a block know. Jobs first_job .. end_job-1 are its own. */
+/* What all threads of a block know. */
 struct stream_block {
     uint32_t base, full, empty; /* shared memory: stages, their barriers */
-    int32_t k_tiles, token_blocks, blocks, jobs, first_job, end_job;
+    int32_t k_tiles, token_blocks, blocks;
+    int32_t whole;                  /* places of every block */
+    int32_t first_shared, n_shared; /* places that are shared */
+    int32_t share, pieces, rest; /* segments of a share; shares of a place; segments beyond them */
+    int32_t tail, jobs; /* of the block: those of others' places, which come first, and all */
 };
 
-__device__ __forceinline__ int32_t stretch_first(uint32_t jobs, uint32_t block, uint32_t blocks)
+/* Segments of one place that a block has. */
+struct stream_run {
+    int32_t place, segment, count;
+};
+
+__device__ __forceinline__ void find_share(stream_block &s, int32_t places, int32_t block)
 {
-    return (int32_t)(jobs * block / blocks);
+    s.first_shared = s.whole * s.blocks;
+    s.n_shared = places - s.first_shared;
+    s.pieces = PACKED_SEGMENTS / s.share;
+    s.rest = PACKED_SEGMENTS % s.share;
+    const int32_t others = block - s.pieces * s.n_shared; /* of the blocks that have what is left */
+    s.tail = block < s.n_shared ? 0
+             : others < 0       ? s.share
+                                : max(min(s.n_shared * s.rest - others * s.share, s.share), 0);
+    s.jobs = s.tail + s.whole * PACKED_SEGMENTS + (block < s.n_shared ? s.share : 0);
 }
 
-__device__ __forceinline__ int32_t job_owner(uint32_t jobs, uint32_t job, uint32_t blocks)
+/* From a block's job on, as far as they are of one place. */
+__device__ __forceinline__ stream_run run_at(const stream_block &s, int32_t job)
 {
-    return (int32_t)(((job + 1) * blocks - 1) / jobs);
+    const int32_t block = (int32_t)blockIdx.x;
+    if (job < s.tail) {
+        const int32_t others = block - s.pieces * s.n_shared, at = others * s.share + job;
+        if (others < 0)
+            return {s.first_shared + block % s.n_shared, block / s.n_shared * s.share + job,
+                    s.tail - job};
+        return {s.first_shared + at / s.rest, s.pieces * s.share + at % s.rest,
+                min(s.rest - at % s.rest, s.tail - job)};
+    }
+    const int32_t round = (job - s.tail) / PACKED_SEGMENTS,
+                  segment = job - s.tail - round * PACKED_SEGMENTS;
+    if (round < s.whole)
+        return {block + round * s.blocks, segment, PACKED_SEGMENTS - segment};
+    return {s.first_shared + block, segment, s.share - segment};
+}
+
+/* The part that a segment of a shared place is; the owner's is the sum of its own. */
+__device__ __forceinline__ int32_t part_of(const stream_block &s, int32_t place, int32_t segment)
+{
+    const int32_t piece = segment / s.share, shared = place - s.first_shared;
+    if (piece < s.pieces)
+        return (piece * s.n_shared + shared) * PART_SUMS + segment - piece * s.share;
+    const int32_t at = shared * s.rest + segment - s.pieces * s.share;
+    return (s.pieces * s.n_shared + at / s.share) * PART_SUMS + at % s.share;
 }
 
 __device__ __forceinline__ void consumers_meet(void)
@@ -58,7 +105,7 @@ __device__ __forceinline__ void consumers_meet(void)
 
 /* ---- fetching ----------------------------------------------------------------------------------- */
 
-/* Where the thread that fetches stands: tile k of job's segment. */
+/* Where the thread that fetches stands: tile k of a segment of a place. */
 struct stream_cursor {
     const uint8_t *slab, *supers; /* supers: of the rows */
     const uint16_t *x;
@@ -69,14 +116,15 @@ struct stream_cursor {
     __device__ __forceinline__ void open(const matmul_args &a, const stream_block &s)
     {
         const int32_t groups = (int32_t)(a.x.n_stride / 8);
-        for (k = end = 0; job < s.end_job; job++) {
-            const int segment = job % PACKED_SEGMENTS;
-            k = segment_first(s.k_tiles, segment);
-            end = segment_first(s.k_tiles, segment + 1);
+        for (k = end = 0; job < s.jobs; job++) {
+            const stream_run run = run_at(s, job);
+            k = segment_first(s.k_tiles, run.segment);
+            end = segment_first(s.k_tiles, run.segment + 1);
             if (k == end)
                 continue;
-            const int32_t place = job / PACKED_SEGMENTS, rows = place / s.token_blocks;
-            const int32_t token_block = place - rows * s.token_blocks, which = find_weight(a, rows);
+            const int32_t rows = run.place / s.token_blocks;
+            const int32_t token_block = run.place - rows * s.token_blocks;
+            const int32_t which = find_weight(a, rows);
             const int64_t slabs = rows - a.first_block[which];
             slab = a.w[which].planes + (slabs * s.k_tiles + k) * SLAB_BYTES;
             supers = a.w[which].supers + slabs * ((s.k_tiles + 3) / 4) * SUPER_BYTES;
@@ -115,7 +163,7 @@ struct stream_cursor {
 __device__ __forceinline__ void fetch(const matmul_args &a, const stream_block &s)
 {
     stream_cursor ahead;
-    ahead.job = s.first_job;
+    ahead.job = 0;
     ahead.open(a, s);
     stream_cursor behind = ahead;
     int stages = 0;
@@ -142,6 +190,9 @@ __device__ __forceinline__ void fetch(const matmul_args &a, const stream_block &
 /* A thread of those that multiply, and its sums of a segment: of its warp's 16 rows. */
 struct stream_sums {
     float sums[TOKENS / 2];
+    uint32_t
+        head[4]
+            [4]; /* operands of the first slab of the segment to come, once a first one was begun */
     uint32_t table[4], parity;
     int stage, lane, warp;
 
@@ -161,8 +212,8 @@ struct stream_sums {
             barrier_arrive(s.empty + (stage == 0 ? STAGES - 1 : stage - 1) * 8);
     }
 
-    /* A stage; f: operands that no instruction under way has. more: the stage before is not released yet. */
-    __device__ __forceinline__ void step(const stream_block &s, uint32_t f[4][4], bool more)
+    /* The stage's slab; f: operands that no instruction under way has. */
+    __device__ __forceinline__ void unpack(const stream_block &s, uint32_t f[4][4])
     {
         const uint32_t now = s.base + stage * STAGE, slab = now + SLAB_PLACE;
         barrier_wait(s.full + stage * 8, parity);
@@ -174,7 +225,12 @@ struct stream_sums {
                          K_SCALES, lane);
         fragment<KIND>(*(uint32_t(*)[2][4])f, in, 0, lane % 4 / 2, K_SCALES, table);
         fragment<KIND>(*(uint32_t(*)[2][4])(f + 2), in, 1, lane % 4 / 2, K_SCALES, table);
-        const uint64_t x = wgmma_operand(now);
+    }
+
+    /* Begins what was unpacked, and waits for what was begun before. more: the stage before is not released yet. */
+    __device__ __forceinline__ void begin(const stream_block &s, uint32_t f[4][4], bool more)
+    {
+        const uint64_t x = wgmma_operand(s.base + stage * STAGE);
         wgmma_begin();
 #pragma unroll
         for (int i = 0; i < 4; i++)
@@ -187,26 +243,48 @@ struct stream_sums {
             stage = 0, parity ^= 1;
     }
 
-    __device__ __forceinline__ void multiply_segment(const stream_block &s, int segment)
+    /* A segment of n slabs, the first of which is unpacked; and unpacks that of the next one, if one comes. */
+    __device__ __forceinline__ void multiply_segment(const stream_block &s, int32_t n, bool comes)
     {
-        const int32_t first = segment_first(s.k_tiles, segment),
-                      end = segment_first(s.k_tiles, segment + 1);
         uint32_t f[2][4][4];
-        int32_t k = first;
+        int32_t k = 1;
 #pragma unroll
         for (int i = 0; i < TOKENS / 2; i++)
             sums[i] = 0;
-        for (; k + 1 < end; k += 2) {
-            step(s, f[0], k > first);
-            step(s, f[1], true);
+        if (n == 0)
+            return;
+        begin(s, head, false);
+        for (; k + 1 < n; k += 2) {
+            unpack(s, f[0]);
+            begin(s, f[0], true);
+            unpack(s, f[1]);
+            begin(s, f[1], true);
         }
-        if (k < end)
-            step(s, f[0], k > first);
+        if (k < n) {
+            unpack(s, f[0]);
+            begin(s, f[0], true);
+        } else if (n == 1) {
+            wgmma_wait<0>(); /* it has head */
+        }
+        if (comes)
+            unpack(s, head);
         wgmma_wait<0>();
-        if (first < end)
-            release(s);
+        release(s);
     }
 };
+
+__device__ __forceinline__ int32_t segment_slabs(const stream_block &s, int32_t segment)
+{
+    return segment_first(s.k_tiles, segment + 1) - segment_first(s.k_tiles, segment);
+}
+
+/* Whether any slab comes from a block's job on. */
+__device__ __forceinline__ bool any_comes(const stream_block &s, int32_t job)
+{
+    while (job < s.jobs && segment_slabs(s, run_at(s, job).segment) == 0)
+        job++;
+    return job < s.jobs;
+}
 
 /* Sums in memory: [block][PART_SUMS][GROUPS][CONSUMERS] of four, each thread's its own. */
 __device__ __forceinline__ float4 *part_at(const matmul_args &a, int32_t part, int group)
@@ -223,58 +301,79 @@ __device__ __forceinline__ void put_part(const matmul_args &a, int32_t part,
                make_float4(sums[i * 4], sums[i * 4 + 1], sums[i * 4 + 2], sums[i * 4 + 3]));
 }
 
-/* Adds up a place's parts: where[j] is segment j's, or -1 if the one before holds it too. */
-__device__ __forceinline__ void add_parts(const matmul_args &a, const int32_t *where,
-                                          float total[TOKENS / 2])
+__device__ __forceinline__ void load_half(float4 v[GROUPS / 2], const matmul_args &a, int32_t part,
+                                          int half)
 {
-    constexpr int together = 4; /* asked for before one is added */
 #pragma unroll
-    for (int i = 0; i < GROUPS; i++)
-#pragma unroll
-        for (int from = 0; from < PACKED_SEGMENTS; from += together) {
-            float4 v[together];
-            float *to = total + i * 4;
-#pragma unroll
-            for (int j = 0; j < together; j++)
-                if (where[from + j] >= 0)
-                    v[j] = __ldcg(part_at(a, where[from + j], i));
-#pragma unroll
-            for (int j = 0; j < together; j++)
-                if (from + j == 0) {
-                    to[0] = v[0].x, to[1] = v[0].y, to[2] = v[0].z, to[3] = v[0].w;
-                } else if (where[from + j] >= 0) {
-                    to[0] = __fadd_rn(to[0], v[j].x);
-                    to[1] = __fadd_rn(to[1], v[j].y);
-                    to[2] = __fadd_rn(to[2], v[j].z);
-                    to[3] = __fadd_rn(to[3], v[j].w);
-                }
-            asm volatile("" ::: "memory"); /* not all loads at once: registers */
-        }
+    for (int i = 0; i < GROUPS / 2; i++)
+        v[i] = __ldcg(part_at(a, part, half * (GROUPS / 2) + i));
 }
 
-/* After this block's part of a place is in memory: 1 in all threads if it was the last one, and then where
- * all are. Both are shared memory. */
-__device__ __forceinline__ bool bring_part(const matmul_args &a, const stream_block &s,
-                                           int32_t place, int32_t segments, int32_t *last,
-                                           int32_t *where)
+__device__ __forceinline__ void add_half(float total[TOKENS / 2], const float4 v[GROUPS / 2],
+                                         int half)
 {
-    const int thread = (int)threadIdx.x;
-    /* Counted where the block with the first segment is: the place is the last of that one alone. */
-    const int32_t owner = job_owner(s.jobs, place * PACKED_SEGMENTS, s.blocks);
-    __threadfence();
-    consumers_meet();
-    if (thread < PACKED_SEGMENTS) {
-        const int32_t job = place * PACKED_SEGMENTS + thread,
-                      block = job_owner(s.jobs, job, s.blocks);
-        where[thread] = block != owner
-                            ? block * PART_SUMS + job - stretch_first(s.jobs, block, s.blocks)
-                        : thread == 0 ? block * PART_SUMS + PACKED_SEGMENTS
-                                      : -1;
+#pragma unroll
+    for (int i = 0; i < GROUPS / 2; i++) {
+        float *to = total + (half * (GROUPS / 2) + i) * 4;
+        to[0] = __fadd_rn(to[0], v[i].x);
+        to[1] = __fadd_rn(to[1], v[i].y);
+        to[2] = __fadd_rn(to[2], v[i].z);
+        to[3] = __fadd_rn(to[3], v[i].w);
     }
-    if (thread == 0) {
-        *last = atomicAdd(a.counters + owner, segments) + segments == PACKED_SEGMENTS;
+}
+
+/* Adds a place's parts in order, a half of one is asked for while the other is added: the owner's, if total is
+ * nothing yet, and those of the others. */
+__device__ __forceinline__ void add_parts(const matmul_args &a, const stream_block &s,
+                                          int32_t place, bool is_owner, float total[TOKENS / 2])
+{
+    float4 v[2][GROUPS / 2];
+    int32_t segment = is_owner ? s.share : 0;
+    load_half(v[0], a, part_of(s, place, segment), 0);
+    load_half(v[1], a, part_of(s, place, segment), 1);
+#pragma unroll 1
+    while (segment < PACKED_SEGMENTS) {
+        segment = segment == 0 ? s.share : segment + 1;
+        const bool more = segment < PACKED_SEGMENTS;
+        const int32_t next = more ? part_of(s, place, segment) : 0;
+        add_half(total, v[0], 0);
+        if (more)
+            load_half(v[0], a, next, 0);
+        add_half(total, v[1], 1);
+        if (more)
+            load_half(v[1], a, next, 1);
+    }
+}
+
+/* Whether the others' segments are in memory, all but the owner's; waits for them a little. If so nobody else will
+ * add up. The same in all threads; last: shared memory. */
+__device__ __forceinline__ bool others_are_there(const stream_block &s, int32_t *counter,
+                                                 int32_t *last)
+{
+    if (threadIdx.x == 0) {
+        int32_t count = 0;
+        for (int i = 0; i < PATIENCE && count != PACKED_SEGMENTS - s.share; i++)
+            asm volatile("ld.acquire.gpu.s32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+        *last = count == PACKED_SEGMENTS - s.share;
         if (*last)
-            a.counters[owner] = 0;
+            *counter = 0;
+    }
+    consumers_meet();
+    const bool are_there = *(volatile int32_t *)last != 0;
+    consumers_meet();
+    return are_there;
+}
+
+/* After so many segments of a place are in memory: whether they were the last. The same in all threads; last:
+ * shared memory. */
+__device__ __forceinline__ bool bring_part(int32_t *counter, int32_t segments, int32_t *last)
+{
+    consumers_meet(); /* thread 0 makes known what all have written */
+    if (threadIdx.x == 0) {
+        __threadfence();
+        *last = atomicAdd(counter, segments) + segments == PACKED_SEGMENTS;
+        if (*last)
+            *counter = 0;
         __threadfence();
     }
     consumers_meet();
@@ -283,74 +382,174 @@ __device__ __forceinline__ bool bring_part(const matmul_args &a, const stream_bl
     return is_last;
 }
 
-__device__ __forceinline__ void store_place(const matmul_args &a, const stream_block &s,
-                                            int32_t place, const stream_sums &m,
-                                            const float total[TOKENS / 2])
-{
-    const int32_t rows = place / s.token_blocks, token_block = place - rows * s.token_blocks;
-    const int which = find_weight(a, rows);
-    const packed &w = a.w[which];
-    const int32_t row = (rows - a.first_block[which]) * SLAB_ROWS + m.warp * PACKED_ROWS +
-                        m.lane / 4;
+/* Results of a place for the rows of a thread. */
+struct stream_rows {
+    float
+        *out; /* of the first of its two rows, which are 8 apart, and of the place's first token */
+    const float *scales;
     float row_scale[2], bias[2];
+    int32_t n_rows, n_tokens; /* of the product; tokens from the place's first on */
+    bool there[2], scaled, biased;
+
+    __device__ __forceinline__ void open(const matmul_args &a, const stream_block &s, int32_t place,
+                                         int warp, int lane)
+    {
+        const int32_t rows = place / s.token_blocks, token_block = place - rows * s.token_blocks;
+        const int which = find_weight(a, rows);
+        const packed &w = a.w[which];
+        const int32_t row = (rows - a.first_block[which]) * SLAB_ROWS + warp * PACKED_ROWS +
+                            lane / 4;
+        n_rows = w.n_rows;
+        n_tokens = a.n_tokens - token_block * TOKENS;
+        scales = a.x.scales + token_block * TOKENS;
+        out = a.out[which] + (int64_t)token_block * TOKENS * n_rows + row;
+        scaled = w.row_scales != nullptr;
+        biased = a.bias[which] != nullptr;
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const bool there = row + r * 8 < w.n_rows;
-        row_scale[r] = there && w.row_scales ? w.row_scales[row + r * 8] : 1.0f;
-        bias[r] = there && a.bias[which] ? a.bias[which][row + r * 8] : 0.0f;
-    }
-    float *const out = a.out[which] + row;
-#pragma unroll
-    for (int i = 0; i < TOKENS / 4; i++) {
-        const int32_t token = token_block * TOKENS + i / 2 * 8 + m.lane % 4 * 2 + i % 2;
-        if (token >= a.n_tokens)
-            continue;
-        const float scale = a.x.scales[token];
-#pragma unroll
-        for (int r = 0; r < 2; r++) { /* as product.cuh's store */
-            float v = __fmul_rn(total[i / 2 * 4 + r * 2 + i % 2], scale);
-            if (w.row_scales)
-                v = __fmul_rn(v, row_scale[r]);
-            if (a.bias[which])
-                v = __fadd_rn(v, bias[r]);
-            if (row + r * 8 < w.n_rows)
-                out[(int64_t)token * w.n_rows + r * 8] = v;
+        for (int r = 0; r < 2; r++) {
+            there[r] = row + r * 8 < n_rows;
+            row_scale[r] = there[r] && scaled ? w.row_scales[row + r * 8] : 1.0f;
+            bias[r] = there[r] && biased ? a.bias[which][row + r * 8] : 0.0f;
         }
+    }
+
+    /* Eight tokens' sums, as the instruction has them. */
+    __device__ __forceinline__ void store(int group, int lane, const float sums[4])
+    {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int32_t token = group * 8 + lane % 4 * 2 + i;
+            if (token >= n_tokens)
+                continue;
+            const float scale = scales[token];
+#pragma unroll
+            for (int r = 0; r < 2; r++) { /* as product.cuh's store */
+                float v = __fmul_rn(sums[r * 2 + i], scale);
+                if (scaled)
+                    v = __fmul_rn(v, row_scale[r]);
+                if (biased)
+                    v = __fadd_rn(v, bias[r]);
+                if (there[r])
+                    out[(int64_t)token * n_rows + r * 8] = v;
+            }
+        }
+    }
+};
+
+/* Groups from .. end-1 of a shared place: adds up the parts and stores the sums. */
+__device__ __forceinline__ void add_slice(const matmul_args &a, const stream_block &s,
+                                          int32_t place, int32_t from, int32_t end, int lane,
+                                          stream_rows &rows)
+{
+    int32_t at[PACKED_SEGMENTS];
+#pragma unroll
+    for (int j = 0; j < PACKED_SEGMENTS; j++)
+        at[j] = j > 0 && j < s.share ? -1 : part_of(s, place, j);
+#pragma unroll 1
+    for (int32_t group = from; group < end; group++) {
+        float4 v[PACKED_SEGMENTS];
+#pragma unroll
+        for (int j = 0; j < PACKED_SEGMENTS; j++)
+            if (at[j] >= 0)
+                v[j] = __ldcg(part_at(a, at[j], group));
+        float sums[4] = {v[0].x, v[0].y, v[0].z, v[0].w};
+#pragma unroll
+        for (int j = 1; j < PACKED_SEGMENTS; j++)
+            if (at[j] >= 0) {
+                sums[0] = __fadd_rn(sums[0], v[j].x);
+                sums[1] = __fadd_rn(sums[1], v[j].y);
+                sums[2] = __fadd_rn(sums[2], v[j].z);
+                sums[3] = __fadd_rn(sums[3], v[j].w);
+            }
+        rows.store(group, lane, sums);
     }
 }
 
-__device__ __forceinline__ void consume(const matmul_args &a, const stream_block &s, int32_t *last,
-                                        int32_t *where)
+/* After a block's segments of a place are in memory, where nobody has whole places: which slices it adds up, a bit
+ * each. counter[0] counts segments; a bit above the count is a slice that its block left to whoever brings the last
+ * ones. counter[1] counts slices that somebody adds: after the last of them nobody reads the counters. The same in all
+ * threads; slices: shared memory. */
+__device__ __forceinline__ int32_t find_slices(const stream_block &s, int32_t *counter,
+                                               int32_t segments, int32_t *slices)
 {
+    consumers_meet(); /* thread 0 makes known what all have written */
+    if (threadIdx.x == 0) {
+        const int32_t piece = (int32_t)blockIdx.x / s.n_shared;
+        const int32_t own = piece < s.pieces ? 1 << piece : 0;
+        __threadfence();
+        int32_t word = atomicAdd(counter, segments) + segments, mine = 0;
+        if (word % 16 == PACKED_SEGMENTS) {
+            mine = own | word >> 4;
+        } else if (own) {
+            for (int i = 0; i < PATIENCE && word % 16 != PACKED_SEGMENTS; i++)
+                asm volatile("ld.acquire.gpu.s32 %0, [%1];" : "=r"(word) : "l"(counter) : "memory");
+            if (word % 16 != PACKED_SEGMENTS)
+                word = atomicAdd(counter, own << 4);
+            mine = word % 16 == PACKED_SEGMENTS ? own : 0;
+        }
+        __threadfence();
+        const int32_t n = __popc(mine);
+        if (n > 0 && atomicAdd(counter + 1, n) + n == s.pieces)
+            counter[0] = counter[1] = 0;
+        *slices = mine;
+    }
+    consumers_meet();
+    const int32_t mine = *(volatile int32_t *)slices;
+    consumers_meet();
+    return mine;
+}
+
+__device__ __forceinline__ void consume(const matmul_args &a, const stream_block &s, int32_t *last)
+{
+    const int32_t first_part = (int32_t)blockIdx.x * PART_SUMS;
     stream_sums m;
+    stream_rows rows;
     float total[TOKENS / 2];
     m.open(a);
     await_inputs();
-    for (int32_t job = s.first_job; job < s.end_job;) {
-        const int32_t place = job / PACKED_SEGMENTS, place_job = job;
-        const int32_t end = min((place + 1) * PACKED_SEGMENTS, s.end_job);
-        const bool from_first = job % PACKED_SEGMENTS == 0;
+    if (any_comes(s, 0))
+        m.unpack(s, m.head);
+    for (int32_t job = 0; job < s.jobs;) {
+        const stream_run run = run_at(s, job);
+        const bool is_owner = run.segment == 0;
 #pragma unroll
         for (int i = 0; i < TOKENS / 2; i++)
             total[i] = 0;
-        for (; job < end; job++) {
-            m.multiply_segment(s, job % PACKED_SEGMENTS);
-            if (from_first) {
+        for (int32_t i = 0; i < run.count; i++, job++) {
+            m.multiply_segment(s, segment_slabs(s, run.segment + i), any_comes(s, job + 1));
+            if (is_owner) {
 #pragma unroll
-                for (int i = 0; i < TOKENS / 2; i++)
-                    total[i] = __fadd_rn(total[i], m.sums[i]);
+                for (int j = 0; j < TOKENS / 2; j++)
+                    total[j] = __fadd_rn(total[j], m.sums[j]);
             } else {
-                put_part(a, (int32_t)blockIdx.x * PART_SUMS + job - place_job, m.sums);
+                put_part(a, first_part + job, m.sums);
             }
         }
-        if (end - place_job < PACKED_SEGMENTS) {
-            if (from_first)
-                put_part(a, (int32_t)blockIdx.x * PART_SUMS + PACKED_SEGMENTS, total);
-            if (!bring_part(a, s, place, end - place_job, last, where))
+        if (run.count < PACKED_SEGMENTS) {
+            int32_t *counter = a.counters + 2 * (run.place - s.first_shared);
+            if (s.whole == 0 && s.pieces > 1) {
+                if (is_owner)
+                    put_part(a, first_part, total);
+                const int32_t slices = find_slices(s, counter, run.count, last);
+                rows.open(a, s, run.place, m.warp, m.lane);
+                for (int32_t i = 0; i < s.pieces; i++)
+                    if (slices >> i & 1)
+                        add_slice(a, s, run.place, GROUPS * i / s.pieces,
+                                  GROUPS * (i + 1) / s.pieces, m.lane, rows);
                 continue;
-            add_parts(a, where, total);
+            }
+            if (!is_owner || !others_are_there(s, counter, last)) {
+                if (is_owner)
+                    put_part(a, first_part, total);
+                if (!bring_part(counter, run.count, last))
+                    continue;
+            }
+            add_parts(a, s, run.place, is_owner, total);
         }
-        store_place(a, s, place, m, total);
+        rows.open(a, s, run.place, m.warp, m.lane);
+#pragma unroll
+        for (int i = 0; i < GROUPS; i++)
+            rows.store(i, m.lane, total + i * 4);
     }
 }
 
@@ -360,7 +559,7 @@ static __global__ void __launch_bounds__(THREADS, 1) stream(matmul_args a)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ uint8_t shared[];
-    __shared__ int32_t last, where[PACKED_SEGMENTS];
+    __shared__ int32_t last;
     stream_block s;
     s.base = ((uint32_t)__cvta_generic_to_shared(shared) + 1023) / 1024 * 1024;
     s.full = s.base + STAGES * STAGE;
@@ -368,9 +567,9 @@ static __global__ void __launch_bounds__(THREADS, 1) stream(matmul_args a)
     s.k_tiles = a.w[0].k_tiles;
     s.token_blocks = (a.n_tokens + TOKENS - 1) / TOKENS;
     s.blocks = (int32_t)gridDim.x;
-    s.jobs = a.first_block[a.count] * s.token_blocks * PACKED_SEGMENTS;
-    s.first_job = stretch_first(s.jobs, blockIdx.x, s.blocks);
-    s.end_job = stretch_first(s.jobs, blockIdx.x + 1, s.blocks);
+    s.whole = a.whole;
+    s.share = a.share;
+    find_share(s, a.first_block[a.count] * s.token_blocks, (int32_t)blockIdx.x);
     allow_next();
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
@@ -386,7 +585,7 @@ static __global__ void __launch_bounds__(THREADS, 1) stream(matmul_args a)
             fetch(a, s);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-        consume(a, s, &last, where);
+        consume(a, s, &last);
     }
 #endif
 }

@@ -284,6 +284,23 @@ static void products_of_long_matrices_are_those_of_the_reference(void **state)
     }
 }
 
+/* Of more than 64 tokens, that a device of 132 multiprocessors divides in each way that there is: shares of 2, 5 and 6
+ * segments of eight, and whole places before shares of 3, also where some segments have no columns. */
+static void products_that_blocks_share_are_those_of_the_reference(void **state)
+{
+    (void)state;
+    static const uint32_t types[] = {DTYPE_Q4_K, DTYPE_F16};
+    rng r;
+    rng_init(&r, 5);
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
+        check_product(types[t], 4200, 1280, 96, &r);
+        check_product(types[t], 5100, 512, 140, &r);
+        check_product(types[t], 12200, 512, 70, &r);
+        check_product(types[t], 22000, 256, 80, &r);
+        check_product(types[t], 22000, 768, 65, &r);
+    }
+}
+
 static void products_of_few_columns_work(void **state)
 {
     (void)state;
@@ -697,6 +714,7 @@ int main(void)
         cmocka_unit_test(rows_of_every_type_are_embedded_to_the_bit),
         cmocka_unit_test(products_of_every_type_are_those_of_the_reference),
         cmocka_unit_test(products_of_long_matrices_are_those_of_the_reference),
+        cmocka_unit_test(products_that_blocks_share_are_those_of_the_reference),
         cmocka_unit_test(products_of_few_columns_work),
         cmocka_unit_test(products_that_share_an_input_are_those_alone),
         cmocka_unit_test(attention_is_that_of_the_reference),
