@@ -222,10 +222,10 @@ const void *cuda_kernel_prepare(void); /* grid: rows */
 const void *cuda_kernel_gated(void);   /* grid: parts of a row, a cluster; rows */
 const void *cuda_kernel_add(void);     /* grid: elements / 1024, block: 256 */
 const void *cuda_kernel_soft_cap(void);
-const void *cuda_kernel_gather(void);  /* grid: rows */
-const void *cuda_kernel_results(void); /* grid: 1 + peaks / 32, rows; block: 1024 */
-const void *cuda_kernel_norm(void);    /* grid: rows */
-const void *cuda_kernel_embed(void);   /* grid: rows */
+const void *cuda_kernel_gather(void);             /* grid: rows */
+const void *cuda_kernel_results(void);            /* grid: 1 + peaks / 32, rows; block: 1024 */
+const void *cuda_kernel_norm(const norm_args *a); /* which depends on them; grid: rows */
+const void *cuda_kernel_embed(void);              /* grid: rows */
 const void *cuda_kernel_angles(void);
 const void *cuda_kernel_rope(void);     /* grid: rows, tensors */
 const void *cuda_kernel_kv_write(void); /* grid: rows, kv heads */

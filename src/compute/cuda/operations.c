@@ -269,7 +269,7 @@ static void norm(backend *backend_, tensor out, tensor x, norm_kind kind, const 
         wrote(b, out);
     else
         a.p = prepare_along(b, out);
-    record(b, cuda_kernel_norm(), (uint32_t)x.n_rows, 1, row_threads(x.n_cols), &a, sizeof a);
+    record(b, cuda_kernel_norm(&a), (uint32_t)x.n_rows, 1, row_threads(x.n_cols), &a, sizeof a);
     finish(b);
 }
 

@@ -24,6 +24,17 @@ static __global__ void prepare_kernel(rows_args a)
     prepare_row(a.p, kept, x, a.n_cols, blockIdx.x, largest, scratch);
 }
 
+/* As block_max, of numbers whose bits are in order: none is negative or NaN. */
+__device__ __forceinline__ float block_most(float v, float *scratch)
+{
+    uint32_t most = __reduce_max_sync(0xFFFFFFFF, __float_as_uint(v));
+    if (threadIdx.x % 32 == 0)
+        scratch[threadIdx.x / 32] = __uint_as_float(most);
+    __syncthreads();
+    most = threadIdx.x % 32 < blockDim.x / 32 ? __float_as_uint(scratch[threadIdx.x % 32]) : 0;
+    return __uint_as_float(__reduce_max_sync(0xFFFFFFFF, most));
+}
+
 /* ---- norms ------------------------------------------------------------------------------------ */
 
 __device__ __forceinline__ float4 norm_gain(const norm_args &a, int32_t k)
@@ -125,6 +136,69 @@ static __global__ void norm_kernel(norm_args a)
         prepare_row(a.p, kept, a.out + at, n, blockIdx.x, largest, scratch[2]);
 }
 
+/* The same, bit for bit, for the usual case: RMS, no bias, whole tiles of at most VECTORS * 4096 columns. With few
+ * rows all wait for what is one chain of instructions in each thread, so it has no branches that this case does not
+ * need, and every load before the first store. Its few registers let it in beside blocks of a product. */
+template <int VECTORS> static __global__ void __launch_bounds__(1024) norm_plain(norm_args a)
+{
+    __shared__ float scratch[2][33];
+    const int32_t n = a.n_cols, first = (int32_t)threadIdx.x * 4, step = (int32_t)blockDim.x * 4;
+    const int64_t at = (int64_t)blockIdx.x * n + first;
+    float4 v[VECTORS], y[VECTORS], gain[VECTORS];
+    float total = 0, largest = 0, inverse;
+    allow_next();
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++)
+        gain[i] = first + i * step < n && a.gain ? *(const float4 *)(a.gain + first + i * step)
+                                                 : make_float4(1, 1, 1, 1);
+    await_inputs();
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++) {
+        v[i] = y[i] = make_float4(0, 0, 0, 0);
+        if (first + i * step < n) {
+            v[i] = *(const float4 *)(a.x + at + i * step);
+            if (a.y)
+                y[i] = *(const float4 *)(a.y + at + i * step);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++) {
+        float *x = &v[i].x, *more = &y[i].x;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            x[e] = a.y ? fmaf(a.factor, more[e], x[e]) : x[e];
+            total = fmaf(x[e], x[e], total);
+        }
+    }
+    total = block_sum(total, scratch[0]);
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++)
+        y[i] = v[i]; /* the sum, stored when nothing waits */
+    inverse = 1.0f / sqrtf(total / (float)n + a.epsilon);
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++) {
+        float *x = &v[i].x, *g = &gain[i].x;
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            x[e] = __fmul_rn(__fmul_rn(x[e], inverse), g[e]);
+        largest = fmaxf(largest, largest_of(v[i]));
+    }
+    if (a.p.halves)
+        largest = block_most(largest, scratch[1]);
+    float scale, factor = scale_for(largest, &scale);
+#pragma unroll
+    for (int i = 0; i < VECTORS; i++)
+        if (first + i * step < n) {
+            if (a.p.halves)
+                store_prepared(a.p, blockIdx.x, first + i * step, v[i], factor);
+            if (a.y)
+                *(float4 *)(a.sum + at + i * step) = y[i];
+            *(float4 *)(a.out + at + i * step) = v[i];
+        }
+    if (a.p.halves && threadIdx.x == 0)
+        a.p.scales[blockIdx.x] = scale;
+}
+
 /* ---- elements --------------------------------------------------------------------------------- */
 
 __device__ __forceinline__ float activate(float x, int32_t kind)
@@ -138,6 +212,16 @@ __device__ __forceinline__ float activate(float x, int32_t kind)
         return x / (1.0f + expf(-2.0f * u));
     }
     return 0.5f * x * erfcf(-x * 0.70710678118654752f);
+}
+
+__device__ __forceinline__ float4 gated_four(float4 x, float4 y, int32_t kind)
+{
+    if (kind == ACTIVATION_SILU) /* once for all four */
+        return make_float4(
+            activate(x.x, ACTIVATION_SILU) * y.x, activate(x.y, ACTIVATION_SILU) * y.y,
+            activate(x.z, ACTIVATION_SILU) * y.z, activate(x.w, ACTIVATION_SILU) * y.w);
+    return make_float4(activate(x.x, kind) * y.x, activate(x.y, kind) * y.y,
+                       activate(x.z, kind) * y.z, activate(x.w, kind) * y.w);
 }
 
 /* A cluster of blocks a row, which agree on its largest element; blocks y of gridDim.x parts. */
@@ -154,14 +238,13 @@ static __global__ void gated_kernel(rows_args a)
     await_inputs();
     for (int32_t k = from + (int32_t)threadIdx.x * 4; k < end; k += (int32_t)blockDim.x * 4) {
         float4 x = load_four(a.x + at, k, n), y = load_four(a.y + at, k, n);
-        kept = make_float4(activate(x.x, a.kind) * y.x, activate(x.y, a.kind) * y.y,
-                           activate(x.z, a.kind) * y.z, activate(x.w, a.kind) * y.w);
+        kept = gated_four(x, y, a.kind);
         store_four(a.out + at, k, n, kept);
         largest = fmaxf(largest, largest_of(kept));
     }
     if (!a.p.halves)
         return;
-    float inverse, factor = scale_for(cluster_max(block_max(largest, scratch), cluster), &inverse);
+    float inverse, factor = scale_for(cluster_max(block_most(largest, scratch), cluster), &inverse);
     for (int32_t k = from + (int32_t)threadIdx.x * 4; k < end; k += (int32_t)blockDim.x * 4)
         store_prepared(a.p, blockIdx.y, k,
                        part <= (int32_t)blockDim.x * 4 ? kept : load_four(a.out + at, k, n),
@@ -537,10 +620,16 @@ KERNEL(add)
 KERNEL(soft_cap)
 KERNEL(gather)
 KERNEL(results)
-KERNEL(norm)
 KERNEL(embed)
 KERNEL(angles)
 KERNEL(rope)
 KERNEL(kv_write)
 KERNEL(kv_read)
 KERNEL(matmul_f32)
+
+extern "C" const void *cuda_kernel_norm(const norm_args *a)
+{
+    if (a->kind != NORM_RMS || a->bias || a->n_cols % PACKED_COLS != 0 || a->n_cols > 2 * 4096)
+        return (const void *)norm_kernel;
+    return a->n_cols <= 4096 ? (const void *)norm_plain<1> : (const void *)norm_plain<2>;
+}

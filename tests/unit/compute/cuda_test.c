@@ -124,8 +124,8 @@ static void run_row_operations(backend *b, const row_inputs *in, int32_t first, 
 static void rows_and_elements_are_those_of_the_reference(void **state)
 {
     (void)state;
-    static const int32_t shapes[][2] = {{1, 8},    {3, 40},    {5, 576},  {2, 2048},
-                                        {9, 4096}, {2, 11008}, {1, 20480}};
+    static const int32_t shapes[][2] = {{1, 8},    {3, 40},   {5, 576},   {2, 2048},
+                                        {9, 4096}, {2, 5120}, {2, 11008}, {1, 20480}};
     rng r;
     rng_init(&r, 11);
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
