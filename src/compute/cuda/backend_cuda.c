@@ -430,12 +430,15 @@ static cudaError_t allow_shared(const void *function, int32_t bytes)
     return cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
-/* part_bytes and most_blocks grow by what the kernel needs. */
+/* part_bytes and most_blocks grow by what the kernel needs. A block has 99 KiB of shared memory on most devices
+ * and more on 8.0, 9.0 and 10.0, so some kernels cannot run everywhere: those are left out, but tiles, which can. */
 static cudaError_t prepare_product(cuda_backend *b, int32_t kind, int32_t k_scales, int which,
                                    size_t *part_bytes, int *most_blocks)
 {
     matmul_kernel k = cuda_matmul_kernel(b, kind, k_scales, which);
     int blocks = 0;
+    if (k.shared_bytes > b->shared_most && which != MATMUL_TILES)
+        return cudaSuccess;
     cudaError_t code = allow_shared(k.function, k.shared_bytes);
     if (code == cudaSuccess)
         code = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, k.function, k.threads,

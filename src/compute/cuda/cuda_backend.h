@@ -109,8 +109,10 @@ typedef struct cuda_backend {
     backend head;
     int32_t device, major, minor, n_multiprocessors, shared_most;
     int32_t wgmma; /* 9.0, and the kernels for it are there */
-    int32_t resident[PACKED_KINDS][2]
-                    [MATMUL_KERNELS]; /* blocks that run at once on the whole device */
+    int32_t
+        resident[PACKED_KINDS][2]
+                [MATMUL_KERNELS]; /* blocks that run at once on the whole device; 0: not here, for
+                                         want of shared memory */
     char name[256];
     cudaStream_t stream;
     int failed;

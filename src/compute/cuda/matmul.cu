@@ -402,6 +402,7 @@ static __global__ void __launch_bounds__(256, BLOCKS) tiles(matmul_args a)
     using s = stage<TOKENS>;
     static_assert(WR * RT * PACKED_ROWS == TILE_ROWS && WR * WT == 8,
                   "a block is 128 rows and 8 warps");
+    static_assert(STAGES * s::bytes <= 99 << 10, "a block of any device has room for this");
     extern __shared__ uint4 shared[];
     allow_next();
     const uint32_t stages = (uint32_t)__cvta_generic_to_shared(shared);

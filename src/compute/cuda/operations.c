@@ -735,13 +735,33 @@ static int32_t divide(matmul_args *a, int32_t places, int32_t resident)
 
 /* Whether blocks of twice as many rows are done sooner with so many tiles of rows: they take about 1.7 times as long
  * for them, but both kinds of blocks go over the rows in whole rounds. */
-static int is_long(const cuda_backend *b, int32_t kind, int32_t k_scales, int64_t tiles)
+static int is_long(int64_t resident, int64_t resident_long, int64_t tiles)
 {
-    int64_t resident = b->resident[kind][k_scales][MATMUL_8],
-            resident_long = b->resident[kind][k_scales][MATMUL_8_LONG];
+    if (resident == 0 || resident_long == 0)
+        return resident == 0;
     int64_t rounds = (tiles + resident - 1) / resident,
             rounds_long = ((tiles + 1) / 2 + resident_long - 1) / resident_long;
     return rounds_long * 17 < rounds * 10;
+}
+
+/* Of the kernels that can run here (resident), for so many tokens and tiles of rows. */
+static int choose_kernel(const cuda_backend *b, const int32_t resident[MATMUL_KERNELS],
+                         int32_t n_tokens, int64_t tiles)
+{
+    /* No multiprocessor would have two blocks of two tiles. */
+    int is_short = tiles <= 2 * b->n_multiprocessors;
+    if (n_tokens <= 8 && (resident[MATMUL_8] > 0 || resident[MATMUL_8_LONG] > 0))
+        return is_long(resident[MATMUL_8], resident[MATMUL_8_LONG], tiles) ? MATMUL_8_LONG
+                                                                           : MATMUL_8;
+    if (n_tokens <= 16 && is_short && resident[MATMUL_16_SHORT] > 0)
+        return MATMUL_16_SHORT;
+    if (n_tokens <= 16 && resident[MATMUL_16] > 0)
+        return MATMUL_16;
+    if (n_tokens <= 32 && is_short && resident[MATMUL_32_SHORT] > 0)
+        return MATMUL_32_SHORT;
+    if (n_tokens <= 32 && resident[MATMUL_32] > 0)
+        return MATMUL_32;
+    return n_tokens <= FEW_TOKENS_MOST && resident[MATMUL_64] > 0 ? MATMUL_64 : MATMUL_TILES;
 }
 
 /* Weights from .. on that are of one kind, at most MATMUL_WEIGHTS; returns the next. */
@@ -750,23 +770,12 @@ static int32_t multiply_alike(cuda_backend *b, const tensor *outs, tensor x,
                               int32_t count, prepared p)
 {
     matmul_args a = {.x = p, .n_tokens = x.n_rows, .parts = b->parts, .counters = b->counters};
-    int32_t kind = packed_of(ws[from])->kind, k_scales = packed_of(ws[from])->k_scales, i = from,
-            which = MATMUL_TILES;
-    if (x.n_rows <= FEW_TOKENS_MOST && !p.tiles)
-        which = x.n_rows <= 8    ? MATMUL_8
-                : x.n_rows <= 16 ? MATMUL_16
-                : x.n_rows <= 32 ? MATMUL_32
-                                 : MATMUL_64;
+    int32_t kind = packed_of(ws[from])->kind, k_scales = packed_of(ws[from])->k_scales, i = from;
     int64_t tiles = 0;
     for (int32_t j = from; j < count && alike(packed_of(ws[j]), packed_of(ws[from])); j++)
         tiles += packed_of(ws[j])->row_tiles;
-    if (which == MATMUL_8 && is_long(b, kind, k_scales, tiles))
-        which = MATMUL_8_LONG;
-    /* Where no multiprocessor would have two blocks of two tiles. */
-    if (which == MATMUL_16 && tiles <= 2 * b->n_multiprocessors)
-        which = MATMUL_16_SHORT;
-    if (which == MATMUL_32 && tiles <= 2 * b->n_multiprocessors)
-        which = MATMUL_32_SHORT;
+    int which = p.tiles ? MATMUL_TILES
+                        : choose_kernel(b, b->resident[kind][k_scales], x.n_rows, tiles);
     matmul_kernel k = cuda_matmul_kernel(b, kind, k_scales, which);
     for (; i < count && a.count < MATMUL_WEIGHTS && alike(packed_of(ws[i]), packed_of(ws[from]));
          i++) {
