@@ -245,11 +245,16 @@ static int may_take(const scheduler *s, const sched_item *asker, const sched_ite
            (has_rested(s, from) || is_worse(from, asker));
 }
 
-/* Pages that would be free if everybody gave theirs whom asker may take them from: those with no
- * other reference than theirs. */
-static int32_t could_give(scheduler *s, const sched_item *asker, int same_tenant)
+/* Whether so many pages would be free if everybody gave theirs whom asker may take them from: those with
+ * no other reference than theirs. */
+static int could_give(scheduler *s, const sched_item *asker, int same_tenant, int32_t wanted)
 {
     int32_t count = 0;
+    int64_t most = 0;
+    for (const sched_item *it = s->first; it; it = it->next)
+        most += may_take(s, asker, it, same_tenant) ? it->table.count : 0;
+    if (most < wanted) /* as for most that wait: they came last */
+        return 0;
     for (int counting = 1; counting >= 0; counting--)
         for (const sched_item *it = s->first; it; it = it->next)
             for (int32_t i = 0; may_take(s, asker, it, same_tenant) && i < it->table.count; i++) {
@@ -259,7 +264,7 @@ static int32_t could_give(scheduler *s, const sched_item *asker, int same_tenant
                 else if (++s->found[page] == kv_pool_references(s->pool, page))
                     count++;
             }
-    return count;
+    return count >= wanted;
 }
 
 /* Whose pages go next so that asker gets some; NULL: nobody's. */
@@ -323,8 +328,8 @@ static int make_room(scheduler *s, const sched_item *asker, int32_t count)
 {
     int32_t over = asker->tenant->account.n_pages + count - scheduler_page_limit(s, asker->tenant);
     int32_t missing = count - kv_pool_available(s->pool);
-    if ((over > 0 && could_give(s, asker, 1) < over) ||
-        (missing > 0 && could_give(s, asker, 0) < missing))
+    if ((over > 0 && !could_give(s, asker, 1, over)) ||
+        (missing > 0 && !could_give(s, asker, 0, missing)))
         return 0;
     while (over > 0 || missing > 0) {
         preempt(s, find_victim(s, asker, over > 0));
