@@ -357,7 +357,7 @@ static realm_status damage_some(void *context, tenant_store *store, realm_error 
 static void many_programs_are_all_there_and_failures_come_in_order(void **state)
 {
     (void)state;
-    char name[8], word[8], said[4096];
+    char name[16], word[8], said[4096];
     assert_status(tenancy_run(g_tenancy, create, "acme", &error), REALM_OK, error);
     for (int i = 0; i < MANY; i++) {
         snprintf(name, sizeof name, "p%02d", i);
