@@ -336,7 +336,7 @@ static void prompts_fill_the_tiles_of_a_device_that_has_some(void **state)
         atomic_store(&c.all_submitted, 1);
         wait_for(s.prompts[0]);
         double took = (double)(s.prompts[0]->first_ns - s.prompts[0]->submitted_ns);
-        if (took > 2.6 * alone)
+        if (took > 2.6 * alone + usual) /* it comes in the middle of an iteration */
             fail_msg("the prompt took %.1f ms, alone %.1f", took / 1e6, alone / 1e6);
         for (int i = 0; i < 8; i++)
             if ((double)s.streams[i]->longest_gap > 2 * usual)
