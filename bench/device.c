@@ -5,9 +5,9 @@
  *                  [--tokens 64] [--prompt 128,512] [--piece 113] [--beside 15]
  *
  * For each model: tokens a second of a prompt, then of generation with so many sequences after 128
- * tokens each; every step's logits are read by the host, as an engine does. --piece times steps that have so many
- * rows of a prompt and a row of each of --beside sequences. --products times the single products of each type. Times are of a wall clock over whole runs; the first run of each is not
- * counted. */
+ * tokens each; every step's logits are read by the host, as an engine does. --piece times steps that
+ * have so many rows of a prompt and a row of each of --beside sequences. --products times the single
+ * products of each type. Times are of a wall clock over whole runs; the first run of each is not counted. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

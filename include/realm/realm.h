@@ -32,15 +32,14 @@ typedef struct realm_runtime_options {
                                   a CUDA device if one works and has room for a layer */
     int32_t n_threads;  /* of each model's engine; 0: the cores this process may use */
     int32_t n_sandbox_threads; /* 0: 2 */
-    int32_t n_sandboxes; /* calls that run at once, others wait; 0: 256. Each reserves 4 GiB of
+    int32_t n_sandboxes;   /* calls that run at once, others wait; 0: 256. Each reserves 4 GiB of
                                   addresses (not of memory), programs that they call some more */
-    uint64_t kv_bytes;   /* keys and values of each model; 0: a third of what the machine, or
+    uint64_t kv_bytes;     /* keys and values of each model; 0: a third of what the machine, or
                                   the container's limit, has free, at most what full sessions use */
-    int64_t
-        kv_host_bytes; /* of the host's memory, for keys and values of idle sessions that a device
-                                  has no room for; 0: as much as on the device, at most a quarter of
-                                  what the host has free; -1: none. The processor has no use for it */
-    int kv_q8_0;       /* 1: keys and values as Q8_0 instead of F16 */
+    int64_t kv_host_bytes; /* host memory for pages of idle sessions that a device has no room for;
+                              0: as much as on the device, at most a quarter of what the host has
+                              free; -1: none. The processor has no use for it */
+    int kv_q8_0;           /* 1: keys and values as Q8_0 instead of F16 */
     const char *cache_folder; /* for compiled programs and packed weights, ours alone; NULL:
                                   $REALM_CACHE or the usual one; "": keep nothing. Copied */
     int no_weight_cache;      /* 1: pack weights at every start, keep none */

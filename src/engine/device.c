@@ -161,8 +161,9 @@ void device_init_model(device *d, model *m)
     backend *b = model_backend(m);
     backend_memory memory = {0};
     b->table->memory(b, &memory);
-    free_memory host;
-    free_memory_read(&host, "");
+    free_memory host = {0}; /* asked for only where the device's memory is another */
+    if (b->table->host_open)
+        free_memory_read(&host, "");
     *d = (device){
         .table = &model_table,
         .n_vocab = h->n_vocab,
@@ -176,7 +177,7 @@ void device_init_model(device *d, model *m)
         .max_outputs = model_max_outputs(m),
         .free_bytes = memory.free_bytes,
         .usual_bytes = memory.page_bytes,
-        .usual_host_bytes = b->table->host_open ? host.free_bytes / SAVED_SHARE : 0,
+        .usual_host_bytes = host.free_bytes / SAVED_SHARE,
         .page_bytes = {model_kv_page_bytes(m, DTYPE_F16), model_kv_page_bytes(m, DTYPE_Q8_0)},
         .model = m,
     };

@@ -2,7 +2,8 @@
  *
  * What comes in is hostile: json_parse takes a size and a depth it may not pass, refuses a key
  * given twice, and says line and column of what is wrong. The getters name the field. Building is
- * jansson's own (json_pack), printing is json_text and, for what jansson cannot say, json_print_*. Pure functions; a json_t belongs to one thread at a time. */
+ * jansson's own (json_pack), printing is json_text and, for what jansson cannot say, json_print_*.
+ * Pure functions; a json_t belongs to one thread at a time. */
 #ifndef REALM_FORMATS_JSON_H
 #define REALM_FORMATS_JSON_H
 

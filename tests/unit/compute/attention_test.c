@@ -293,14 +293,7 @@ static void keys_and_values_are_read_back_and_copied_with_their_page(void **stat
             int32_t first = 0;
             float *out = malloc((size_t)x.n * s->n_heads * s->value_dim * 4);
             step(b, kv, s, &one, 1, &first, &x.n, &out);
-            void *host = b->table->host_open
-                             ? b->table->host_open(b, b->table->kv_page_bytes(b, kv))
-                             : malloc(b->table->kv_page_bytes(b, kv));
-            b->table->kv_copy_page(b, kv, 38,
-                                   10); /* there, to the host, and back to a third place */
-            b->table->kv_save_page(b, kv, host, 38);
-            b->table->kv_copy_page(b, kv, 38, 11);
-            b->table->kv_load_page(b, kv, 39, host);
+            void *host = copy_through_host(b, kv, 39, 10, 38);
             int32_t pages[2] = {39, 11};
             for (int values = 0; values < 2; values++) {
                 int32_t cols = s->n_kv_heads * (values ? s->value_dim : s->key_dim);
@@ -319,10 +312,7 @@ static void keys_and_values_are_read_back_and_copied_with_their_page(void **stat
                 free(back), free(same);
             }
             free(out);
-            if (b->table->host_close)
-                b->table->host_close(b, host);
-            else
-                free(host);
+            close_host(b, host);
             b->table->kv_close(b, kv);
             b->table->close(b);
         }

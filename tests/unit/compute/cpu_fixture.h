@@ -151,4 +151,26 @@ static inline void assert_same_bits(const float *a, const float *b, size_t n, co
                      (double)b[i]);
 }
 
+/* A copy of page from in page to, by way of another page and of the host, whose memory is returned: it is
+ * to be closed once something was read. between ends up as the page after from. */
+static inline void *copy_through_host(backend *b, kv_store *kv, int32_t to, int32_t from,
+                                      int32_t between)
+{
+    size_t bytes = b->table->kv_page_bytes(b, kv);
+    void *host = b->table->host_open ? b->table->host_open(b, bytes) : malloc(bytes);
+    b->table->kv_copy_page(b, kv, between, from);
+    b->table->kv_save_page(b, kv, host, between);
+    b->table->kv_copy_page(b, kv, between, from + 1);
+    b->table->kv_load_page(b, kv, to, host);
+    return host;
+}
+
+static inline void close_host(backend *b, void *host)
+{
+    if (b->table->host_close)
+        b->table->host_close(b, host);
+    else
+        free(host);
+}
+
 #endif

@@ -559,14 +559,7 @@ static void keys_and_values_are_read_back_and_copied_with_their_page(void **stat
             int32_t first = 0, pages[2] = {39, 11};
             float *out = malloc((size_t)x.n * s->n_heads * s->value_dim * 4);
             step(b, kv, s, &one, 1, &first, &x.n, &out);
-            void *host = b->table->host_open
-                             ? b->table->host_open(b, b->table->kv_page_bytes(b, kv))
-                             : malloc(b->table->kv_page_bytes(b, kv));
-            b->table->kv_copy_page(b, kv, 38,
-                                   10); /* there, to the host, and back to a third place */
-            b->table->kv_save_page(b, kv, host, 38);
-            b->table->kv_copy_page(b, kv, 38, 11);
-            b->table->kv_load_page(b, kv, 39, host);
+            void *host = copy_through_host(b, kv, 39, 10, 38);
             for (int values = 0; values < 2; values++) {
                 size_t cols = (size_t)s->n_kv_heads * (size_t)(values ? s->value_dim : s->key_dim);
                 float *same = malloc(40 * cols * 4);
@@ -580,10 +573,7 @@ static void keys_and_values_are_read_back_and_copied_with_their_page(void **stat
                                  s->type == DTYPE_Q8_0 ? 2e-3 : 2e-4, "what the pages hold");
             }
             free(out);
-            if (b->table->host_close)
-                b->table->host_close(b, host);
-            else
-                free(host);
+            close_host(b, host);
             b->table->kv_close(b, kv);
         }
         for (int values = 0; values < 2; values++)
