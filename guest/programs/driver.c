@@ -1,9 +1,12 @@
 /* driver.c: what `realm bench --sandbox` measures: a session driven token by token from the guest.
  *
- * Request: {"tokens": N, "prompt": token id, "context": C, "vocabulary": V, "candidates": K}. Feeds C
- * tokens (at least one, the first is the prompt), streams a byte (the bench's clock starts), then makes N steps,
- * each with a token that it chooses, chooses one more, as the native loop does, and streams a byte again.
- * Without K the host's sampler chooses, greedily; with K (at most 256) the guest does, among the K likeliest. */
+ * Request: {"tokens": N, "prompt": token id, "context": C, "vocabulary": V, "candidates": K,
+ * "generate": options}.
+ * Feeds C tokens (at least one, the first is the prompt) and makes a step, which brings guests that began at different
+ * times into one batch; streams a byte (the bench's clock starts), then makes N steps, each with a token that it
+ * chooses, chooses one more, as the native loop does, and streams a byte again. Without K the host's sampler chooses,
+ * greedily; with K (at most 256) the guest does, among the K likeliest. With options it calls `generate` with them
+ * instead of choosing tokens. */
 #include "realm_json.h"
 
 /* C tokens, in pieces; no two neighbours are the same. */
@@ -85,7 +88,15 @@ REALM_PROGRAM
     if (session < 0)
         return session;
     int32_t status = feed(session, prompt, context > 1 ? context : 1, vocabulary);
+    if (status >= 0)
+        status = realm_step(session, -1);
     realm_respond_text(REALM_TEXT("<"));
+    realm_slice generate = realm_json_get(request, "generate");
+    if (status >= 0 && generate.size > 0) {
+        static char result[1024];
+        status = realm_generate(session, generate.data, generate.size, result, sizeof result);
+        n_tokens = -1;
+    }
     for (int64_t i = 0; i <= n_tokens && status >= 0; i++) {
         int32_t token = candidates > 0 ? choose(session, (int32_t)candidates, &state)
                                        : realm_sample(session, 0, 0);

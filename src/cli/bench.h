@@ -21,6 +21,7 @@ typedef struct bench_options {
     const char *model, *device, *batches, *contexts;
     const char *synthetic, *synthetic_out, *cache_folder, *gpu_layers;
     int sandbox, json, no_weight_cache, map_weights;
+    int generate; /* guests call `generate` instead of choosing each token */
     int64_t n_threads, n_prompt, n_generate, repeat, kv_bytes, seed;
     int64_t candidates; /* 0: greedy */
 } bench_options;

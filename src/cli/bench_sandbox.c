@@ -1,5 +1,6 @@
 /* cli/bench_sandbox.c: generation with each session in a tenant and sandbox of its own, driven token
- * by token by a guest (guest/programs/driver.c). Guests' texts and ends come on sandbox threads. */
+ * by token by a guest, or by `generate` (guest/programs/driver.c). Guests' texts and ends come on sandbox
+ * threads. */
 #include <stdio.h>
 
 #include "cli/bench.h"
@@ -53,7 +54,8 @@ void bench_sandbox_close(bench *b)
 typedef struct guest_run {
     bench_gate *gate;
     engine *engine;
-    bench_moment fed, ended; /* when the driver said "<" and ">"; on its sandbox thread */
+    bench_moment fed, ended; /* of its first and its last text; on its sandbox thread */
+    int said;
     realm_status status;
     char message[REALM_ERROR_MESSAGE_SIZE];
 } guest_run;
@@ -61,8 +63,9 @@ typedef struct guest_run {
 static void guest_text(void *context, const char *text, size_t size)
 {
     guest_run *g = context;
-    for (size_t i = 0; i < size; i++)
-        *(text[i] == '<' ? &g->fed : &g->ended) = bench_moment_now(g->engine);
+    (void)text;
+    (void)size;
+    *(g->said++ ? &g->ended : &g->fed) = bench_moment_now(g->engine);
 }
 
 static void guest_done(void *context, const sandbox_result *result)
@@ -76,13 +79,21 @@ static void guest_done(void *context, const sandbox_result *result)
 static realm_status start_guest(bench *b, int index, int64_t context, token_id first,
                                 guest_run *run, realm_error *error)
 {
-    char body[200];
+    char body[500], settings[100] = "", generate[200] = "";
+    if (b->options.candidates > 0) /* as native_sampler's */
+        snprintf(settings, sizeof settings,
+                 ",\"temperature\":0.8,\"top_p\":0.95,\"top_k\":%lld,\"seed\":%d",
+                 (long long)b->options.candidates, index);
+    if (b->options.generate)
+        snprintf(generate, sizeof generate,
+                 ",\"generate\":{\"max_tokens\":%lld,\"ignore_eos\":true,\"stream\":true%s}",
+                 (long long)b->options.n_generate + 1, settings);
     int size = snprintf(body, sizeof body,
                         "{\"tokens\":%lld,\"prompt\":%d,\"context\":%lld,\"vocabulary\":%d,"
-                        "\"candidates\":%lld}",
+                        "\"candidates\":%lld%s}",
                         (long long)b->options.n_generate, (int)first, (long long)context,
                         (int)model_hyperparameters(b->model)->n_vocab,
-                        (long long)b->options.candidates);
+                        (long long)b->options.candidates, generate);
     sandbox_input input = {.program = b->driver,
                            .tenant = b->tenants[index],
                            .body = body,

@@ -109,8 +109,8 @@ static int64_t largest(const int64_t *list, size_t count)
 /* Said before anything is measured, not after minutes. */
 static realm_status check_context(const bench *b, const sweep *s, realm_error *error)
 {
-    int64_t n = b->options.n_prompt > b->options.n_generate + 1 ? b->options.n_prompt
-                                                                : b->options.n_generate + 1;
+    int64_t n = b->options.n_prompt > b->options.n_generate + 2 ? b->options.n_prompt
+                                                                : b->options.n_generate + 2;
     int64_t wanted = largest(s->contexts, s->n_contexts) + n;
     int32_t most = model_hyperparameters(b->model)->n_context;
     if (wanted <= most)
@@ -219,6 +219,8 @@ static int check_options(const options_command *command, bench_options *o, sweep
                                                : "--model is missing, or --synthetic");
     if (o->synthetic_out && !o->synthetic)
         return options_wrong(command, "--synthetic-out needs --synthetic");
+    if (o->generate && !o->sandbox)
+        return options_wrong(command, "--generate needs --sandbox");
     if (options_int_list(o->batches, 1, BENCH_MAX_BATCH, s->batches, MAX_LIST, &s->n_batches,
                          &error))
         return options_wrong(command, "--batch: %s", error.message);
@@ -314,6 +316,11 @@ int cmd_bench(int argc, char **argv)
          .kind = OPTION_FLAG,
          .out = &o->sandbox,
          .help = "measure generation also with each session driven token by token by a guest"},
+        {.name = "generate",
+         .kind = OPTION_FLAG,
+         .out = &o->generate,
+         .help =
+             "with --sandbox: guests call generate, and its text is streamed, instead of choosing each token"},
         {.name = "candidates",
          .kind = OPTION_INT,
          .out = &o->candidates,

@@ -137,7 +137,7 @@ def test_wrong_calls_say_what_there_is(run, tmp_path):
         (2, "--context: '1,x' is not a list", ["--synthetic", "tiny", "--context", "1,x"]),
         (1, "there is no shape 'llama-9'; there are tiny, ", ["--synthetic", "llama-9"]),
         (1, "there is no quantization 'q9'; there are f32, ", ["--synthetic", "tiny:q9"]),
-        (1, "context is 512 tokens, and the tests want up to 1089", ["--synthetic", "tiny", "--pp", "64", "--context", "1k"]),
+        (1, "context is 512 tokens, and the tests want up to 1090", ["--synthetic", "tiny", "--pp", "64", "--context", "1k"]),
         (1, "cannot make '/nowhere/x.gguf.", ["--synthetic", "tiny", "--synthetic-out", "/nowhere/x.gguf"]),
     ]:
         finished = run("bench", *arguments, check=False)
@@ -170,3 +170,10 @@ def test_kernels_of_other_instructions_say_what_this_processor_has(run):
                             ("--shape wants ROWSxCOLUMNS", ["--shape", "64"])]:
         finished = run("bench", "kernels", *arguments, check=False)
         assert finished.code == 2 and said in finished.err
+
+
+def test_guests_that_call_generate_are_measured(run):
+    rows = rows_of(run, "--synthetic", "tiny", "--pp", 0, "--tg", 24, "--batch", 2, "--sandbox", "--generate", "--repeat", 2)
+    assert [(r["test"], r["sandbox"]) for r in rows] == [("tg24", False), ("tg24", True)]
+    assert rows[1]["of_native"] > 0 and rows[1]["steps"] >= 24, rows
+    assert "--generate needs --sandbox" in run("bench", "--synthetic", "tiny", "--generate", check=False).err
