@@ -10,9 +10,16 @@
 #include "compute/backend_open.h"
 #include "compute/cuda/cuda_backend.h"
 
-/* Sums of attention's units on their way to being combined: enough for 64 sequences of 32 heads at
- * 8,000 tokens. Sequences that find no room are walked, with the same result. */
-#define PARTIAL_BYTES ((size_t)192 << 20)
+/* Sums of attention's units on their way to being combined: this part of the pages, within bounds. The most is
+ * enough for 64 sequences of 32 heads at 8,000 tokens, the least for 64 at 1,000. Sequences that find no room are
+ * walked, with the same result. */
+#define PARTIAL_PART        32
+#define PARTIAL_BYTES_MOST  ((size_t)192 << 20)
+#define PARTIAL_BYTES_LEAST ((size_t)32 << 20)
+
+/* Stack of a thread; the driver keeps room for every thread that can run at once, and takes more by itself for a
+ * kernel that needs more (its own choice of 1,024 bytes is 264 MiB of an H100's memory). */
+#define STACK_BYTES 128
 
 /* Of what is free when pages are made, this much and a twentieth of the rest are left for graphs,
  * adapters and the driver. */
@@ -64,6 +71,19 @@ realm_status cuda_reserve(void **memory, size_t *size, size_t bytes, const char 
 
 /* ---- memory -------------------------------------------------------------------------------------- */
 
+cudaError_t cuda_take(cuda_backend *b, void **memory, size_t bytes)
+{
+    return b->has_pool ? cudaMallocAsync(memory, bytes, b->stream) : cudaMalloc(memory, bytes);
+}
+
+void cuda_give(cuda_backend *b, void *memory)
+{
+    if (memory && b->has_pool)
+        cudaFreeAsync(memory, b->stream);
+    else
+        cudaFree(memory);
+}
+
 static void memory(const backend *b, backend_memory *out)
 {
     size_t left = 0, total = 0;
@@ -92,11 +112,11 @@ static realm_status tensor_open(backend *backend_, tensor *out, int32_t n_rows, 
     if (status != REALM_OK)
         return status;
     b->prepared_of = (tensor){0};
-    cudaError_t code = cudaMalloc((void **)&t.data, tensor_bytes(t));
+    cudaError_t code = cuda_take(b, (void **)&t.data, tensor_bytes(t));
     if (code == cudaSuccess)
         code = cudaMemsetAsync(t.data, 0, tensor_bytes(t), b->stream);
     if (code != cudaSuccess) {
-        cudaFree(t.data);
+        cuda_give(b, t.data);
         return cuda_refuse(error, code, tensor_bytes(t), "a tensor");
     }
     *out = t;
@@ -108,7 +128,7 @@ static void tensor_close(backend *backend_, tensor *t)
     cuda_backend *b = cuda_self(backend_);
     cuda_use(b);
     b->prepared_of = b->landed = b->last = (tensor){0};
-    cudaFree(t->data); /* waits for the device */
+    cuda_give(b, t->data); /* after what was asked for before */
     *t = (tensor){0};
 }
 
@@ -191,17 +211,23 @@ static realm_status check_shape(const kv_shape *shape, realm_error *error)
     return REALM_OK;
 }
 
+static size_t partial_bytes(size_t page_bytes)
+{
+    size_t bytes = page_bytes / PARTIAL_PART;
+    return bytes < PARTIAL_BYTES_LEAST  ? PARTIAL_BYTES_LEAST
+           : bytes > PARTIAL_BYTES_MOST ? PARTIAL_BYTES_MOST
+                                        : bytes;
+}
+
 static realm_status kv_open(backend *backend_, kv_store **out, const kv_shape *shape,
                             realm_error *error)
 {
     cuda_backend *b = cuda_self(backend_);
     cuda_use(b);
     realm_status status = check_shape(shape, error);
-    if (status == REALM_OK)
-        status = cuda_reserve((void **)&b->partials, &b->partials_bytes, PARTIAL_BYTES,
-                              "partial sums of attention", error);
     if (status != REALM_OK)
         return status;
+    cuda_weights_release(b); /* most models are loaded by now */
     size_t size = sizeof(kv_store) + (size_t)shape->n_layers * sizeof(cuda_kv_layer);
     kv_store *kv = calloc(1, size);
     if (!kv)
@@ -214,10 +240,14 @@ static realm_status kv_open(backend *backend_, kv_store **out, const kv_shape *s
         kv->page_bytes += kv->layers[i].head_bytes * kv->layers[i].n_kv_heads;
     }
     size_t bytes = (size_t)kv->page_bytes * (size_t)kv->n_pages;
-    cudaError_t code = cudaMalloc((void **)&kv->pages, bytes);
-    if (code != cudaSuccess) {
+    status = cuda_reserve((void **)&b->partials, &b->partials_bytes, partial_bytes(bytes),
+                          "partial sums of attention", error);
+    cudaError_t code = status == REALM_OK ? cudaMalloc((void **)&kv->pages, bytes) : cudaSuccess;
+    if (code != cudaSuccess)
+        status = cuda_refuse(error, code, bytes, "the pages of keys and values");
+    if (status != REALM_OK) {
         free(kv);
-        return cuda_refuse(error, code, bytes, "the pages of keys and values");
+        return status;
     }
     *out = kv;
     return REALM_OK;
@@ -405,6 +435,8 @@ static realm_status find_device(cuda_backend *b, int32_t index, realm_error *err
                           index, count - 1);
     code = cudaSetDevice(index);
     if (code == cudaSuccess)
+        code = cudaDeviceSetLimit(cudaLimitStackSize, STACK_BYTES);
+    if (code == cudaSuccess)
         code = cudaGetDeviceProperties(&properties, index);
     if (code != cudaSuccess)
         return cuda_refuse(error, code, 0, "device");
@@ -420,6 +452,7 @@ static realm_status find_device(cuda_backend *b, int32_t index, realm_error *err
 #endif
     b->n_multiprocessors = properties.multiProcessorCount;
     b->shared_most = (int32_t)properties.sharedMemPerBlockOptin;
+    b->has_pool = properties.memoryPoolsSupported;
     snprintf(b->name, sizeof b->name, "%s", properties.name);
     return REALM_OK;
 }

@@ -108,7 +108,8 @@ typedef struct host_piece host_piece;
 typedef struct cuda_backend {
     backend head;
     int32_t device, major, minor, n_multiprocessors, shared_most;
-    int32_t wgmma; /* 9.0, and the kernels for it are there */
+    int32_t wgmma;    /* 9.0, and the kernels for it are there */
+    int32_t has_pool; /* the device gives memory in small pieces */
     int32_t
         resident[PACKED_KINDS][2]
                 [MATMUL_KERNELS]; /* blocks that run at once on the whole device; 0: not here, for
@@ -183,6 +184,11 @@ static inline void cuda_use(const cuda_backend *b)
 int cuda_ok(cuda_backend *b, cudaError_t code, const char *what);
 /* The same as a refusal. */
 realm_status cuda_refuse(realm_error *error, cudaError_t code, size_t bytes, const char *what);
+
+/* Memory of weights and tensors, some hundreds of pieces: from the device's pool, as each piece of cudaMalloc's own is
+ * rounded up to 2 MiB. In order with the stream. memory: NULL allowed. */
+cudaError_t cuda_take(cuda_backend *b, void **memory, size_t bytes);
+void cuda_give(cuda_backend *b, void *memory);
 
 /* Grows a piece of device memory whose content may be lost. The device must be idle. */
 realm_status cuda_reserve(void **memory, size_t *size, size_t bytes, const char *what,

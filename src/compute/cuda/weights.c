@@ -153,7 +153,7 @@ static realm_status allocate(cuda_backend *b, cuda_weight *w, realm_error *error
                    : 0;
     for (int i = 0; i < 3; i++)
         w->bytes += (parts[i] + 255) & ~(uint64_t)255;
-    cudaError_t code = cudaMalloc((void **)&w->memory, w->bytes);
+    cudaError_t code = cuda_take(b, (void **)&w->memory, w->bytes);
     if (code == cudaSuccess)
         code = cudaMemsetAsync(w->memory, 0, w->bytes, b->stream);
     if (code != cudaSuccess)
@@ -254,7 +254,7 @@ void cuda_weight_close(backend *backend_, weight *w_)
     if (!w)
         return;
     cuda_use(cuda_self(backend_));
-    cudaFree(w->memory);
+    cuda_give(cuda_self(backend_), w->memory);
     cuda_self(backend_)->weight_bytes -= w->bytes;
     free(w);
 }
