@@ -58,7 +58,8 @@ typedef struct step_graph {
     cudaGraphExec_t graph; /* NULL: not recorded yet */
 } step_graph;
 
-#define STEP_GRAPHS_MAX 48
+#define STEP_GRAPHS_MAX 96
+#define STEP_PARTS      2
 
 typedef struct step {
     launch *launches;
@@ -66,12 +67,13 @@ typedef struct step {
     uint32_t n_launches, launches_room, n_arguments, arguments_room;
     /* The block: the same bytes in pinned host memory and on the device. */
     uint8_t *host, *device;
-    size_t used, room;
-    cudaEvent_t sent; /* the block's last copy has left the host's memory */
+    size_t used, room, copied; /* copied: what of used the device has */
+    cudaEvent_t sent;          /* the block's last copy has left the host's memory */
     int sending;
-    uint64_t tick;
+    int part;      /* of the step, that is recorded now */
+    uint64_t tick; /* lists that were run */
     step_graph graphs[STEP_GRAPHS_MAX];
-    step_graph *recent; /* the one of graphs that was asked for last; NULL: none yet */
+    step_graph *recent[STEP_PARTS]; /* those of graphs that were asked for last; NULL: none yet */
 } step;
 
 /* ---- what a step's rows need on the device, made when first asked for --------------------------- */
@@ -213,7 +215,7 @@ void step_record(cuda_backend *b, const void *function, uint32_t grid_x, uint32_
 /* The same with clusters of all blocks along x, which is at most 8. */
 void step_record_cluster(cuda_backend *b, const void *function, uint32_t grid_x, uint32_t grid_y,
                          uint32_t threads, const void *arguments, size_t size);
-/* Runs what was recorded; forgets what was staged. */
+/* Runs what was recorded and not yet run; forgets what was staged. */
 void step_flush(cuda_backend *b);
 
 /* ---- reading.c: entries of the table ------------------------------------------------------------ */
