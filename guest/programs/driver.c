@@ -1,12 +1,12 @@
 /* driver.c: what `realm bench --sandbox` measures: a session driven token by token from the guest.
  *
- * Request: {"tokens": N, "prompt": token id, "context": C, "vocabulary": V, "candidates": K,
+ * Request: {"tokens": N, "prompt": token id, "context": C, "vocabulary": V, "candidates": K, "sampler": options,
  * "generate": options}.
  * Feeds C tokens (at least one, the first is the prompt) and makes a step, which brings guests that began at different
  * times into one batch; streams a byte (the bench's clock starts), then makes N steps, each with a token that it
  * chooses, chooses one more, as the native loop does, and streams a byte again. Without K the host's sampler chooses,
- * greedily; with K (at most 256) the guest does, among the K likeliest. With options it calls `generate` with them
- * instead of choosing tokens. */
+ * with options of the session's; with K (at most 256) the guest does, among the K likeliest. With options for it, it
+ * calls `generate` instead of choosing tokens. */
 #include "realm_json.h"
 
 /* C tokens, in pieces; no two neighbours are the same. */
@@ -84,7 +84,8 @@ REALM_PROGRAM
     candidates = candidates > CANDIDATES_MOST ? CANDIDATES_MOST : candidates;
     uint64_t state = (uint64_t)prompt;
     int32_t model = realm_model_open("", 0);
-    int32_t session = model < 0 ? model : realm_session_open(model, REALM_TEXT("{}"));
+    realm_slice sampler = realm_json_get(request, "sampler");
+    int32_t session = model < 0 ? model : realm_session_open(model, sampler.data, sampler.size);
     if (session < 0)
         return session;
     int32_t status = feed(session, prompt, context > 1 ? context : 1, vocabulary);

@@ -23,7 +23,8 @@ typedef struct bench_options {
     int sandbox, json, no_weight_cache, map_weights;
     int generate; /* guests call `generate` instead of choosing each token */
     int64_t n_threads, n_prompt, n_generate, repeat, kv_bytes, seed;
-    int64_t candidates; /* 0: greedy */
+    int64_t candidates; /* 0: none, the host samples by the next two */
+    double temperature, top_p;
 } bench_options;
 
 typedef struct bench {
@@ -100,6 +101,9 @@ typedef struct bench_lanes {
 realm_status bench_lanes_open(bench *b, bench_lanes *l, int count, int64_t context,
                               realm_error *error);
 void bench_lanes_close(bench_lanes *l);
+
+/* What the host's sampler is told, and what guests that choose among candidates do for themselves. */
+sampler_options bench_native_sampler(const bench *b, uint64_t seed);
 
 /* One repetition: all lanes read n_prompt tokens, or write n_generate. Lanes are then as before. t
  * NULL: a warm-up. */

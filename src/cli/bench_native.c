@@ -97,14 +97,16 @@ static realm_status set_back(const bench_lanes *l, int64_t length, realm_error *
 }
 
 /* With candidates, what the guests do for themselves (guest/programs/driver.c). */
-static sampler_options native_sampler(const bench *b, uint64_t seed)
+sampler_options bench_native_sampler(const bench *b, uint64_t seed)
 {
     sampler_options o = SAMPLER_OPTIONS_DEFAULT;
+    o.temperature = (float)b->options.temperature;
+    o.top_p = (float)b->options.top_p;
+    o.seed = seed;
     if (b->options.candidates > 0) {
         o.temperature = 0.8f;
         o.top_p = 0.95f;
         o.top_k = (int32_t)b->options.candidates;
-        o.seed = seed;
     }
     return o;
 }
@@ -117,7 +119,7 @@ realm_status bench_lanes_open(bench *b, bench_lanes *l, int count, int64_t conte
     while (l->count < count && !status) {
         session_options options = {.tenant = (uint32_t)l->count + 1,
                                    .priority = PRIORITY_NORMAL,
-                                   .sampler = native_sampler(b, (uint64_t)l->count)};
+                                   .sampler = bench_native_sampler(b, (uint64_t)l->count)};
         status = session_open(&l->sessions[l->count], b->engine, &options, error);
         if (!status)
             l->count++;

@@ -79,21 +79,22 @@ static void guest_done(void *context, const sandbox_result *result)
 static realm_status start_guest(bench *b, int index, int64_t context, token_id first,
                                 guest_run *run, realm_error *error)
 {
-    char body[500], settings[100] = "", generate[200] = "";
-    if (b->options.candidates > 0) /* as native_sampler's */
-        snprintf(settings, sizeof settings,
-                 ",\"temperature\":0.8,\"top_p\":0.95,\"top_k\":%lld,\"seed\":%d",
-                 (long long)b->options.candidates, index);
+    char body[500], top_k[40] = "", generate[100] = "";
+    sampler_options o = bench_native_sampler(b, (uint64_t)index);
+    if (o.top_k > 0)
+        snprintf(top_k, sizeof top_k, ",\"top_k\":%d", (int)o.top_k);
     if (b->options.generate)
         snprintf(generate, sizeof generate,
-                 ",\"generate\":{\"max_tokens\":%lld,\"ignore_eos\":true,\"stream\":true%s}",
-                 (long long)b->options.n_generate + 1, settings);
+                 ",\"generate\":{\"max_tokens\":%lld,\"ignore_eos\":true,\"stream\":true}",
+                 (long long)b->options.n_generate + 1);
     int size = snprintf(body, sizeof body,
                         "{\"tokens\":%lld,\"prompt\":%d,\"context\":%lld,\"vocabulary\":%d,"
-                        "\"candidates\":%lld%s}",
+                        "\"candidates\":%lld,"
+                        "\"sampler\":{\"temperature\":%g,\"top_p\":%g,\"seed\":%d%s}%s}",
                         (long long)b->options.n_generate, (int)first, (long long)context,
                         (int)model_hyperparameters(b->model)->n_vocab,
-                        (long long)b->options.candidates, generate);
+                        (long long)b->options.candidates, (double)o.temperature, (double)o.top_p,
+                        index, top_k, generate);
     sandbox_input input = {.program = b->driver,
                            .tenant = b->tenants[index],
                            .body = body,

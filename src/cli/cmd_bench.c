@@ -260,7 +260,7 @@ int cmd_bench(int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "kernels") == 0)
         return bench_kernels(argc - 1, argv + 1);
     bench_options given = {
-        .batches = "1", .contexts = "0", .n_prompt = 512, .n_generate = 64, .seed = 1};
+        .batches = "1", .contexts = "0", .n_prompt = 512, .n_generate = 64, .seed = 1, .top_p = 1};
     bench_options *o = &given;
     const option options[] = {
         {.name = "model",
@@ -328,7 +328,21 @@ int cmd_bench(int argc, char **argv)
          .min = 0,
          .max = 256,
          .help = "sample with temperature 0.8 and top-p 0.95 among the K likeliest, guests for "
-                 "themselves (default 0: greedily, by the host's sampler)"},
+                 "themselves (default 0: by the host's sampler, with the next two)"},
+        {.name = "temperature",
+         .kind = OPTION_REAL,
+         .out = &o->temperature,
+         .value = "T",
+         .min = 0,
+         .max = 100,
+         .help = "of the host's sampler (default 0: greedily)"},
+        {.name = "top-p",
+         .kind = OPTION_REAL,
+         .out = &o->top_p,
+         .value = "P",
+         .min = 0,
+         .max = 1,
+         .help = "of the host's sampler (default 1: off)"},
         {.name = "repeat",
          .letter = 'r',
          .kind = OPTION_INT,
