@@ -37,10 +37,9 @@ static const shape shapes[] = {
 #define MAX_BATCH   256
 #define STEP_ROWS   512
 #define LIST_MOST   16 /* of an option's numbers */
-/* A row of logits, behind it its peaks and the room for its largest, as the engine keeps them. */
-#define RESULT_FLOATS(s)                                                                           \
-    ((size_t)(s)->n_vocab + (size_t)peaks_count((s)->n_vocab) +                                    \
-     TOP_COLUMNS * sizeof(top_column) / sizeof(float))
+/* A row of logits, behind it what a device finds in it, as the engine keeps them. */
+#define ROW_FLOATS(s)    (((size_t)(s)->n_vocab + 15) / 16 * 16)
+#define RESULT_FLOATS(s) (ROW_FLOATS(s) + (peaks_bytes((s)->n_vocab, 1) + 63) / 64 * 16)
 
 static void die(const char *what, const char *why)
 {
@@ -302,10 +301,10 @@ static void walk(network *n, const step_rows *rows, const int32_t *tokens, const
     float *to[MAX_BATCH], *peaks[MAX_BATCH];
     for (int32_t i = 0; i < n_outputs; i++) {
         to[i] = n->results + (size_t)i * RESULT_FLOATS(s);
-        peaks[i] = to[i] + s->n_vocab;
+        peaks[i] = to[i] + ROW_FLOATS(s);
     }
     if (t->read_peaks)
-        t->read_peaks(n->b, to, peaks, logits);
+        t->read_peaks(n->b, to, peaks, NULL, logits);
     for (int32_t i = 0; i < n_outputs && !t->read_peaks; i++)
         t->read(n->b, to[i], tensor_rows(logits, i, 1));
 }
@@ -371,9 +370,10 @@ static double time_mixed(network *n, int32_t piece, int32_t streams)
 
 static void check_finite(const network *n, int32_t rows)
 {
-    for (size_t i = 0; i < (size_t)rows * RESULT_FLOATS(n->s); i++)
-        if (!isfinite(n->results[i]))
-            die("logits", "not finite");
+    for (size_t i = 0; i < (size_t)rows; i++)
+        for (size_t k = 0; k < (size_t)n->s->n_vocab; k++)
+            if (!isfinite(n->results[i * RESULT_FLOATS(n->s) + k]))
+                die("logits", "not finite");
 }
 
 /* What is timed of each model. */

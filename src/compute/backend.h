@@ -60,6 +60,25 @@ typedef struct top_column {
     float value;
 } top_column;
 
+/* Behind a row's peaks, where a backend gives more (gives_tops): its largest columns, then its sums, in
+ * peaks_bytes altogether. */
+static inline top_column *peaks_tops(float *peaks, int32_t n_cols)
+{
+    return (top_column *)(void *)(peaks + (peaks_count(n_cols) + 1) / 2 * 2);
+}
+
+static inline double *peaks_sums(float *peaks, int32_t n_cols)
+{
+    return (double *)(void *)(peaks_tops(peaks, n_cols) + TOP_COLUMNS);
+}
+
+static inline size_t peaks_bytes(int32_t n_cols, int gives_tops)
+{
+    size_t n = (size_t)peaks_count(n_cols);
+    return gives_tops ? (n + 1) / 2 * 8 + TOP_COLUMNS * sizeof(top_column) + n * sizeof(double)
+                      : n * sizeof(float);
+}
+
 /* The same memory seen with rows of another length; n_rows * n_cols stays. */
 static inline tensor tensor_reshape(tensor t, int32_t n_cols)
 {
@@ -173,10 +192,14 @@ typedef struct backend_table {
     void (*read)(backend *b, float *to, tensor from);
     /* Row i to to[i] [n_cols], and to peaks[i] [peaks_count(n_cols)] the largest of every PEAK_COLS
      * columns, NaN where one of them is NaN; what host threads there are share the work. Waits. NULL:
-     * read is all there is. */
-    void (*read_peaks)(backend *b, float *const *to, float *const *peaks, tensor from);
-    /* 1: read_peaks also writes, behind a row's peaks, its TOP_COLUMNS largest columns (all, if it has fewer;
-     * the room is the same): largest first, of equal ones the first one first, a NaN as -INFINITY. */
+     * read is all there is. scales is for gives_tops, others take no notice of it. */
+    void (*read_peaks)(backend *b, float *const *to, float *const *peaks, const float *scales,
+                       tensor from);
+    /* 1: read_peaks writes more behind a row's peaks, which are aligned to 8 bytes then. To peaks_tops its
+     * TOP_COLUMNS largest columns (all, if it has fewer): largest first, of equal ones the first one first, a
+     * NaN as -INFINITY. To peaks_sums, where scales is not NULL and scales[i] is not 0, for every PEAK_COLS
+     * columns the sum of exp(x * scales[i] - most * scales[i]), most being the row's largest, in the bits of
+     * exp_parts.h; anything where most is no finite number; NaN in the first one where it could not make them. */
     int gives_tops;
     /* Host memory that read_peaks fills fastest, for to and peaks alike; other memory is right as
      * well, and slower. Uninitialized, aligned to 64 bytes. NULL: there is none left. Any thread. Both

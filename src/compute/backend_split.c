@@ -177,11 +177,12 @@ static void read_tensor(backend *b, float *to, tensor from)
     table_of(s, s->at)->read(s->parts[s->at], to, on_side(s, s->at, from));
 }
 
-static void read_peaks(backend *b, float *const *to, float *const *peaks, tensor from)
+static void read_peaks(backend *b, float *const *to, float *const *peaks, const float *scales,
+                       tensor from)
 {
     split *s = self(b);
     assert(s->at == BACK);
-    table_of(s, BACK)->read_peaks(s->parts[BACK], to, peaks, from);
+    table_of(s, BACK)->read_peaks(s->parts[BACK], to, peaks, scales, from);
 }
 
 static void *host_open(backend *b, size_t bytes)

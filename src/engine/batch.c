@@ -17,12 +17,13 @@ realm_status batch_open(batch *b, int32_t capacity, realm_error *error)
     b->adapters = calloc(n, sizeof *b->adapters);
     b->results = calloc(n, sizeof *b->results);
     b->peaks = calloc(n, sizeof *b->peaks);
+    b->scales = calloc(n, sizeof *b->scales);
     b->sessions = calloc(n, sizeof *b->sessions);
     if (b->positions && b->sequences && b->output_rows && b->tokens && b->page_tables &&
-        b->adapters && b->results && b->peaks && b->sessions)
+        b->adapters && b->results && b->peaks && b->scales && b->sessions)
         return REALM_OK;
     batch_close(b);
-    return realm_fail_memory(error, n * 56, "a batch");
+    return realm_fail_memory(error, n * 60, "a batch");
 }
 
 void batch_close(batch *b)
@@ -35,6 +36,7 @@ void batch_close(batch *b)
     free(b->adapters);
     free(b->results);
     free(b->peaks);
+    free(b->scales);
     free(b->sessions);
     free(b->hidden);
     *b = (batch){0};
@@ -49,14 +51,34 @@ realm_status batch_reserve_hidden(batch *b, int32_t n_embd, realm_error *error)
     return b->hidden ? REALM_OK : realm_fail_memory(error, bytes, "hidden states");
 }
 
-static void add_output(batch *b, int32_t row, float *result, float *peaks)
+static int32_t add_output(batch *b, int32_t row, float *result)
 {
     int32_t i = b->input.n_outputs++;
     b->output_rows[i] = row;
     b->results[i] = result;
-    b->peaks[i] = peaks;
-    if (peaks)
+    return i;
+}
+
+/* The sums that are most likely wanted of the logits to come: the sampler's, or else those that log-probabilities are
+ * told by. */
+static float wanted_scale(const session *s)
+{
+    float scale = sampler_scale(s->sampler);
+    const work *w = s->work;
+    if (scale == 0 && w && w->kind == WORK_GENERATE && w->generate.want_logprobs)
+        return 1;
+    return scale;
+}
+
+static void add_logits(batch *b, int32_t row, session *s)
+{
+    int32_t i = add_output(b, row, s->logits);
+    b->peaks[i] = s->peaks;
+    if (s->peaks)
         b->input.peaks = b->peaks;
+    b->scales[i] = s->digest.scale = s->digest.sums ? wanted_scale(s) : 0;
+    if (b->scales[i] != 0)
+        b->input.scales = b->scales;
 }
 
 static void add_rows(batch *b, const sched_pick *pick, int hidden, int32_t n_embd)
@@ -75,9 +97,9 @@ static void add_rows(batch *b, const sched_pick *pick, int hidden, int32_t n_emb
         b->positions[row] = position;
         b->sequences[row] = sequence;
         if (hidden && embed_wants(s, position))
-            add_output(b, row, b->hidden + (size_t)b->input.n_outputs * (size_t)n_embd, NULL);
+            add_output(b, row, b->hidden + (size_t)b->input.n_outputs * (size_t)n_embd);
         else if (!hidden && position == s->length - 1)
-            add_output(b, row, s->logits, s->peaks);
+            add_logits(b, row, s);
     }
 }
 

@@ -16,6 +16,7 @@ typedef struct batch {
     const int32_t **page_tables;                  /* [capacity] */
     adapter **adapters;                           /* [capacity] */
     float **peaks;                                /* [capacity], of results that are logits */
+    float *scales;                                /* [capacity], of their sums; 0: none */
     float **results;                              /* [capacity] */
     session **sessions;                           /* [capacity] by sequence */
     float *hidden; /* [capacity, n_embd], NULL until an embedding was asked for */

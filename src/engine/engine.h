@@ -104,10 +104,8 @@ engine *session_engine(const session *s);
 sampler *session_sampler(session *s);
 /* Logits [n_vocab] after the last token, or NULL if there are none. Valid until the next work. */
 const float *session_logits(const session *s);
-/* Their peaks (compute/backend.h), for sampler_choose; NULL: nobody has found them. */
-const float *session_peaks(const session *s);
-/* And their TOP_COLUMNS largest (all, if there are fewer), as logits_top gives them; NULL likewise. */
-const token_logit *session_tops(const session *s);
+/* What the device has found in them, for sampler_choose; NULL if there are none. */
+const row_digest *session_digest(const session *s);
 /* Hints that the session will be used soon (base/prefetch.h), and then that its logits will be looked
  * at, which is for after the first has had its time. Owner, or with a work in flight the engine. */
 void session_prefetch(const session *s);

@@ -10,6 +10,7 @@
 #define MAX_STOPS        64
 #define MAX_STOP_BYTES   1024
 #define MAX_TOP_LOGPROBS 20
+_Static_assert(MAX_TOP_LOGPROBS <= TOP_COLUMNS, "a digest has all of them");
 /* What can be held back: a stop string, a token's text and half a character. */
 #define MAX_HELD_BYTES (1u << 20)
 
@@ -76,15 +77,24 @@ static int emit(session *s, work *w, generated_token *token, size_t size)
     return stop;
 }
 
+static int32_t top_of(const session *s, int32_t n_vocab, int32_t k, token_logit *top)
+{
+    k = k < n_vocab ? k : n_vocab;
+    if (!s->digest.tops)
+        return logits_top(s->logits, n_vocab, k, top);
+    memcpy(top, s->digest.tops, (size_t)k * sizeof *top); /* k <= MAX_TOP_LOGPROBS */
+    return k;
+}
+
 /* Log-probabilities of the model itself: before temperature, penalties, bias and grammar. */
 static void fill_logprobs(const session *s, const work *w, int32_t n_vocab, generated_token *token,
                           token_logit *top)
 {
     if (!w->generate.want_logprobs)
         return;
-    float sum = logits_log_sum_exp(s->logits, n_vocab);
+    float sum = logits_log_sum_exp(s->logits, n_vocab, &s->digest);
     token->logprob = s->logits[token->id] - sum;
-    token->n_top = logits_top(s->logits, n_vocab, w->generate.n_top_logprobs, top);
+    token->n_top = top_of(s, n_vocab, w->generate.n_top_logprobs, top);
     token->top = top;
     for (int32_t i = 0; i < token->n_top; i++)
         top[i].value -= sum;
@@ -157,8 +167,7 @@ realm_status generate_next(engine *e, session *s, work *w, int *finished)
         w->finish = FINISH_WAKE;
         return REALM_OK;
     }
-    realm_status status = sampler_choose(s->sampler, s->logits, s->peaks, s->tops, &token.id,
-                                         &w->error);
+    realm_status status = sampler_choose(s->sampler, s->logits, &s->digest, &token.id, &w->error);
     if (status != REALM_OK)
         return status;
     if (!w->generate.ignore_eos && e->device.table->ends_generation(&e->device, token.id)) {

@@ -10,8 +10,9 @@
 #include <string.h>
 
 #include "base/cpu.h"
+#include "compute/exp_parts.h"
 
-#define LANES 16
+#define LANES EXP_LANES
 static_assert(LOGITS_BLOCK % LANES == 0, "a block is whole lanes");
 
 #define INLINE static inline __attribute__((always_inline))
@@ -51,13 +52,30 @@ double logits_exp_sums(const float *x, int32_t n, float scale, float shift, doub
     return exp_sums_16(x, n, scale, shift, sums);
 }
 
-float logits_log_sum_exp(const float *logits, int32_t n)
+const double *logits_sums_of(const row_digest *digest, float scale)
 {
+    const double *sums = digest && digest->scale == scale ? digest->sums : NULL;
+    return sums && !isnan(sums[0]) ? sums : NULL;
+}
+
+double logits_total(const double *sums, int32_t n)
+{
+    double total = 0;
+    for (int32_t i = 0; i < logits_blocks(n); i++)
+        total += sums[i];
+    return total;
+}
+
+float logits_log_sum_exp(const float *logits, int32_t n, const row_digest *digest)
+{
+    const double *sums = logits_sums_of(digest, 1);
     int has_nan = 0;
-    float max = logits_max(logits, n, &has_nan);
+    float max = digest && digest->peaks ? logits_max(digest->peaks, logits_blocks(n), &has_nan)
+                                        : logits_max(logits, n, &has_nan);
     if (has_nan || !isfinite(max))
         return has_nan ? NAN : max;
-    return (float)((double)max + log(logits_exp_sums(logits, n, 1, -max, NULL)));
+    double total = sums ? logits_total(sums, n) : logits_exp_sums(logits, n, 1, -max, NULL);
+    return (float)((double)max + log(total));
 }
 
 #define BEST_BLOCK 2048 /* looked through one by one in the end; stays in the first-level cache */

@@ -29,5 +29,9 @@ token_id logits_best_by_peaks(const float *x, const float *peaks, int32_t n, flo
 void logits_exp(const float *x, int32_t n, float scale, float shift, float *out);
 /* The same summed by blocks into sums [logits_blocks(n)], NULL: not wanted; returns their total. */
 double logits_exp_sums(const float *x, int32_t n, float scale, float shift, double *sums);
+/* The digest's sums of that scale [logits_blocks(n)], or NULL; digest may be NULL. */
+const double *logits_sums_of(const row_digest *digest, float scale);
+/* Their total, in the bits of logits_exp_sums. */
+double logits_total(const double *sums, int32_t n);
 
 #endif

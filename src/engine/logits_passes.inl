@@ -29,25 +29,24 @@ INLINE void NAME(larger)(VECTOR *to, const VECTOR *a, const VECTOR *b)
     *to = (VECTOR)(((MASK)*a & mask) | ((MASK)*b & ~mask));
 }
 
-/* exp for x <= 0, relative error below 2e-7: 2^n times a polynomial of degree 6 in the rest, the
- * coefficients of Cephes' expf. Below -87 the result is 0 instead of a subnormal. */
+/* As compute/exp_parts.h says. */
 INLINE void NAME(exp_vector)(VECTOR *to, const VECTOR *x)
 {
     VECTOR bounded, least;
-    NAME(fill)(&least, -87.0f);
+    NAME(fill)(&least, EXP_LEAST);
     NAME(larger)(&bounded, x, &least);
-    VECTOR shifted = bounded * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23 rounds to whole */
-    VECTOR n = shifted - 12582912.0f;
-    VECTOR rest = bounded - n * 0.693359375f;
-    rest = rest - n * -2.12194440e-4f;
-    VECTOR p = rest * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * rest + 8.3334519073e-3f;
-    p = p * rest + 4.1665795894e-2f;
-    p = p * rest + 1.6666665459e-1f;
-    p = p * rest + 5.0000001201e-1f;
+    VECTOR shifted = bounded * EXP_LOG2E + EXP_ROUNDS;
+    VECTOR n = shifted - EXP_ROUNDS;
+    VECTOR rest = bounded - n * EXP_LN2_HIGH;
+    rest = rest - n * EXP_LN2_LOW;
+    VECTOR p = rest * EXP_P0 + EXP_P1;
+    p = p * rest + EXP_P2;
+    p = p * rest + EXP_P3;
+    p = p * rest + EXP_P4;
+    p = p * rest + EXP_P5;
     p = p * (rest * rest) + rest + 1.0f;
-    /* As bits, shifted is 1.5 * 2^23 plus n; 2^n is n plus the bias in the exponent's place. */
-    MASK power = ((MASK)shifted - 0x4b400000 + 127) * (1 << 23);
+    /* The exponent's bias, and its place. */
+    MASK power = ((MASK)shifted - EXP_ROUNDS_BITS + 127) * (1 << 23);
     *to = (VECTOR)((MASK)(p * (VECTOR)power) & (*x > least));
 }
 

@@ -10,7 +10,10 @@
  *
  * Each stage looks at the probabilities of what the stage before left, normalized anew and before
  * temperature, as llama.cpp and Hugging Face do. exp is taken of candidates alone where there is a
- * list. */
+ * list.
+ *
+ * Where a device has made a row's digest and nothing changes the row, no stage but typical goes through it: top-k,
+ * min-p and nearly every top-p end within the largest, and a draw needs the sums of blocks and one block. */
 #include "engine/sampler.h"
 
 #include <math.h>
@@ -364,11 +367,11 @@ static realm_status change_row(sampler *s, const float *logits, int masked, cons
 typedef struct choice {
     const float *row; /* [n] */
     int32_t n;
-    float max;               /* of what is left */
-    double total;            /* of exp(row - max) over the row; 0: not known yet. Dense only */
-    const token_logit *tops; /* the TOP_COLUMNS largest, or NULL */
-    token_logit *list;       /* [count] scratch for candidates */
-    int32_t count;           /* -1: dense */
+    float max;                /* of what is left */
+    double total;             /* of exp(row - max) over the row; 0: not known yet. Dense only */
+    const row_digest *digest; /* of row; empty: nobody made one */
+    token_logit *list;        /* [count] scratch for candidates */
+    int32_t count;            /* -1: dense */
 } choice;
 
 /* exp((value - max) * scale) of at most LOGITS_BLOCK candidates from first on; returns how many. */
@@ -384,8 +387,10 @@ static int32_t weigh(const choice *c, int32_t first, float scale, float *weights
 
 static void know_total(choice *c)
 {
+    const double *sums = logits_sums_of(c->digest, 1);
     if (c->total == 0)
-        c->total = logits_exp_sums(c->row, c->n, 1, -c->max, NULL);
+        c->total = sums ? logits_total(sums, c->n)
+                        : logits_exp_sums(c->row, c->n, 1, -c->max, NULL);
 }
 
 static void collect_above(choice *c, float threshold)
@@ -416,8 +421,23 @@ static int by_value(const void *a, const void *b)
     return (x->id > y->id) - (x->id < y->id);
 }
 
-/* Keeps the shortest beginning of the list whose mass reaches wanted; at least one. */
-static void cut_at_mass(choice *c, double wanted)
+static int by_id(const void *a, const void *b)
+{
+    const token_logit *x = a, *y = b;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+static void sort_by_value(choice *c)
+{
+    int32_t i = 1;
+    while (i < c->count && by_value(&c->list[i - 1], &c->list[i]) <= 0)
+        i++;
+    if (i < c->count) /* top-k's come in order */
+        qsort(c->list, (size_t)c->count, sizeof *c->list, by_value);
+}
+
+/* Keeps the shortest beginning of the list whose mass reaches wanted; at least one. 0: it does not, all is kept. */
+static int cut_at_mass(choice *c, double wanted)
 {
     float weights[LOGITS_BLOCK];
     double mass = 0;
@@ -427,20 +447,51 @@ static void cut_at_mass(choice *c, double wanted)
             mass += (double)weights[j];
             if (mass >= wanted) {
                 c->count = i + j + 1;
-                return;
+                return 1;
             }
         }
     }
+    return 0;
+}
+
+static int32_t n_tops(const choice *c)
+{
+    if (!c->digest->tops)
+        return 0;
+    return c->n < TOP_COLUMNS ? c->n : TOP_COLUMNS;
+}
+
+static void list_tops(choice *c, int32_t count)
+{
+    if (count > 0)
+        memcpy(c->list, c->digest->tops, (size_t)count * sizeof *c->list);
+    c->count = count;
 }
 
 static void keep_top_k(choice *c, int32_t k)
 {
-    if (c->tops && k <= TOP_COLUMNS)
-        memcpy(c->list, c->tops, (size_t)(c->count = k) * sizeof *c->list);
+    if (k <= n_tops(c))
+        list_tops(c, k);
     else
         c->count = logits_top(c->row, c->n, k, c->list);
     while (c->list[c->count - 1].value == -INFINITY)
         c->count--;
+}
+
+/* The nucleus lies within the largest, or above some threshold; most rows need only the first. It is the shortest
+ * beginning of all tokens in order: how far was looked changes nothing. */
+static void find_nucleus(choice *c, double wanted)
+{
+    list_tops(c, n_tops(c));
+    int found = cut_at_mass(c, wanted);
+    for (float depth = 4; !found && depth < 500;
+         depth *= 2) { /* in the end all that has any weight */
+        collect_above(c, c->max - depth);
+        if (depth < 200 && list_mass(c, 1) < wanted)
+            continue;
+        sort_by_value(c);
+        found = cut_at_mass(c, wanted);
+    }
 }
 
 /* Nucleus sampling, arXiv 1904.09751. */
@@ -448,32 +499,29 @@ static void keep_top_p(choice *c, double p)
 {
     if (c->count < 0) {
         know_total(c);
-        /* The nucleus lies above some threshold; most rows need only the first. */
-        for (float depth = 4; c->count < 0 || list_mass(c, 1) < p * c->total; depth *= 2) {
-            collect_above(c, c->max - depth);
-            if (depth > 200) /* all that has any weight is in: rounding alone is missing */
-                break;
-        }
-        qsort(c->list, (size_t)c->count, sizeof *c->list, by_value);
-        cut_at_mass(c, p * c->total);
+        find_nucleus(c, p * c->total);
         return;
     }
-    qsort(c->list, (size_t)c->count, sizeof *c->list, by_value);
+    sort_by_value(c);
     cut_at_mass(c, p * list_mass(c, 1));
 }
 
 static void keep_min_p(choice *c, float p)
 {
     float threshold = c->max + logf(p);
-    int32_t kept = 0;
-    if (c->count < 0) {
+    int32_t kept = 0, most = n_tops(c), all = c->count < 0;
+    if (all && (most < TOP_COLUMNS || c->digest->tops[most - 1].value >= threshold)) {
         collect_above(c, threshold);
         return;
     }
+    if (all)
+        list_tops(c, most);
     for (int32_t i = 0; i < c->count; i++)
         if (c->list[i].value >= threshold)
             c->list[kept++] = c->list[i];
     c->count = kept;
+    if (all) /* as collect_above lists them */
+        qsort(c->list, (size_t)kept, sizeof *c->list, by_id);
 }
 
 /* ---- typical ----------------------------------------------------------------------------------- */
@@ -691,16 +739,20 @@ static token_id draw_in_block(const choice *c, int32_t first, float scale, doubl
 static token_id draw_dense(sampler *s, const choice *c)
 {
     float scale = 1 / s->options.temperature;
-    double total = logits_exp_sums(c->row, c->n, scale, -c->max * scale, s->sums);
+    const double *sums = logits_sums_of(c->digest, scale);
+    double total = sums ? logits_total(sums, c->n)
+                        : logits_exp_sums(c->row, c->n, scale, -c->max * scale, s->sums);
     double wanted = rng_double(&s->random) * total;
     int32_t last = 0, n_blocks = logits_blocks(c->n);
     double before = 0, sum = 0;
+    if (!sums)
+        sums = s->sums;
     for (int32_t i = 0; i < n_blocks; i++) {
-        if (s->sums[i] > 0) {
+        if (sums[i] > 0) {
             last = i;
             before = sum;
         }
-        sum += s->sums[i];
+        sum += sums[i];
         if (sum > wanted)
             break;
     }
@@ -718,6 +770,17 @@ static int is_truncating(const sampler *s)
     return is_top_k_on(s) || o->typical_p < 1 || o->top_p < 1 || o->min_p > 0;
 }
 
+float sampler_scale(const sampler *s)
+{
+    const sampler_options *o = &s->options;
+    if (o->temperature == 0 || is_top_k_on(s) || s->n_bias > 0 || has_penalties(o) ||
+        (s->grammar && is_truncating(s)))
+        return 0;
+    if (o->typical_p < 1 || o->top_p < 1)
+        return 1;
+    return o->min_p > 0 ? 0 : 1 / o->temperature;
+}
+
 static void truncate_choice(const sampler *s, choice *c)
 {
     const sampler_options *o = &s->options;
@@ -731,11 +794,11 @@ static void truncate_choice(const sampler *s, choice *c)
         keep_min_p(c, o->min_p);
 }
 
-static realm_status draw(sampler *s, const float *row, const token_logit *tops, float max,
+static realm_status draw(sampler *s, const float *row, const row_digest *digest, float max,
                          token_id *out, realm_error *error)
 {
     size_t n = (size_t)s->n_vocab;
-    choice c = {.row = row, .n = s->n_vocab, .max = max, .tops = tops, .count = -1};
+    choice c = {.row = row, .n = s->n_vocab, .max = max, .digest = digest, .count = -1};
     realm_status status;
     if (is_truncating(s))
         status = reserve((void **)&s->candidates, n * sizeof *s->candidates, error);
@@ -750,21 +813,21 @@ static realm_status draw(sampler *s, const float *row, const token_logit *tops, 
     return REALM_OK;
 }
 
-/* peaks, tops: of the row, or NULL. */
-static realm_status choose_from(sampler *s, const float *row, const float *peaks,
-                                const token_logit *tops, token_id *out, realm_error *error)
+static realm_status choose_from(sampler *s, const float *row, const row_digest *digest,
+                                token_id *out, realm_error *error)
 {
     int has_nan;
     float max;
-    token_id best = peaks ? logits_best_by_peaks(row, peaks, s->n_vocab, &max, &has_nan)
-                          : logits_best(row, s->n_vocab, &max, &has_nan);
+    token_id best = digest->peaks
+                        ? logits_best_by_peaks(row, digest->peaks, s->n_vocab, &max, &has_nan)
+                        : logits_best(row, s->n_vocab, &max, &has_nan);
     if (has_nan || max == INFINITY)
         return realm_fail(error, REALM_INVALID, "logits hold a value that is %s",
                           has_nan ? "no number" : "infinite");
     if (max == -INFINITY)
         return realm_fail(error, REALM_INVALID, "no token is left to choose: all are forbidden");
     if (s->options.temperature > 0)
-        return draw(s, row, tops, max, out, error);
+        return draw(s, row, digest, max, out, error);
     *out = best;
     return REALM_OK;
 }
@@ -780,17 +843,16 @@ static int is_allowed(sampler *s, token_id token)
     return grammar_rollback(s->grammar, 1, NULL) == REALM_OK;
 }
 
-/* choose_from the logits as the model gave them, whose peaks and tops those are, or changed ones. */
+/* choose_from the logits as the model gave them, whose digest that is, or changed ones. */
 static realm_status choose_from_row(sampler *s, const float *row, const float *logits,
-                                    const float *peaks, const token_logit *tops, token_id *out,
-                                    realm_error *error)
+                                    const row_digest *digest, token_id *out, realm_error *error)
 {
-    int same = row == logits;
-    return choose_from(s, row, same ? peaks : NULL, same ? tops : NULL, out, error);
+    static const row_digest none = {0};
+    return choose_from(s, row, digest && row == logits ? digest : &none, out, error);
 }
 
-realm_status sampler_choose(sampler *s, const float *logits, const float *peaks,
-                            const token_logit *tops, token_id *out, realm_error *error)
+realm_status sampler_choose(sampler *s, const float *logits, const row_digest *digest,
+                            token_id *out, realm_error *error)
 {
     const float *row = NULL;
     int masked = s->grammar != NULL;
@@ -798,12 +860,12 @@ realm_status sampler_choose(sampler *s, const float *logits, const float *peaks,
     if (try_free) {
         realm_status status = change_row(s, logits, 0, &row, error);
         if (status == REALM_OK)
-            status = choose_from_row(s, row, logits, peaks, tops, out, error);
+            status = choose_from_row(s, row, logits, digest, out, error);
         if (status != REALM_OK || is_allowed(s, *out))
             return status;
     }
     realm_status status = change_row(s, logits, masked, &row, error);
     if (status != REALM_OK)
         return status;
-    return choose_from_row(s, row, logits, peaks, tops, out, error);
+    return choose_from_row(s, row, logits, digest, out, error);
 }

@@ -55,13 +55,25 @@ typedef struct token_logit {
     float value;
 } token_logit;
 
-/* Chooses a token from logits [n_vocab], which are not changed. Does not record it. peaks, if not NULL:
- * the largest of every PEAK_COLS logits, NaN where one of them is (compute/backend.h); with them the
- * likeliest token is found without reading the row. tops, if not NULL: the TOP_COLUMNS largest, as logits_top
- * gives them; with them no more is read where top-k is that or less.
+/* What a device has found in a row of logits [n_vocab] (compute/backend.h), so that nobody need go through it. It
+ * changes no choice. Each is NULL where it has not. */
+typedef struct row_digest {
+    const float *peaks; /* the largest of every PEAK_COLS, NaN where one of them is */
+    const token_logit
+        *tops; /* the TOP_COLUMNS largest (all, if there are fewer), as logits_top gives them */
+    const double
+        *sums;   /* of every PEAK_COLS, as logits_exp_sums with scale and -largest * scale gives
+                                them; NaN in the first: there are none */
+    float scale; /* 0: there are none */
+} row_digest;
+
+/* Chooses a token from logits [n_vocab], which are not changed. Does not record it. digest: of the logits, or
+ * NULL.
  *   REALM_INVALID  nothing is left to choose: all forbidden, or the grammar is complete */
-realm_status sampler_choose(sampler *s, const float *logits, const float *peaks,
-                            const token_logit *tops, token_id *out, realm_error *error);
+realm_status sampler_choose(sampler *s, const float *logits, const row_digest *digest,
+                            token_id *out, realm_error *error);
+/* The scale of the sums that sampler_choose would use as its settings are now; 0: it would use none. */
+float sampler_scale(const sampler *s);
 /* Records a token that joined the sequence: penalties and the grammar see it. Prompt tokens go
  * through sampler_see (penalties only). */
 realm_status sampler_accept(sampler *s, token_id token, realm_error *error);
@@ -71,8 +83,9 @@ void sampler_see(sampler *s, const token_id *tokens, int32_t count);
 
 /* The k largest of logits [n], descending, ties by id; returns how many (k or n). */
 int32_t logits_top(const float *logits, int32_t n, int32_t k, token_logit *out);
-/* log(sum(exp(logits))), in double inside: log-probability of i is logits[i] - this. */
-float logits_log_sum_exp(const float *logits, int32_t n);
+/* log(sum(exp(logits))), in double inside: log-probability of i is logits[i] - this. digest: of the logits, or
+ * NULL. */
+float logits_log_sum_exp(const float *logits, int32_t n, const row_digest *digest);
 token_id logits_argmax(const float *logits, int32_t n);
 
 #endif

@@ -101,11 +101,16 @@ _Static_assert(sizeof(token_logit) == sizeof(top_column) &&
                    offsetof(token_logit, value) == offsetof(top_column, value),
                "what a device writes is read as the engine's own");
 
-/* With the peaks behind them, and the largest behind those. */
+/* With what the device finds in them behind them, on a line of its own. */
+static size_t logits_room(const device *d)
+{
+    return ((size_t)d->n_vocab + 15) / 16 * 16;
+}
+
 static size_t logits_bytes(const device *d)
 {
-    int32_t count = d->n_vocab + (d->gives_peaks ? peaks_count(d->n_vocab) : 0);
-    return (size_t)count * sizeof(float) + (d->gives_tops ? TOP_COLUMNS * sizeof(top_column) : 0);
+    return logits_room(d) * sizeof(float) +
+           (d->gives_peaks ? peaks_bytes(d->n_vocab, d->gives_tops) : 0);
 }
 
 realm_status session_reserve_logits(session *s, realm_error *error)
@@ -116,10 +121,12 @@ realm_status session_reserve_logits(session *s, realm_error *error)
     s->logits = d->table->host_open(d, logits_bytes(d));
     if (!s->logits)
         return realm_fail_memory(error, logits_bytes(d), "logits");
-    s->peaks = d->gives_peaks ? s->logits + d->n_vocab : NULL;
-    s->tops = d->gives_tops
-                  ? (const token_logit *)(const void *)(s->peaks + peaks_count(d->n_vocab))
-                  : NULL;
+    if (d->gives_peaks)
+        s->digest.peaks = s->peaks = s->logits + logits_room(d);
+    if (d->gives_tops) {
+        s->digest.tops = (const token_logit *)(const void *)peaks_tops(s->peaks, d->n_vocab);
+        s->digest.sums = peaks_sums(s->peaks, d->n_vocab);
+    }
     return REALM_OK;
 }
 
@@ -129,6 +136,7 @@ static realm_status copy_logits(session *s, const session *from, realm_error *er
     if (status != REALM_OK || !from->has_logits)
         return status;
     memcpy(s->logits, from->logits, logits_bytes(&from->engine->device));
+    s->digest.scale = from->digest.scale;
     s->has_logits = 1;
     return REALM_OK;
 }
@@ -222,14 +230,9 @@ const float *session_logits(const session *s)
     return s->has_logits ? s->logits : NULL;
 }
 
-const float *session_peaks(const session *s)
+const row_digest *session_digest(const session *s)
 {
-    return s->has_logits ? s->peaks : NULL;
-}
-
-const token_logit *session_tops(const session *s)
-{
-    return s->has_logits ? s->tops : NULL;
+    return s->has_logits ? &s->digest : NULL;
 }
 
 void session_prefetch(const session *s)
@@ -239,11 +242,9 @@ void session_prefetch(const session *s)
 
 void session_prefetch_logits(const session *s)
 {
+    const device *d = &s->engine->device;
     if (s->peaks)
-        prefetch_to_read(s->peaks,
-                         (size_t)logits_blocks(s->engine->device.n_vocab) * sizeof *s->peaks);
-    if (s->tops)
-        prefetch_to_read(s->tops, TOP_COLUMNS * sizeof *s->tops);
+        prefetch_to_read(s->peaks, peaks_bytes(d->n_vocab, d->gives_tops && s->digest.scale != 0));
     prefetch_to_write(s->sampler, 2 * PREFETCH_LINE);
     prefetch_to_write(s->tokens + s->length, sizeof *s->tokens);
 }

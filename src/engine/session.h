@@ -79,8 +79,9 @@ struct session {
     token_id *tokens; /* [length] of capacity */
     int32_t length, capacity;
     float *logits; /* [n_vocab], NULL until first needed */
-    float *peaks;  /* of logits, behind them in their memory; NULL: the device gives none */
-    const token_logit *tops; /* the largest of logits, behind the peaks; NULL likewise */
+    float
+        *peaks; /* where the device puts what it finds in them, behind them; NULL: it finds none */
+    row_digest digest; /* of logits: into peaks */
     int has_logits;
     sampler *sampler;
     adapter *adapter;

@@ -57,13 +57,14 @@ typedef struct forward_input {
     int32_t n_outputs;
     int hidden;          /* 1: final normed hidden states [n_embd] instead of logits */
     float *const *peaks; /* [n_outputs], each [peaks_count(n_vocab)]: where the peaks of logits go
-                            (compute/backend.h), and behind them their largest if model_gives_tops
-                            says so. NULL: not wanted, or model_gives_peaks says no */
+                            (compute/backend.h), and behind them their largest and their sums if
+                            model_gives_tops says so. NULL: not wanted, or model_gives_peaks says no */
+    const float *scales; /* [n_outputs], of each row's sums, 0: none; NULL: none at all */
 } forward_input;
 
 /* Whether the backend finds peaks of logits on the way. */
 int model_gives_peaks(const model *m);
-/* And the largest of a row (backend.h, gives_tops) with them. */
+/* And the largest of a row, and sums over it (backend.h, gives_tops), with them. */
 int model_gives_tops(const model *m);
 
 /* One step over all layers. On return results[i] (host memory) holds the logits [n_vocab] or the

@@ -227,7 +227,7 @@ void model_forward(model *m, const forward_input *input, float *const *results)
     w.t->end(w.b);
     if (input->peaks && input->n_outputs > 0) {
         assert(!input->hidden && w.t->read_peaks);
-        w.t->read_peaks(w.b, results, input->peaks, out);
+        w.t->read_peaks(w.b, results, input->peaks, input->scales, out);
         return;
     }
     for (int32_t i = 0; i < input->n_outputs; i++)

@@ -452,7 +452,7 @@ int64_t host_session_top_logits(guest_call *c)
     if (k <= 0)
         return guest_trap(c, REALM_INVALID, "argument 'k': %" PRId32 " is not positive", k);
     const float *logits = session_logits(s->session);
-    return logits ? give_top(c, logits, session_tops(s->session), n, k < n ? k : n)
+    return logits ? give_top(c, logits, session_digest(s->session)->tops, n, k < n ? k : n)
                   : REALM_NOT_FOUND;
 }
 
@@ -516,8 +516,7 @@ int64_t host_session_sample(guest_call *c)
     token_id token;
     s->sampled = 1;
     realm_status status = sampler_choose(session_sampler(s->session), logits,
-                                         session_peaks(s->session), session_tops(s->session),
-                                         &token, &error);
+                                         session_digest(s->session), &token, &error);
     return status == REALM_OK ? token : guest_note(c, &error);
 }
 

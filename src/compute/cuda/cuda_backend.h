@@ -221,7 +221,8 @@ void step_flush(cuda_backend *b);
 /* ---- reading.c: entries of the table ------------------------------------------------------------ */
 
 void cuda_read(backend *b, float *to, tensor from);
-void cuda_read_peaks(backend *b, float *const *to, float *const *peaks, tensor from);
+void cuda_read_peaks(backend *b, float *const *to, float *const *peaks, const float *scales,
+                     tensor from);
 void *cuda_host_open(backend *b, size_t bytes);
 void cuda_host_close(backend *b, void *memory);
 void cuda_reading_release(cuda_backend *b);

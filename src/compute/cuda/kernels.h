@@ -41,11 +41,13 @@ typedef struct rows_args { /* prepare, gated, add, soft_cap, gather */
     int32_t zero;
 } rows_args;
 
-/* rows: [2 * n_rows] where each row goes, then where its peaks and tops go: pinned host memory. */
+/* rows: [2 * n_rows] where each row goes, then where its peaks and what is behind them go: pinned host memory. */
 typedef struct peaks_args {
     const float *x; /* [n_rows, n_cols] */
     float *const *rows;
+    const float *scales; /* [n_rows] of sums; 0: none */
     int32_t n_rows, n_cols;
+    int32_t tops, sums; /* bytes that they come behind the peaks */
 } peaks_args;
 
 typedef struct norm_args {

@@ -1,8 +1,8 @@
 /* compute/cuda/reading.c: results on their way to the host.
  *
  * A step's logits are megabytes, and the host's own copies of them would cost as much as a layer: so
- * read_peaks lets the device write each row, its peaks and its largest columns to where the host wants them, if that is
- * pinned memory (host_open). What is read row by row comes through one pinned copy of the last
+ * read_peaks lets the device write each row, its peaks, its largest columns and its sums to where the host wants them,
+ * if that is pinned memory (host_open). What is read row by row comes through one pinned copy of the last
  * operation's whole result, the landing. */
 #include <math.h>
 #include <stdlib.h>
@@ -124,12 +124,8 @@ static void find_tops(const float *x, int32_t n, top_column *out)
     }
 }
 
-static top_column *tops_behind(float *peaks, int32_t n_cols)
-{
-    return (top_column *)(void *)(peaks + peaks_count(n_cols));
-}
-
-static void read_by_rows(backend *b, float *const *to, float *const *peaks, tensor from)
+static void read_by_rows(backend *b, float *const *to, float *const *peaks, const float *scales,
+                         tensor from)
 {
     for (int32_t i = 0; i < from.n_rows; i++) {
         cuda_read(b, to[i], tensor_rows(from, i, 1));
@@ -137,38 +133,58 @@ static void read_by_rows(backend *b, float *const *to, float *const *peaks, tens
             int32_t first = p * PEAK_COLS, left = from.n_cols - first;
             peaks[i][p] = peak_of(to[i] + first, left < PEAK_COLS ? left : PEAK_COLS);
         }
-        find_tops(to[i], from.n_cols, tops_behind(peaks[i], from.n_cols));
+        find_tops(to[i], from.n_cols, peaks_tops(peaks[i], from.n_cols));
+        if (scales && scales[i] != 0)
+            *peaks_sums(peaks[i], from.n_cols) = (double)NAN; /* the host's own are as good */
     }
 }
 
-void cuda_read_peaks(backend *backend_, float *const *to, float *const *peaks, tensor from)
+/* Where the rows go, where what is found in them goes, and the scales of their sums: to the device. */
+static void stage_places(cuda_backend *b, peaks_args *a, float *const *to, float *const *peaks,
+                         const float *scales)
+{
+    size_t n = (size_t)a->n_rows, pointers = n * sizeof *to;
+    const uint8_t *first = (const uint8_t *)peaks[0];
+    void *host;
+    a->tops = (int32_t)((const uint8_t *)peaks_tops(peaks[0], a->n_cols) - first);
+    a->sums = (int32_t)((const uint8_t *)peaks_sums(peaks[0], a->n_cols) - first);
+    uint8_t *at = step_stage_room(b, 2 * pointers + n * sizeof *scales, &host);
+    a->rows = (float *const *)at;
+    a->scales = (const float *)(at + 2 * pointers);
+    if (!host)
+        return;
+    memcpy(host, to, pointers);
+    memcpy((uint8_t *)host + pointers, peaks, pointers);
+    if (scales)
+        memcpy((uint8_t *)host + 2 * pointers, scales, n * sizeof *scales);
+    else
+        memset((uint8_t *)host + 2 * pointers, 0, n * sizeof *scales);
+}
+
+void cuda_read_peaks(backend *backend_, float *const *to, float *const *peaks, const float *scales,
+                     tensor from)
 {
     cuda_backend *b = cuda_self(backend_);
-    int32_t n_peaks = peaks_count(from.n_cols);
-    size_t n = (size_t)from.n_rows, bytes = 2 * n * sizeof *to;
+    size_t n = (size_t)from.n_rows;
     cuda_use(b);
     operations_settle(b);
     if (!b->failed && !all_pinned(to, peaks, from.n_rows)) {
-        read_by_rows(backend_, to, peaks, from);
+        read_by_rows(backend_, to, peaks, scales, from);
         return;
     }
     if (!b->failed && n > 0) {
-        void *host;
         peaks_args a = {.x = from.data, .n_rows = from.n_rows, .n_cols = from.n_cols};
-        a.rows = step_stage_room(b, bytes, &host);
-        if (host) {
-            memcpy(host, to, n * sizeof *to);
-            memcpy((uint8_t *)host + n * sizeof *to, peaks, n * sizeof *peaks);
-        }
-        step_record(b, cuda_kernel_results(), 1 + (uint32_t)(n_peaks + 31) / 32, (uint32_t)n, 1,
-                    1024, 0, &a, sizeof a);
+        stage_places(b, &a, to, peaks, scales);
+        /* A row's blocks agree on its largest number, as gated's do. */
+        step_record_cluster(b, cuda_kernel_results(), b->major >= 9 && from.n_cols >= 2048 ? 8 : 1,
+                            2 * (uint32_t)n, 1024, &a, sizeof a);
         step_flush(b);
         cuda_ok(b, cudaStreamSynchronize(b->stream), "reading a step's results");
     }
     for (size_t i = 0; i < n && b->failed; i++) {
         cuda_fill_nan(to[i], (size_t)from.n_cols);
-        cuda_fill_nan(peaks[i], (size_t)n_peaks);
-        find_tops(to[i], from.n_cols, tops_behind(peaks[i], from.n_cols));
+        cuda_fill_nan(peaks[i], (size_t)peaks_count(from.n_cols));
+        find_tops(to[i], from.n_cols, peaks_tops(peaks[i], from.n_cols));
     }
 }
 

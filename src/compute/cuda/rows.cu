@@ -1,6 +1,7 @@
 /* compute/cuda/rows.cu: operations on rows and elements, one block a row where a row is summed up. */
 #include "compute/cuda/device.cuh"
 #include "compute/cuda/element.cuh"
+#include "compute/exp_parts.h"
 
 /* ---- input of products ------------------------------------------------------------------------ */
 
@@ -283,33 +284,8 @@ static __global__ void gather_kernel(rows_args a)
 
 /* ---- results for the host ---------------------------------------------------------------------- */
 
-/* Rows and peaks as backend.h's read_peaks has them, written through to the host. A warp has the columns
- * of a peak; its stores are whole lines. */
-__device__ __forceinline__ void write_peak(const peaks_args &a, const float *x, int32_t peak,
-                                           int lane)
-{
-    const int32_t first = peak * PEAK_COLS;
-    if (first >= a.n_cols)
-        return;
-    float *to = a.rows[blockIdx.y], most = -INFINITY;
-    int odd = 0;
-#pragma unroll
-    for (int32_t i = 0; i < PEAK_COLS / 32; i++) {
-        int32_t k = first + i * 32 + lane;
-        if (k < a.n_cols) {
-            float v = x[k];
-            to[k] = v;
-            most = fmaxf(most, v);
-            odd |= v != v;
-        }
-    }
-    most = warp_max(most);
-    odd = __any_sync(0xffffffffu, odd);
-    if (lane == 0)
-        a.rows[a.n_rows + blockIdx.y][peak] = odd ? NAN : most;
-}
-
 #define RESULT_THREADS 1024
+#define PEAK_PARTS     (PEAK_COLS / 32) /* of a peak's columns each lane of its warp has so many */
 #define GROUPS_MOST    256 /* of a row's columns, whose largest say where the row's largest may be */
 #define CANDIDATES                                                                                 \
     2048 /* usually as many as TOP_COLUMNS and a few; more of a row of equal numbers */
@@ -419,18 +395,116 @@ __device__ __forceinline__ void write_tops(const float *x, int32_t n, top_column
     }
 }
 
-/* A row's first block finds its largest columns, the others write it. */
+/* A lane's columns of a peak, beyond the row's end -INFINITY. */
+__device__ __forceinline__ void load_peak(const float *x, int32_t n, int32_t peak,
+                                          float v[PEAK_PARTS])
+{
+#pragma unroll
+    for (int32_t i = 0; i < PEAK_PARTS; i++) {
+        const int32_t k = peak * PEAK_COLS + i * 32 + (int32_t)threadIdx.x % 32;
+        v[i] = k < n ? x[k] : -INFINITY;
+    }
+}
+
+/* By a warp, whose stores are whole lines; returns the largest number. */
+__device__ __forceinline__ float write_peak(const float *x, int32_t n, int32_t peak, float *row,
+                                            float *peaks)
+{
+    float v[PEAK_PARTS], most = -INFINITY;
+    int odd = 0;
+    load_peak(x, n, peak, v);
+#pragma unroll
+    for (int32_t i = 0; i < PEAK_PARTS; i++) {
+        const int32_t k = peak * PEAK_COLS + i * 32 + (int32_t)threadIdx.x % 32;
+        if (k < n)
+            row[k] = v[i];
+        most = fmaxf(most, v[i]);
+        odd |= v[i] != v[i];
+    }
+    most = warp_max(most);
+    odd = __any_sync(0xffffffffu, odd);
+    if (threadIdx.x % 32 == 0)
+        peaks[peak] = odd ? NAN : most;
+    return most;
+}
+
+/* As exp_parts.h says; nothing here may be fused. */
+__device__ __forceinline__ float exp_of(float x)
+{
+    const float bounded = x > EXP_LEAST ? x : EXP_LEAST;
+    const float shifted = __fadd_rn(__fmul_rn(bounded, EXP_LOG2E), EXP_ROUNDS);
+    const float n = __fsub_rn(shifted, EXP_ROUNDS);
+    const float r = __fsub_rn(__fsub_rn(bounded, __fmul_rn(n, EXP_LN2_HIGH)),
+                              __fmul_rn(n, EXP_LN2_LOW));
+    float p = __fadd_rn(__fmul_rn(r, EXP_P0), EXP_P1);
+    p = __fadd_rn(__fmul_rn(p, r), EXP_P2);
+    p = __fadd_rn(__fmul_rn(p, r), EXP_P3);
+    p = __fadd_rn(__fmul_rn(p, r), EXP_P4);
+    p = __fadd_rn(__fmul_rn(p, r), EXP_P5);
+    p = __fadd_rn(__fadd_rn(__fmul_rn(p, __fmul_rn(r, r)), r), 1.0f);
+    const int32_t power = (__float_as_int(shifted) - EXP_ROUNDS_BITS + 127) * (1 << 23);
+    return x > EXP_LEAST ? __fmul_rn(p, __int_as_float(power)) : 0.0f;
+}
+
+/* By a warp: lane l of the sum has columns l, l + 16, ..., which are two lanes' of the warp in turns. */
+__device__ __forceinline__ void write_sum(const float *x, int32_t n, int32_t peak, float scale,
+                                          float shift, double *sums)
+{
+    float v[PEAK_PARTS], lane_sum = 0;
+    double sum = 0;
+    load_peak(x, n, peak, v);
+#pragma unroll
+    for (int32_t i = 0; i < PEAK_PARTS; i++) {
+        v[i] = exp_of(__fadd_rn(__fmul_rn(v[i], scale), shift));
+        const float above = __shfl_down_sync(0xffffffffu, v[i], EXP_LANES);
+        lane_sum = __fadd_rn(__fadd_rn(lane_sum, v[i]), above);
+    }
+#pragma unroll
+    for (int32_t i = 0; i < EXP_LANES; i++)
+        sum += (double)__shfl_sync(0xffffffffu, lane_sum, i);
+    if (threadIdx.x % 32 == 0)
+        sums[peak] = sum;
+}
+
+/* The largest of what each warp of a row's cluster of blocks has found; the same in all threads. */
+__device__ __forceinline__ float row_max(float most)
+{
+    __shared__ float of_warps[32], of_block;
+    if (threadIdx.x % 32 == 0)
+        of_warps[threadIdx.x / 32] = most;
+    __syncthreads();
+    return cluster_max(warp_max(of_warps[threadIdx.x % 32]), &of_block);
+}
+
+/* By a cluster: the row and its peaks, and when all know its largest number, its sums. */
+__device__ __forceinline__ void write_row(const peaks_args &a, const float *x, int32_t at)
+{
+    const int32_t n_peaks = (a.n_cols + PEAK_COLS - 1) / PEAK_COLS;
+    const int32_t first = (int32_t)(threadIdx.x / 32 * gridDim.x + blockIdx.x);
+    const int32_t step = (int32_t)gridDim.x * (RESULT_THREADS / 32);
+    float *peaks = a.rows[a.n_rows + at], most = -INFINITY;
+    for (int32_t peak = first; peak < n_peaks; peak += step)
+        most = fmaxf(most, write_peak(x, a.n_cols, peak, a.rows[at], peaks));
+    const float scale = a.scales[at];
+    if (scale == 0)
+        return;
+    const float shift = __fmul_rn(-row_max(most), scale);
+    for (int32_t peak = first; peak < n_peaks; peak += step)
+        write_sum(x, a.n_cols, peak, scale, shift, (double *)((uint8_t *)peaks + a.sums));
+}
+
+/* As backend.h's read_peaks has it, written through to the host. blockIdx.y goes through the rows: a block for the
+ * largest columns of each, the first of its cluster, and a cluster for the rest. */
 static __global__ void __launch_bounds__(RESULT_THREADS) results_kernel(peaks_args a)
 {
     allow_next();
     await_inputs();
-    const float *x = a.x + (int64_t)blockIdx.y * a.n_cols;
-    const int32_t peaks = (a.n_cols + PEAK_COLS - 1) / PEAK_COLS;
-    if (blockIdx.x == 0)
-        write_tops(x, a.n_cols, (top_column *)(a.rows[a.n_rows + blockIdx.y] + peaks));
-    else
-        write_peak(a, x, (int32_t)((blockIdx.x - 1) * RESULT_THREADS + threadIdx.x) / 32,
-                   threadIdx.x % 32);
+    const int32_t at = (int32_t)blockIdx.y / 2;
+    const float *x = a.x + (int64_t)at * a.n_cols;
+    if (blockIdx.y % 2)
+        write_row(a, x, at);
+    else if (blockIdx.x == 0)
+        write_tops(x, a.n_cols, (top_column *)((uint8_t *)a.rows[a.n_rows + at] + a.tops));
 }
 
 static __global__ void embed_kernel(embed_args a)

@@ -4,6 +4,7 @@
 #include "unit/compute/cpu_fixture.h"
 
 #include "compute/backend_open.h"
+#include "engine/logits.h"
 
 static backend *cuda, *truth;
 
@@ -584,7 +585,6 @@ static void keys_and_values_are_read_back_and_copied_with_their_page(void **stat
 
 /* ---- refusals ----------------------------------------------------------------------------------- */
 
-/* Rows with their peaks, to pinned memory and to any. */
 /* tops are x's largest, by going through x for each. */
 static void assert_tops(const top_column *tops, const float *x, int32_t n)
 {
@@ -605,16 +605,31 @@ static void assert_tops(const top_column *tops, const float *x, int32_t n)
     free(taken);
 }
 
+/* The very bits of the host's own sums, where a sampler may ask for them. */
+static void assert_sums(const double *sums, const float *x, int32_t n, float scale)
+{
+    int has_nan;
+    float most = logits_max(x, n, &has_nan);
+    if (scale == 0 || has_nan || !isfinite(most))
+        return;
+    double *wanted = malloc((size_t)peaks_count(n) * sizeof *wanted);
+    logits_exp_sums(x, n, scale, -most * scale, wanted);
+    assert_memory_equal(sums, wanted, (size_t)peaks_count(n) * sizeof *wanted);
+    free(wanted);
+}
+
+/* Rows with what is found in them, to pinned memory and to any. */
 static void results_are_read_with_their_peaks(void **state)
 {
     (void)state;
-    enum { ROWS = 5 };
+    enum { ROWS = 9 };
+    static const float scales[ROWS] = {1, 1 / 0.7f, 1, 0, 0.01f, 100, 1, 100, 1 / 0.9f};
     static const int32_t lengths[] = {1, 255, 256, 257, 1000, 2500, 32003, 150001};
     rng r;
     rng_init(&r, 77);
     for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++) {
         int32_t n = lengths[l], n_peaks = peaks_count(n);
-        size_t width = (size_t)n + (size_t)n_peaks + 2 * TOP_COLUMNS;
+        size_t width = ((size_t)n + 1) / 2 * 2 + (peaks_bytes(n, 1) + 7) / 8 * 2;
         float *x = malloc((size_t)n * ROWS * sizeof *x);
         for (size_t i = 0; i < (size_t)n * ROWS; i++)
             x[i] = (float)rng_double(&r) * 20 - 10;
@@ -623,6 +638,9 @@ static void results_are_read_with_their_peaks(void **state)
         for (int32_t k = 0; k < n; k++) { /* many equal numbers, both zeros among them */
             x[(size_t)n + (size_t)k] = roundf(x[(size_t)n + (size_t)k] / 4);
             x[(size_t)n * 4 + (size_t)k] = 1;
+            x[(size_t)n * 6 + (size_t)k] *= 4; /* most of them weigh nothing, some nearly */
+            x[(size_t)n * 7 + (size_t)k] *= 1e37f;
+            x[(size_t)n * 8 + (size_t)k] = k % 3 ? x[(size_t)n * 8 + (size_t)k] : -INFINITY;
         }
         tensor t = open_tensor(cuda, ROWS, n, x);
         for (int pinned = 0; pinned < 2; pinned++) {
@@ -633,9 +651,9 @@ static void results_are_read_with_their_peaks(void **state)
             memset(memory, 0x55, bytes);
             for (int i = 0; i < ROWS; i++) {
                 to[i] = memory + (size_t)(ROWS - 1 - i) * width;
-                peaks[i] = to[i] + n;
+                peaks[i] = to[i] + (n + 1) / 2 * 2;
             }
-            cuda->table->read_peaks(cuda, to, peaks, t);
+            cuda->table->read_peaks(cuda, to, peaks, scales, t);
             for (int i = 0; i < ROWS; i++) {
                 assert_equal_bits(to[i], x + (size_t)i * (size_t)n, (size_t)n, "a row");
                 for (int32_t p = 0; p < n_peaks; p++) {
@@ -644,7 +662,11 @@ static void results_are_read_with_their_peaks(void **state)
                         most = isnan(most) || isnan(to[i][k]) ? NAN : fmaxf(most, to[i][k]);
                     assert_true(isnan(most) ? isnan(peaks[i][p]) : peaks[i][p] == most);
                 }
-                assert_tops((const top_column *)(const void *)(peaks[i] + n_peaks), to[i], n);
+                assert_tops(peaks_tops(peaks[i], n), to[i], n);
+                if (pinned)
+                    assert_sums(peaks_sums(peaks[i], n), to[i], n, scales[i]);
+                else if (scales[i] != 0)
+                    assert_true(isnan(peaks_sums(peaks[i], n)[0]));
             }
             if (pinned)
                 cuda->table->host_close(cuda, memory);

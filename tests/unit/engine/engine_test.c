@@ -687,6 +687,81 @@ static void preempted_sessions_give_the_same_tokens(void **state)
     engine_close(e);
 }
 
+enum { DIGESTED = 8, DIGESTED_PROMPT = 30, DIGESTED_TOKENS = 120 };
+
+static sampler_options digested_settings(int i)
+{
+    sampler_options o = SAMPLER_OPTIONS_DEFAULT;
+    o.temperature = i % 4 == 0 ? 0 : i % 4 == 1 ? 1 : i % 4 == 2 ? 0.7f : 1.3f;
+    o.top_p = i % 3 == 1 ? 0.9f : 1;
+    o.min_p = i == 6 ? 0.05f : 0;
+    o.top_k = i == 7 ? 20 : 0;
+    o.frequency_penalty = i == 5 ? 0.5f : 0;
+    o.seed = (uint64_t)i;
+    return o;
+}
+
+/* Sessions that differ in how they choose, preempted, forked and changed on the way. */
+static void choose_in_crowd(int gives_digests, collected *c, uint64_t *n_sums)
+{
+    fake f = {.gives_digests = gives_digests};
+    engine_options options = {.kv_bytes = 18, .gather_us = -1};
+    engine *e = fake_engine(&f, &options);
+    pending p[DIGESTED];
+    session *s[DIGESTED];
+    engine_stats stats;
+    realm_error error;
+    token_id tokens[DIGESTED_PROMPT];
+    fill_tokens(tokens, DIGESTED_PROMPT, 12);
+    for (int i = 0; i < DIGESTED; i++) {
+        session_options o = {.tenant = (uint32_t)i % 2, .priority = PRIORITY_NORMAL};
+        o.sampler = digested_settings(i);
+        assert_status(session_open(&s[i], e, &o, &error), REALM_OK, error);
+        assert_int_equal(feed(s[i], tokens, DIGESTED_PROMPT - i), REALM_OK);
+        if (i == 3) { /* the logits of one are another's */
+            session *fork;
+            assert_status(session_fork(&fork, s[i], &error), REALM_OK, error);
+            session_close(s[i]);
+            s[i] = fork;
+        }
+        if (i == 2) { /* and their sums are of the temperature before */
+            o.sampler.temperature = 1;
+            assert_status(sampler_set(session_sampler(s[i]), &o.sampler, &error), REALM_OK, error);
+        }
+        p[i].work = generation(s[i], DIGESTED_TOKENS, &c[i]);
+        p[i].work.generate.want_logprobs = i < 4;
+        p[i].work.generate.n_top_logprobs = 4;
+    }
+    for (int i = 0; i < DIGESTED; i++)
+        submit(e, &p[i]);
+    for (int i = 0; i < DIGESTED; i++) {
+        wait_for(&p[i]);
+        assert_status(p[i].work.status, REALM_OK, p[i].work.error);
+        session_close(s[i]);
+    }
+    engine_stats_get(e, &stats);
+    assert_true(stats.preemptions > 0);
+    engine_close(e);
+    *n_sums = f.n_sums;
+}
+
+static void what_a_device_finds_in_rows_changes_no_choice(void **state)
+{
+    (void)state;
+    static collected without[DIGESTED], with[DIGESTED];
+    uint64_t n_sums;
+    choose_in_crowd(0, without, &n_sums);
+    assert_int_equal(n_sums, 0);
+    choose_in_crowd(1, with, &n_sums);
+    assert_true(n_sums >= 4 * (DIGESTED_TOKENS - 1)); /* the first four want some */
+    for (int i = 0; i < DIGESTED; i++) {
+        assert_int_equal(with[i].count, DIGESTED_TOKENS);
+        assert_memory_equal(with[i].ids, without[i].ids, sizeof with[i].ids);
+        assert_memory_equal(with[i].logprobs, without[i].logprobs, sizeof with[i].logprobs);
+        assert_memory_equal(with[i].top, without[i].top, sizeof with[i].top);
+    }
+}
+
 /* ---- the prefix cache -------------------------------------------------------------------------- */
 
 static void a_prompt_s_second_use_is_spared_for_its_tenant_alone(void **state)
@@ -906,6 +981,7 @@ int main(void)
         cmocka_unit_test(the_first_token_s_time_begins_with_the_prompt),
         cmocka_unit_test(closing_a_session_or_the_engine_ends_what_is_in_flight),
         cmocka_unit_test(preempted_sessions_give_the_same_tokens),
+        cmocka_unit_test(what_a_device_finds_in_rows_changes_no_choice),
         cmocka_unit_test(a_prompt_s_second_use_is_spared_for_its_tenant_alone),
         cmocka_unit_test(embeddings_are_pooled_and_never_taken_from_the_cache),
         cmocka_unit_test(pages_take_a_third_of_what_is_free_or_what_was_asked_for),

@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "engine/engine_internal.h"
+#include "engine/logits.h"
 #include "unit/unit.h"
 
 #define FAKE_VOCAB 300
@@ -27,7 +28,9 @@ typedef struct fake {
     void (*on_forward)(struct fake *); /* on the engine's thread, before the rows; may be NULL */
     void *context;                     /* on_forward's */
     int32_t max_rows_seen;
+    int gives_digests; /* finds peaks, the largest and sums in rows of logits */
     uint64_t n_forwards, n_rows;
+    uint64_t n_sums;                /* rows whose sums were wanted */
     const char *pieces[FAKE_VOCAB]; /* text of tokens; NULL: the byte, or "<id>" from 256 on */
 } fake;
 
@@ -114,6 +117,22 @@ static void fake_output(const forward_input *input, uint64_t state, float *out)
         out[v] = fake_logit(state, v);
 }
 
+/* What a device finds in a row, by the engine's own passes. */
+static void fake_digest(fake *f, const float *row, float *peaks, float scale)
+{
+    int has_nan;
+    for (int32_t i = 0; i < FAKE_VOCAB; i += PEAK_COLS) {
+        int32_t count = FAKE_VOCAB - i < PEAK_COLS ? FAKE_VOCAB - i : PEAK_COLS;
+        peaks[i / PEAK_COLS] = logits_max(row + i, count, &has_nan);
+    }
+    logits_top(row, FAKE_VOCAB, TOP_COLUMNS, (token_logit *)(void *)peaks_tops(peaks, FAKE_VOCAB));
+    if (scale == 0)
+        return;
+    f->n_sums++;
+    logits_exp_sums(row, FAKE_VOCAB, scale, -logits_max(row, FAKE_VOCAB, &has_nan) * scale,
+                    peaks_sums(peaks, FAKE_VOCAB));
+}
+
 static void fake_pass(const fake *f, uint64_t ns)
 {
     uint64_t end = clock_ns() + ns;
@@ -155,8 +174,13 @@ static void fake_forward(device *d, forward_input *input, float *const *results)
         uint64_t before = position ? *fake_slot(f, table, position - 1) : 7;
         uint64_t state = fake_next(before, input->tokens[i], a);
         *fake_slot(f, table, position) = state;
-        if (output < input->n_outputs && input->output_rows[output] == i)
-            fake_output(input, state, results[output++]);
+        if (output < input->n_outputs && input->output_rows[output] == i) {
+            fake_output(input, state, results[output]);
+            if (f->gives_digests && !input->hidden)
+                fake_digest(f, results[output], input->peaks[output],
+                            input->scales ? input->scales[output] : 0);
+            output++;
+        }
     }
     assert_int_equal(output, input->n_outputs);
     fake_pass(f, (uint64_t)time);
@@ -230,6 +254,8 @@ static inline device fake_device(fake *f)
         .max_rows = 128,
         .max_outputs = 16,
         .fills = f->in_tiles,
+        .gives_peaks = f->gives_digests,
+        .gives_tops = f->gives_digests,
         .free_bytes = 3000,
         .usual_bytes = 1000,
         .page_bytes = {1, 1},

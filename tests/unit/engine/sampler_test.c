@@ -128,7 +128,7 @@ static token_id choose(sampler *s)
 {
     token_id id = -1;
     realm_error error;
-    assert_status(sampler_choose(s, row, NULL, NULL, &id, &error), REALM_OK, error);
+    assert_status(sampler_choose(s, row, NULL, &id, &error), REALM_OK, error);
     return id;
 }
 
@@ -295,7 +295,7 @@ static void log_sum_exp_is_accurate(void **state)
                 max = (double)row[i] > max ? (double)row[i] : max;
             for (int32_t i = 0; i < n; i++)
                 sum += exp((double)row[i] - max);
-            assert_true(fabs((double)logits_log_sum_exp(row, n) - (max + log(sum))) <
+            assert_true(fabs((double)logits_log_sum_exp(row, n, NULL) - (max + log(sum))) <
                         2e-6 * (1 + fabs(max)));
         }
 }
@@ -431,7 +431,7 @@ static void biases_add_and_forbid(void **state)
     row[9] = 1;
     for (o.temperature = 0; o.temperature < 2; o.temperature++) {
         assert_status(sampler_set(s, &o, &error), REALM_OK, error);
-        assert_int_equal(sampler_choose(s, row, NULL, NULL, &id, &error), REALM_INVALID);
+        assert_int_equal(sampler_choose(s, row, NULL, &id, &error), REALM_INVALID);
         assert_holds(error.message, "no token is left");
     }
     sampler_close(s);
@@ -451,7 +451,7 @@ static void logits_that_are_no_numbers_are_refused_by_every_stage(void **state)
         fill_row(600, 2, 1);
         row[round * 25] = odd[round % 2];
         sampler *s = open_sampler(600, &o);
-        assert_int_equal(sampler_choose(s, row, NULL, NULL, &id, &error), REALM_INVALID);
+        assert_int_equal(sampler_choose(s, row, NULL, &id, &error), REALM_INVALID);
         sampler_close(s);
     }
     for (int32_t i = 0; i < 600; i++)
@@ -459,46 +459,153 @@ static void logits_that_are_no_numbers_are_refused_by_every_stage(void **state)
     token_logit top[300];
     assert_int_equal(logits_top(row, 600, 300, top), 300);
     assert_in_range(logits_argmax(row, 600), 0, 599);
-    assert_true(isnan(logits_log_sum_exp(row, 600)));
+    assert_true(isnan(logits_log_sum_exp(row, 600, NULL)));
 }
 
-/* What reading the row says, peaks must say, ties and refusals included. */
-static void peaks_of_the_row_choose_the_same(void **state)
+/* ---- with a device's digest ------------------------------------------------------------------------ */
+
+typedef struct made_digest {
+    float peaks[MAX_VOCAB / PEAK_COLS + 1];
+    double sums[MAX_VOCAB / PEAK_COLS + 1];
+    token_logit tops[TOP_COLUMNS];
+} made_digest;
+
+/* As a device would make it of row [n]. */
+static row_digest make_digest(made_digest *made, int32_t n, float scale)
+{
+    for (int32_t i = 0; i < n; i++) {
+        float *peak = &made->peaks[i / PEAK_COLS];
+        *peak = i % PEAK_COLS == 0 || row[i] > *peak || isnan(row[i]) ? row[i] : *peak;
+    }
+    int has_nan = 0;
+    float max = logits_max(row, n, &has_nan);
+    logits_top(row, n, TOP_COLUMNS, made->tops);
+    if (scale != 0)
+        logits_exp_sums(row, n, scale, -max * scale, made->sums);
+    return (row_digest){made->peaks, made->tops, made->sums, scale};
+}
+
+/* What reading the row says, its digest must say, ties and refusals included. */
+static void digests_of_the_row_choose_the_same(void **state)
 {
     (void)state;
-    float peaks[MAX_VOCAB / PEAK_COLS + 1];
+    static made_digest made;
     realm_error error;
     for (int round = 0; round < 200; round++) {
         int32_t n = 1 + round * 13;
         sampler_options o = settings(round % 2 ? 0.8f : 0);
         o.seed = (uint64_t)round;
         o.top_k = round % 6 == 1 ? 40 : 0;
-        o.repetition_penalty = round % 5 == 2 ? 1.5f : 1; /* then the row's peaks do not count */
+        o.repetition_penalty = round % 5 == 2 ? 1.5f : 1; /* then the row's digest does not count */
         fill_row(n, 3, (uint64_t)round);
         for (int32_t i = 0; i < n; i++)
             row[i] = round % 4 ? row[i] : roundf(row[i]);
         if (round % 10 == 9)
             row[n / 2] = round % 20 == 9 ? NAN : round % 40 == 19 ? INFINITY : -INFINITY;
-        for (int32_t i = 0; i < n; i++) {
-            float *peak = &peaks[i / PEAK_COLS];
-            *peak = i % PEAK_COLS == 0 || row[i] > *peak || isnan(row[i]) ? row[i] : *peak;
-        }
-        token_logit tops[TOP_COLUMNS];
-        logits_top(row, n, TOP_COLUMNS, tops);
+        const row_digest full = make_digest(&made, n, 1 / 0.8f);
+        const row_digest digests[] = {{0}, {.peaks = full.peaks}, full};
         token_id ids[3] = {-1, -1, -1};
         realm_status statuses[3];
         for (int with = 0; with < 3; with++) {
             sampler *s = open_sampler(n, &o);
             const token_id seen[] = {logits_argmax(row, n)};
             sampler_see(s, seen, 1);
-            statuses[with] = sampler_choose(s, row, with ? peaks : NULL, with == 2 ? tops : NULL,
-                                            &ids[with], &error);
+            statuses[with] = sampler_choose(s, row, &digests[with], &ids[with], &error);
             sampler_close(s);
         }
         for (int with = 1; with < 3; with++) {
             assert_int_equal(statuses[0], statuses[with]);
             assert_int_equal(ids[0], ids[with]);
         }
+        float sum = logits_log_sum_exp(row, n, NULL), same;
+        made.sums[0] = NAN;
+        same = logits_log_sum_exp(row, n, &full);
+        assert_memory_equal(&sum, &same, sizeof sum);
+        const row_digest plain = make_digest(&made, n, 1);
+        same = logits_log_sum_exp(row, n, &plain);
+        assert_memory_equal(&sum, &same, sizeof sum);
+    }
+}
+
+/* Settings from nearly greedy to nearly flat, so that draws end within the largest, just beyond them and far from
+ * them; the same samplers go on over many rows. */
+static void draws_with_and_without_digests_are_the_same(void **state)
+{
+    (void)state;
+    static made_digest made;
+    static const float temperatures[] = {0.2f, 0.7f, 1, 1.5f, 4};
+    static const float top_ps[] = {1, 1, 0.999f, 0.95f, 0.5f, 0.1f, 0};
+    static const float min_ps[] = {0, 0, 0.001f, 0.05f, 0.5f};
+    static const double spreads[] = {0.05, 1, 2, 4, 10, 60};
+    static const int32_t sizes[] = {40, 64, 65, 700, 32003, 70000};
+    enum { SAMPLERS = 60, ROWS = 40 };
+    rng r;
+    int with_sums = 0, without_lists = 0;
+    rng_init(&r, 2026);
+    for (int k = 0; k < SAMPLERS; k++) {
+        int32_t n = sizes[k % 6];
+        sampler_options o = settings(temperatures[rng_next(&r) % 5]);
+        o.top_p = top_ps[rng_next(&r) % 7];
+        o.min_p = min_ps[rng_next(&r) % 5];
+        o.top_k = rng_next(&r) % 5 ? 0 : 1 + (int32_t)(rng_next(&r) % 100);
+        o.typical_p = rng_next(&r) % 8 ? 1 : 0.9f;
+        o.frequency_penalty = rng_next(&r) % 8 ? 0 : 0.5f;
+        o.seed = (uint64_t)k;
+        sampler *without = open_sampler(n, &o), *with = open_sampler(n, &o);
+        without_lists += o.top_k == 0;
+        for (int i = 0; i < ROWS; i++) {
+            token_id ids[2] = {-1, -2};
+            realm_error error;
+            fill_row(n, spreads[rng_next(&r) % 6], rng_next(&r));
+            if (i % 8 == 7) /* ties at every border */
+                for (int32_t j = 0; j < n; j++)
+                    row[j] = roundf(row[j]);
+            if (i % 8 == 5)
+                for (int32_t j = 0; j < n; j++)
+                    row[j] = j % 3 ? row[j] : -INFINITY;
+            /* Now and then the sums are not of the scale that is wanted, or there are none. */
+            float scale = sampler_scale(with);
+            with_sums += scale != 0;
+            row_digest digest = make_digest(&made, n, i % 16 == 11 ? 0.5f : scale);
+            if (i % 16 == 3)
+                made.sums[0] = NAN;
+            assert_status(sampler_choose(without, row, NULL, &ids[0], &error), REALM_OK, error);
+            assert_status(sampler_choose(with, row, &digest, &ids[1], &error), REALM_OK, error);
+            assert_int_equal(ids[0], ids[1]);
+            assert_status(sampler_accept(without, ids[0], &error), REALM_OK, error);
+            assert_status(sampler_accept(with, ids[1], &error), REALM_OK, error);
+        }
+        sampler_close(without);
+        sampler_close(with);
+    }
+    assert_true(with_sums > ROWS * SAMPLERS / 3 && without_lists > SAMPLERS / 2);
+}
+
+/* With sums and tops alone a draw must come from them: a row that is no longer what they are of shows what is read. */
+static void a_digest_spares_the_row(void **state)
+{
+    (void)state;
+    static made_digest made;
+    enum { SIZE = 32003 };
+    realm_error error;
+    for (int round = 0; round < 300; round++) {
+        sampler_options o = settings(1);
+        token_id ids[2] = {-1, -1};
+        o.top_p = round % 3 == 1 ? 0.9f : 1;
+        o.min_p = round % 3 == 2 ? 0.1f : 0;
+        o.seed = (uint64_t)round;
+        fill_row(SIZE, o.top_p < 1 ? 10 : 4, (uint64_t)round);
+        for (int spoilt = 0; spoilt < 2; spoilt++) {
+            sampler *s = open_sampler(SIZE, &o);
+            row_digest digest = make_digest(&made, SIZE, sampler_scale(s));
+            token_id chosen = ids[0];
+            for (int32_t i = 0; spoilt && i < SIZE; i++)
+                if (i / PEAK_COLS != chosen / PEAK_COLS && i != made.tops[0].id)
+                    row[i] = made.tops[0].value;
+            assert_status(sampler_choose(s, row, &digest, &ids[spoilt], &error), REALM_OK, error);
+            sampler_close(s);
+        }
+        assert_int_equal(ids[0], ids[1]);
     }
 }
 
@@ -547,7 +654,9 @@ int main(void)
         cmocka_unit_test(history_survives_new_settings),
         cmocka_unit_test(biases_add_and_forbid),
         cmocka_unit_test(logits_that_are_no_numbers_are_refused_by_every_stage),
-        cmocka_unit_test(peaks_of_the_row_choose_the_same),
+        cmocka_unit_test(digests_of_the_row_choose_the_same),
+        cmocka_unit_test(draws_with_and_without_digests_are_the_same),
+        cmocka_unit_test(a_digest_spares_the_row),
         cmocka_unit_test(settings_out_of_range_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -224,10 +224,10 @@ void sampler_constrain(sampler *s, grammar *g)
 {
     s->constraint = g;
 }
-realm_status sampler_choose(sampler *s, const float *logits, const float *peaks,
-                            const token_logit *tops, token_id *out, realm_error *error)
+realm_status sampler_choose(sampler *s, const float *logits, const row_digest *digest,
+                            token_id *out, realm_error *error)
 {
-    (void)error, (void)peaks, (void)tops;
+    (void)error, (void)digest;
     token_id best = 1;
     for (token_id i = 1; i < N_VOCAB; i++)
         if (logits[i] > logits[best])
@@ -320,15 +320,10 @@ const float *session_logits(const session *s)
 {
     return s->has_logits ? s->logits : NULL;
 }
-const float *session_peaks(const session *s)
+const row_digest *session_digest(const session *s)
 {
-    (void)s;
-    return NULL;
-}
-const token_logit *session_tops(const session *s)
-{
-    (void)s;
-    return NULL;
+    static const row_digest none = {0};
+    return s->has_logits ? &none : NULL;
 }
 
 void session_prefetch(const session *s)
@@ -402,7 +397,7 @@ static realm_status step(work *w)
     if (w->token < 0 && !s->has_logits)
         return REALM_INVALID;
     if (w->token < 0)
-        sampler_choose(&s->sampler, s->logits, NULL, NULL, &w->token, NULL);
+        sampler_choose(&s->sampler, s->logits, NULL, &w->token, NULL);
     realm_status status = pass_time(w);
     if (status == REALM_OK)
         status = append(w, w->token);
@@ -427,7 +422,7 @@ static realm_status generate(work *w)
             return REALM_OK;
         }
         token_id token;
-        sampler_choose(&s->sampler, s->logits, NULL, NULL, &token, NULL);
+        sampler_choose(&s->sampler, s->logits, NULL, &token, NULL);
         if (w->may_append && !w->may_append(w)) {
             w->finish = FINISH_LENGTH;
             return REALM_OK;
