@@ -230,3 +230,42 @@ int32_t logits_top(const float *logits, int32_t n, int32_t k, token_logit *out)
     qsort(out, (size_t)k, sizeof *out, compare_logits);
     return k;
 }
+
+/* ---- sorting ------------------------------------------------------------------------------------ */
+
+/* Below this clearing the counts costs more than comparing. */
+#define LEAST_COUNTED 1024
+
+/* From the last digit to the first, each pass leaving equal ones as they stand: a fifth of the time of comparing
+ * for a list that is as long as a vocabulary. */
+static void sort_by_counting(token_logit *list, int32_t count, token_logit *scratch)
+{
+    enum { BITS = 11, DIGITS = 1 << BITS, PASSES = 3 };
+    int32_t places[PASSES][DIGITS] = {{0}};
+    for (int32_t i = 0; i < count; i++)
+        for (int pass = 0; pass < PASSES; pass++)
+            places[pass][~key_of(list[i].value) >> pass * BITS & (DIGITS - 1)]++;
+    token_logit *from = list, *to = scratch;
+    for (int pass = 0; pass < PASSES; pass++) {
+        int32_t before = 0;
+        for (int digit = 0; digit < DIGITS; digit++) {
+            int32_t n = places[pass][digit];
+            places[pass][digit] = before;
+            before += n;
+        }
+        for (int32_t i = 0; i < count; i++)
+            to[places[pass][~key_of(from[i].value) >> pass * BITS & (DIGITS - 1)]++] = from[i];
+        token_logit *swapped = from;
+        from = to;
+        to = swapped;
+    }
+    memcpy(list, from, (size_t)count * sizeof *list);
+}
+
+void logits_sort(token_logit *list, int32_t count, token_logit *scratch)
+{
+    if (count < LEAST_COUNTED)
+        qsort(list, (size_t)count, sizeof *list, compare_logits);
+    else
+        sort_by_counting(list, count, scratch);
+}

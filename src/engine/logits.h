@@ -25,6 +25,9 @@ token_id logits_best(const float *x, int32_t n, float *best, int *has_nan);
 /* The same by the peaks of every LOGITS_BLOCK. */
 token_id logits_best_by_peaks(const float *x, const float *peaks, int32_t n, float *best,
                               int *has_nan);
+/* Sorts a list that is in order of ids as logits_top's are: the largest first, of equal ones the first one first.
+ * scratch [count]. */
+void logits_sort(token_logit *list, int32_t count, token_logit *scratch);
 /* exp(x[i] * scale + shift), which must not be over 0, to out [n], n <= LOGITS_BLOCK. */
 void logits_exp(const float *x, int32_t n, float scale, float shift, float *out);
 /* The same summed by blocks into sums [logits_blocks(n)], NULL: not wanted; returns their total. */

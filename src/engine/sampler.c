@@ -44,7 +44,7 @@ struct sampler {
     /* scratch, made when first needed */
     float *row;              /* [n_vocab] */
     uint32_t *mask;          /* a bit a token */
-    token_logit *candidates; /* [n_vocab] */
+    token_logit *candidates; /* [n_vocab], then as many to sort them with */
     double *sums;            /* [logits_blocks(n_vocab)] */
 };
 
@@ -370,7 +370,7 @@ typedef struct choice {
     float max;                /* of what is left */
     double total;             /* of exp(row - max) over the row; 0: not known yet. Dense only */
     const row_digest *digest; /* of row; empty: nobody made one */
-    token_logit *list;        /* [count] scratch for candidates */
+    token_logit *list;        /* [count] scratch for candidates; from n on more, for sorting */
     int32_t count;            /* -1: dense */
 } choice;
 
@@ -489,7 +489,7 @@ static void find_nucleus(choice *c, double wanted)
         collect_above(c, c->max - depth);
         if (depth < 200 && list_mass(c, 1) < wanted)
             continue;
-        sort_by_value(c);
+        logits_sort(c->list, c->count, c->list + c->n);
         found = cut_at_mass(c, wanted);
     }
 }
@@ -801,7 +801,7 @@ static realm_status draw(sampler *s, const float *row, const row_digest *digest,
     choice c = {.row = row, .n = s->n_vocab, .max = max, .digest = digest, .count = -1};
     realm_status status;
     if (is_truncating(s))
-        status = reserve((void **)&s->candidates, n * sizeof *s->candidates, error);
+        status = reserve((void **)&s->candidates, 2 * n * sizeof *s->candidates, error);
     else
         status = reserve((void **)&s->sums, (size_t)logits_blocks(s->n_vocab) * sizeof *s->sums,
                          error);
