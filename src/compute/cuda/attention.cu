@@ -8,7 +8,8 @@
  *   split   in a second kernel, after as many warps as there are units have each written theirs: few
  *           queries over long sequences, where only the number of warps reads memory fast enough
  *           (Flash-Decoding's way), or
- *   walk    in one warp that walks the units and keeps the totals in shared memory: prompts.
+ *   walk    in one warp that walks the units and keeps the totals: prompts, and on 9.0 all but few queries over
+ *           long sequences.
  *
  * A query's numbers depend on its row, its position and the pages alone, and a unit that a query sees
  * nothing of changes nothing; so both ways, any tile and any cut of a prompt give the same bits.
@@ -39,6 +40,14 @@ __device__ __forceinline__ query_place find_query(const attention_args &a,
             tile.position + flat / a.group};
 }
 
+/* Two scaled elements as halves. */
+__device__ __forceinline__ uint32_t query_pair(float x, float y)
+{
+    x = x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
+    y = y > 65504.0f ? 65504.0f : y < -65504.0f ? -65504.0f : y;
+    return as_word(__floats2half2_rn(x, y));
+}
+
 /* The tile's queries, scaled, as operands: [key_stride / 32][2 instructions][32 lanes] of 16 bytes. By
  * n_warps warps, of which this is one. */
 __device__ __forceinline__ void load_queries(uint4 *to, const attention_args &a,
@@ -63,9 +72,7 @@ __device__ __forceinline__ void load_queries(uint4 *to, const attention_args &a,
             const float *from = q[i % 2];
             float x = from && d < l.key_dim ? from[d] * a.scale : 0.0f;
             float y = from && d + 1 < l.key_dim ? from[d + 1] * a.scale : 0.0f;
-            x = x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
-            y = y > 65504.0f ? 65504.0f : y < -65504.0f ? -65504.0f : y;
-            word[i] = as_word(__floats2half2_rn(x, y));
+            word[i] = query_pair(x, y);
         }
         to[part * 32 + lane] = make_uint4(word[0], word[1], word[2], word[3]);
     }
@@ -199,7 +206,8 @@ __device__ __forceinline__ void score_unit(float s[KEY_TILES][4], const uint4 *q
     }
 }
 
-/* From scores to weights: p gets them as operands, [page][instruction][4]. */
+/* From scores to weights: p gets them as operands, [page][instruction][4]. ROWS: 2, or 1 if rows g+8 are nobody's. */
+template <int ROWS = 2>
 __device__ __forceinline__ unit_rows weigh_unit(uint32_t p[UNIT_PAGES][2][4], float s[KEY_TILES][4],
                                                 const attention_args &a, const attention_tile &tile,
                                                 int32_t unit, int lane)
@@ -216,11 +224,11 @@ __device__ __forceinline__ unit_rows weigh_unit(uint32_t p[UNIT_PAGES][2][4], fl
 #pragma unroll
         for (int j = 0; j < KEY_TILES; j++)
 #pragma unroll
-            for (int i = 0; i < 4; i++)
+            for (int i = 0; i < ROWS * 2; i++)
                 s[j][i] = a.soft_cap * tanh_of(s[j][i] * inverse);
     }
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
+    for (int r = 0; r < ROWS; r++) {
         const int i = g + r * 8;
         if (masked) {
             /* The first and the last position of the unit that the row sees, from its first. */
@@ -263,7 +271,9 @@ __device__ __forceinline__ unit_rows weigh_unit(uint32_t p[UNIT_PAGES][2][4], fl
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const float *from = s[page * 4 + m * 2 + i / 2];
-                p[page][m][i] = as_word(__floats2half2_rn(from[i % 2 * 2], from[i % 2 * 2 + 1]));
+                p[page][m][i] = i % 2 < ROWS ? as_word(__floats2half2_rn(from[i % 2 * 2],
+                                                                         from[i % 2 * 2 + 1]))
+                                             : 0;
             }
     return rows;
 }
@@ -437,173 +447,378 @@ static __global__ void __launch_bounds__(SPLIT_WARPS * 32) attention_split_kerne
         split<false, 0, 0>(a);
 }
 
-/* ---- split, with pages in bulk ------------------------------------------------------------------- */
+/* ---- staged ------------------------------------------------------------------------------------- */
 
-/* On 9.0, heads of 128 dimensions as F16: blocks that stay on the device go through the units of all tiles and
- * heads, the first unit of all of them first. A warp fetches units' pages in bulk copies, as many units ahead as
- * there are stages, those that nobody writes in this step before the inputs are there. It says long before which
- * units come, so that the warps that make them in turn have the queries when the pages are there. */
-#define BULK_DIM    128
-#define BULK_HEAD   (KV_PAGE_TOKENS * BULK_DIM * 2 * 2) /* bytes of a head in a page */
-#define BULK_STAGE  (UNIT_PAGES * BULK_HEAD)
-#define BULK_QUERY  (BULK_DIM / 32 * 2 * 32 * 16) /* bytes of a tile's queries as operands */
-#define BULK_WARPS  6 /* at most as many as stages: a barrier tells a phase from the next alone */
-#define BULK_STAGES 6
-#define BULK_QUEUE  64 /* over 32 that are looked up at once and those in stages */
+/* On 9.0, heads of 128 dimensions as F16: a warp a block, which goes through the units of a tile, all of them or one
+ * alone, with its totals in registers. A unit's keys and values are copied in bulk into shared memory, those
+ * of the next unit as soon as the warp has read this one's, and of the first, if nobody writes it in this step,
+ * before the inputs are there. Six such blocks are on a multiprocessor, so much of its memory is under way. */
+#define STAGED_HALF                                                                                \
+    (KV_PAGE_TOKENS * STAGED_DIM * 2) /* bytes of a page's keys or values of a head */
+#define STAGED_PART (UNIT_PAGES * STAGED_HALF)
+#define STAGED_KEPT (STAGED_DIM / 8) /* groups of eight dimensions */
+#define WIDE_WARPS  (ATTENTION_WIDE / ATTENTION_ROWS)
+#define WIDE_STAGES 3
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-struct bulk_item {
+/* As load_queries, into the lane's registers. */
+template <int ROWS>
+__device__ __forceinline__ void take_queries(uint32_t to[STAGED_DIM / 32][2][4],
+                                             const attention_args &a, const attention_tile &tile,
+                                             int32_t kv_head, int lane)
+{
+    float4 x[ROWS][STAGED_DIM / 32][2];
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        const int i = lane / 4 + r * 8;
+        const query_place p = find_query(a, tile, kv_head, i);
+        const float *from = a.q + (p.row * a.n_heads + p.head) * STAGED_DIM + lane % 4 * 8;
+#pragma unroll
+        for (int c = 0; c < STAGED_DIM / 32; c++)
+#pragma unroll
+            for (int m = 0; m < 2; m++)
+                x[r][c][m] = i < tile.n_queries ? *(const float4 *)(from + c * 32 + m * 4)
+                                                : make_float4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int c = 0; c < STAGED_DIM / 32; c++)
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const float4 v = r < ROWS ? x[r % ROWS][c][m] : make_float4(0, 0, 0, 0);
+                to[c][m][r] = r < ROWS ? query_pair(v.x * a.scale, v.y * a.scale) : 0;
+                to[c][m][2 + r] = r < ROWS ? query_pair(v.z * a.scale, v.w * a.scale) : 0;
+            }
+}
+
+__device__ __forceinline__ int unit_pages(int32_t n_seen)
+{
+    return n_seen > KV_PAGE_TOKENS ? 2 : 1;
+}
+
+/* A unit's keys (offset 0) or values, by one thread; full expects them. */
+__device__ __forceinline__ void copy_unit(const attention_args &a, int2 ids, int32_t n_seen,
+                                          int64_t offset, uint32_t to, uint32_t full)
+{
+    copy_bulk(to, a.pages + ids.x * a.page_bytes + offset, STAGED_HALF, full);
+    if (unit_pages(n_seen) > 1)
+        copy_bulk(to + STAGED_HALF, a.pages + ids.y * a.page_bytes + offset, STAGED_HALF, full);
+}
+
+__device__ __forceinline__ void fetch_unit(const attention_args &a, int2 ids, int32_t n_seen,
+                                           int64_t offset, uint32_t to, uint32_t full)
+{
+    barrier_expect(full, unit_pages(n_seen) * STAGED_HALF);
+    copy_unit(a, ids, n_seen, offset, to, full);
+}
+
+/* As score_unit. */
+__device__ __forceinline__ void score_staged(float s[KEY_TILES][4],
+                                             const uint32_t q[STAGED_DIM / 32][2][4], uint32_t keys,
+                                             int lane)
+{
+    const int g = lane / 4, t = lane % 4;
+    keys += key_place(g / 2 * 8 + g % 2, t * 8) * 2;
+#pragma unroll
+    for (int j = 0; j < KEY_TILES; j++)
+        s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
+#pragma unroll
+    for (int c = 0; c < STAGED_DIM / 32; c++) {
+        uint4 k[KEY_TILES];
+#pragma unroll
+        for (int j = 0; j < KEY_TILES; j++)
+            k[j] = load_16((keys ^ c * 64) + j / 4 * STAGED_HALF + j % 4 * 2 * (STAGED_DIM * 2));
+#pragma unroll
+        for (int j = 0; j < KEY_TILES; j++)
+            multiply(s[j], q[c][0], k[j].x, k[j].y);
+#pragma unroll
+        for (int j = 0; j < KEY_TILES; j++)
+            multiply(s[j], q[c][1], k[j].z, k[j].w);
+    }
+}
+
+/* Tokens 8t .. 8t+7 of a page's values at dimension 8d + g, from rows of which each lane says one. */
+__device__ __forceinline__ uint4 turn_values(uint32_t at)
+{
+    uint4 v;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(at));
+    return v;
+}
+
+/* Zeroes values of tokens that nobody may see: no weight of zero makes a number of a NaN. By so many threads. */
+__device__ __forceinline__ void clear_unseen(uint32_t values, int32_t n_seen, int thread,
+                                             int n_threads)
+{
+    for (uint32_t at = n_seen * (STAGED_DIM * 2) + thread * 16; at < STAGED_PART;
+         at += n_threads * 16)
+        asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(values + at), "r"(0) : "memory");
+}
+
+/* What a warp has of its tile so far. ROWS: 2, or 1 if it has at most 8 queries and rows g+8 are nobody's. */
+template <int ROWS> struct staged_sums {
+    float totals[STAGED_KEPT][ROWS * 2], largest[ROWS], weights[ROWS];
+};
+
+template <int ROWS> __device__ __forceinline__ void clear_sums(staged_sums<ROWS> &sums)
+{
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        sums.largest[r] = -INFINITY, sums.weights[r] = 0;
+#pragma unroll
+        for (int d = 0; d < STAGED_KEPT; d++)
+            sums.totals[d][r * 2] = sums.totals[d][r * 2 + 1] = 0;
+    }
+}
+
+/* Where the lane's reading of values begins: at the row of the token that ldmatrix wants of it. */
+__device__ __forceinline__ uint32_t token_values(uint32_t values, int lane)
+{
+    return values + value_place(lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2, 0) * 2;
+}
+
+/* values: as token_values says. */
+template <int ROWS>
+__device__ __forceinline__ void
+merge_values(staged_sums<ROWS> &sums, uint32_t values, const uint32_t p[UNIT_PAGES][2][4],
+             const float old_factor[ROWS], const float new_factor[ROWS])
+{
+#pragma unroll
+    for (int d = 0; d < STAGED_KEPT; d++) {
+        float more[4] = {0, 0, 0, 0};
+#pragma unroll
+        for (int page = 0; page < UNIT_PAGES; page++) {
+            const uint4 v = turn_values((values ^ d * 16) + page * STAGED_HALF);
+            multiply(more, p[page][0], v.x, v.y);
+            multiply(more, p[page][1], v.z, v.w);
+        }
+#pragma unroll
+        for (int i = 0; i < ROWS * 2; i++)
+            sums.totals[d][i] = merge(sums.totals[d][i], more[i], old_factor[i / 2],
+                                      new_factor[i / 2]);
+    }
+}
+
+template <int ROWS>
+__device__ __forceinline__ void merge_weights(staged_sums<ROWS> &sums, const unit_rows &rows,
+                                              float old_factor[ROWS], float new_factor[ROWS])
+{
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        merge_factors(&sums.largest[r], rows.largest[r], &old_factor[r], &new_factor[r]);
+        sums.weights[r] = merge(sums.weights[r], rows.weights[r], old_factor[r], new_factor[r]);
+    }
+}
+
+/* The tile's results, or its sums of a unit alone as partials. */
+template <int ROWS>
+__device__ __forceinline__ void store_sums(const attention_args &a, const attention_tile &tile,
+                                           int32_t kv_head, const staged_sums<ROWS> &sums,
+                                           bool walks, int32_t unit, int lane)
+{
+    const int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        const int i = g + r * 8;
+        if (i >= tile.n_queries)
+            continue;
+        const query_place place = find_query(a, tile, kv_head, i);
+        float *to = walks ? a.out + (place.row * a.n_heads + place.head) * STAGED_DIM
+                          : partial_of(a, tile, kv_head, i, unit);
+        const float factor = walks ? __frcp_rn(sums.weights[r]) : 1.0f;
+#pragma unroll
+        for (int d = 0; d < STAGED_KEPT; d++)
+            *(float2 *)(to + d * 8 +
+                        t * 2) = make_float2(__fmul_rn(sums.totals[d][r * 2], factor),
+                                             __fmul_rn(sums.totals[d][r * 2 + 1], factor));
+        if (!walks && t == 0)
+            *(float2 *)(to + STAGED_DIM) = make_float2(sums.largest[r], sums.weights[r]);
+    }
+}
+
+/* What a block does: a tile's units first .. end-1, and whether those are all. */
+struct staged_task {
     attention_tile tile;
-    int32_t kv_head, unit, last;
-    bool seen;
+    int32_t kv_head, first, end, last;
+    bool walks;
 };
 
-/* Item i of units by tiles by heads. */
-__device__ __forceinline__ bulk_item find_item(const attention_args &a, int32_t i)
+__device__ __forceinline__ staged_task find_task(const attention_args &a)
 {
-    const int32_t heads = a.layer.n_kv_heads, each = heads * a.n_tiles;
-    bulk_item item;
-    item.unit = i / each;
-    item.kv_head = i % heads;
-    item.tile = a.tiles[i % each / heads];
-    item.last = tile_last_position(a, item.tile);
-    item.seen = item.unit >= tile_first_unit(a, item.tile) &&
-                item.unit * ATTENTION_UNIT_TOKENS <= item.last;
-    return item;
+    const int32_t heads = a.layer.n_kv_heads, n_walk = a.n_tiles - a.n_split;
+    const int32_t index = (int32_t)blockIdx.x / heads;
+    staged_task task;
+    task.kv_head = (int32_t)blockIdx.x % heads;
+    task.walks = index < n_walk;
+    task.tile = a.tiles[task.walks ? a.n_split + index : (index - n_walk) % a.n_split];
+    task.last = tile_last_position(a, task.tile);
+    task.first = tile_first_unit(a, task.tile);
+    task.end = task.last / ATTENTION_UNIT_TOKENS + 1;
+    if (!task.walks) {
+        const int32_t mine = (index - n_walk) / a.n_split;
+        task.end = mine >= task.first && mine < task.end ? mine + 1 : 0;
+        task.first = mine;
+    }
+    return task;
 }
 
-/* What a block's warps tell each other, in shared memory. */
-struct bulk_queue {
-    volatile int32_t items[BULK_QUEUE]; /* the block's items that are seen, in turn */
-    volatile int32_t announced, total;  /* of them; total: INT32_MAX until it is known */
-};
-
-/* A warp. Each lane looks up one of the next 32 items; those that are seen are then fetched in order. */
-__device__ __forceinline__ void bulk_fetch(const attention_args &a, uint32_t stages, uint32_t full,
-                                           uint32_t empty, bulk_queue &queue, int lane)
+template <int ROWS> __device__ __forceinline__ void attend_staged(const attention_args &a)
 {
-    const int32_t n = a.units * a.layer.n_kv_heads * a.n_tiles;
-    int32_t count = 0;
-    int stage = 0, waited = 0;
-    uint32_t parity = 1; /* of what is empty at first */
-    for (int32_t first = (int32_t)blockIdx.x; first < n; first += 32 * (int32_t)gridDim.x) {
-        const int32_t mine = first + lane * (int32_t)gridDim.x;
-        uint64_t from[UNIT_PAGES] = {};
-        int pages = 0, old = 0;
-        if (mine < n) {
-            const bulk_item item = find_item(a, mine);
-            if (item.seen) {
-                const uint8_t *heads[UNIT_PAGES];
-                find_heads(heads, a, item.tile, item.kv_head, item.unit, item.last);
-#pragma unroll
-                for (int i = 0; i < UNIT_PAGES; i++) {
-                    from[i] = (uint64_t)heads[i];
-                    pages += (item.unit * UNIT_PAGES + i) * KV_PAGE_TOKENS <= item.last;
-                }
-                old = (item.unit + 1) * ATTENTION_UNIT_TOKENS <= item.tile.position;
-            }
-        }
-        uint32_t left = __ballot_sync(0xFFFFFFFF, pages > 0);
-        if (pages > 0)
-            queue.items[(count + __popc(left & ((1u << lane) - 1))) % BULK_QUEUE] = mine;
-        count += __popc(left);
-        __threadfence_block();
-        __syncwarp();
-        if (lane == 0)
-            queue.announced = count;
-        for (; left; left &= left - 1) {
-            const int lead = __ffs((int)left) - 1;
-            uint64_t page[UNIT_PAGES];
-#pragma unroll
-            for (int i = 0; i < UNIT_PAGES; i++)
-                page[i] = __shfl_sync(0xFFFFFFFF, from[i], lead);
-            const int n_pages = __shfl_sync(0xFFFFFFFF, pages, lead);
-            if (!waited && !__shfl_sync(0xFFFFFFFF, old, lead)) {
-                await_inputs();
-                waited = 1;
-            }
-            if (lane == 0) {
-                barrier_wait(empty + stage * 8, parity);
-                barrier_expect(full + stage * 8, n_pages * BULK_HEAD);
-#pragma unroll
-                for (int i = 0; i < UNIT_PAGES; i++)
-                    if (i < n_pages)
-                        copy_bulk(stages + stage * BULK_STAGE + i * BULK_HEAD,
-                                  (const void *)page[i], BULK_HEAD, full + stage * 8);
-            }
-            __syncwarp();
-            if (++stage == BULK_STAGES)
-                stage = 0, parity ^= 1;
-        }
-    }
-    if (lane == 0)
-        queue.total = count;
-    if (!waited)
+    extern __shared__ uint4 shared[];
+    const int lane = (int)threadIdx.x;
+    const uint32_t keys = (uint32_t)__cvta_generic_to_shared(shared), values = keys + STAGED_PART,
+                   keys_full = values + STAGED_PART, values_full = keys_full + 8;
+    const staged_task task = find_task(a);
+    if (task.first >= task.end) {
         await_inputs();
+        return;
+    }
+    const int2 *pages = (const int2 *)(a.page_ids + task.tile.pages);
+    const int64_t offset = a.layer.offset + task.kv_head * a.layer.head_bytes;
+    const bool old = (task.first + 1) * ATTENTION_UNIT_TOKENS <= task.tile.position;
+    if (lane == 0) {
+        barrier_init(keys_full, 1);
+        barrier_init(values_full, 1);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    if (!old)
+        await_inputs();
+    __syncwarp();
+    if (lane == 0) {
+        const int32_t n_seen = task.last + 1 - task.first * ATTENTION_UNIT_TOKENS;
+        const int2 ids = pages[task.first];
+        fetch_unit(a, ids, n_seen, offset, keys, keys_full);
+        fetch_unit(a, ids, n_seen, offset + a.layer.values, values, values_full);
+    }
+    if (old)
+        await_inputs();
+    uint32_t q[STAGED_DIM / 32][2][4];
+    take_queries<ROWS>(q, a, task.tile, task.kv_head, lane);
+    staged_sums<ROWS> sums;
+    clear_sums(sums);
+    __syncwarp();
+    uint32_t parity = 0;
+    for (int32_t unit = task.first; unit < task.end; unit++, parity ^= 1) {
+        const int32_t n_seen = task.last + 1 - unit * ATTENTION_UNIT_TOKENS;
+        const bool more = unit + 1 < task.end;
+        const int2 next = more ? pages[unit + 1] : make_int2(0, 0);
+        float s[KEY_TILES][4], old_factor[ROWS], new_factor[ROWS];
+        barrier_wait(keys_full, parity);
+        score_staged(s, q, keys, lane);
+        __syncwarp();
+        if (more && lane == 0)
+            fetch_unit(a, next, n_seen - ATTENTION_UNIT_TOKENS, offset, keys, keys_full);
+        uint32_t p[UNIT_PAGES][2][4];
+        merge_weights(sums, weigh_unit<ROWS>(p, s, a, task.tile, unit, lane), old_factor,
+                      new_factor);
+        barrier_wait(values_full, parity);
+        if (n_seen < ATTENTION_UNIT_TOKENS) {
+            clear_unseen(values, n_seen, lane, 32);
+            __syncwarp();
+        }
+        merge_values(sums, token_values(values, lane), p, old_factor, new_factor);
+        __syncwarp();
+        if (more && lane == 0)
+            fetch_unit(a, next, n_seen - ATTENTION_UNIT_TOKENS, offset + a.layer.values, values,
+                       values_full);
+    }
+    store_sums(a, task.tile, task.kv_head, sums, task.walks, task.end - 1, lane);
 }
 
-__device__ __forceinline__ void bulk_split(const attention_args &a, uint32_t stages, uint32_t full,
-                                           uint32_t empty, const bulk_queue &queue, uint4 *queries,
-                                           int warp, int lane)
+/* Tiles of up to WIDE_WARPS * 16 queries, a warp for each 16 of them, which read units in a ring together. */
+__device__ __forceinline__ void attend_wide(const attention_args &a)
 {
-    await_inputs();
-    for (int32_t i = warp;; i += BULK_WARPS) {
-        while (queue.announced <= i && queue.total > i)
-            __nanosleep(20);
-        if (queue.announced <= i)
-            return;
-        __threadfence_block();
-        const bulk_item item = find_item(a, queue.items[i % BULK_QUEUE]);
-        load_queries(queries, a, item.tile, item.kv_head, lane, 0, 1);
-        __syncwarp();
-        const int stage = i % BULK_STAGES;
-        barrier_wait(full + stage * 8, (uint32_t)(i / BULK_STAGES) & 1);
-        uint32_t heads[UNIT_PAGES];
-#pragma unroll
-        for (int page = 0; page < UNIT_PAGES; page++)
-            heads[page] = stages + stage * BULK_STAGE + page * BULK_HEAD;
-        split_unit<false, BULK_DIM / 32, BULK_DIM / 8>(a, item.tile, item.kv_head, item.unit,
-                                                       item.last, queries, heads, lane);
-        __syncwarp();
-        if (lane == 0)
-            barrier_arrive(empty + stage * 8);
+    extern __shared__ uint4 shared[];
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const uint32_t stages = (uint32_t)__cvta_generic_to_shared(shared),
+                   full = stages + WIDE_STAGES * 2 * STAGED_PART;
+    const staged_task task = find_task(a);
+    if (task.first >= task.end) {
+        await_inputs();
+        return;
     }
+    const int2 *pages = (const int2 *)(a.page_ids + task.tile.pages);
+    const int64_t offset = a.layer.offset + task.kv_head * a.layer.head_bytes;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < WIDE_STAGES; i++)
+            barrier_init(full + i * 8, 1);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    await_inputs();
+    __syncthreads();
+    const auto fetch = [&](int32_t unit) {
+        const int stage = (unit - task.first) % WIDE_STAGES;
+        const uint32_t to = stages + stage * 2 * STAGED_PART;
+        const int32_t n_seen = task.last + 1 - unit * ATTENTION_UNIT_TOKENS;
+        const int2 ids = pages[unit];
+        barrier_expect(full + stage * 8, unit_pages(n_seen) * 2 * STAGED_HALF);
+        copy_unit(a, ids, n_seen, offset, to, full + stage * 8);
+        copy_unit(a, ids, n_seen, offset + a.layer.values, to + STAGED_PART, full + stage * 8);
+    };
+    if (threadIdx.x == 0)
+        for (int32_t unit = task.first; unit < task.end && unit < task.first + WIDE_STAGES; unit++)
+            fetch(unit);
+    attention_tile tile = task.tile; /* the warp's own */
+    tile.first_query += warp * ATTENTION_ROWS;
+    tile.partial += warp * ATTENTION_ROWS;
+    tile.n_queries = min(tile.n_queries - warp * ATTENTION_ROWS, ATTENTION_ROWS);
+    const int32_t end = tile.n_queries > 0 ? tile_last_position(a, tile) / ATTENTION_UNIT_TOKENS + 1
+                                           : 0;
+    uint32_t q[STAGED_DIM / 32][2][4];
+    take_queries<2>(q, a, tile, task.kv_head, lane);
+    staged_sums<2> sums;
+    clear_sums(sums);
+    int stage = 0;
+    uint32_t parity = 0;
+    for (int32_t unit = task.first; unit < task.end; unit++) {
+        const int32_t n_seen = task.last + 1 - unit * ATTENTION_UNIT_TOKENS;
+        const uint32_t keys = stages + stage * 2 * STAGED_PART, values = keys + STAGED_PART;
+        barrier_wait(full + stage * 8, parity);
+        if (n_seen < ATTENTION_UNIT_TOKENS) {
+            clear_unseen(values, n_seen, (int)threadIdx.x, WIDE_WARPS * 32);
+            __syncthreads();
+        }
+        if (unit < end) {
+            float s[KEY_TILES][4], old_factor[2], new_factor[2];
+            uint32_t p[UNIT_PAGES][2][4];
+            score_staged(s, q, keys, lane);
+            merge_weights(sums, weigh_unit(p, s, a, tile, unit, lane), old_factor, new_factor);
+            merge_values(sums, token_values(values, lane), p, old_factor, new_factor);
+        }
+        __syncthreads();
+        if (threadIdx.x == 0 && unit + WIDE_STAGES < task.end)
+            fetch(unit + WIDE_STAGES);
+        if (++stage == WIDE_STAGES)
+            stage = 0, parity ^= 1;
+    }
+    if (task.walks || task.end <= end)
+        store_sums(a, tile, task.kv_head, sums, task.walks, task.end - 1, lane);
 }
 
 #endif
 
-static __global__ void __launch_bounds__(BULK_WARPS * 32 + 32)
-    attention_bulk_kernel(attention_args a)
+template <int ROWS>
+static __global__ void __launch_bounds__(32, 6) attention_staged_kernel(attention_args a)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    extern __shared__ uint4 shared[];
-    __shared__ uint64_t full[BULK_STAGES], empty[BULK_STAGES];
-    __shared__ bulk_queue queue;
-    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    const uint32_t from = (uint32_t)__cvta_generic_to_shared(shared),
-                   full_at = (uint32_t)__cvta_generic_to_shared(full),
-                   empty_at = (uint32_t)__cvta_generic_to_shared(empty);
-    const uint32_t before = (128 - from % 128) % 128; /* copies want whole lines */
-    uint4 *queries = shared + (before + BULK_STAGES * BULK_STAGE) / 16;
     allow_next();
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < BULK_STAGES; i++) {
-            barrier_init(full_at + i * 8, 1);
-            barrier_init(empty_at + i * 8, 1);
-        }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        queue.announced = 0;
-        queue.total = INT32_MAX;
-    }
-    __syncthreads();
-    if (warp == BULK_WARPS)
-        bulk_fetch(a, from + before, full_at, empty_at, queue, lane);
-    else
-        bulk_split(a, from + before, full_at, empty_at, queue, queries + warp * (BULK_QUERY / 16),
-                   warp, lane);
+    attend_staged<ROWS>(a);
 #endif
 }
+
+static __global__ void __launch_bounds__(WIDE_WARPS * 32, 2)
+    attention_staged_wide_kernel(attention_args a)
+{
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    allow_next();
+    attend_wide(a);
+#endif
+}
+
+/* ---- combine ------------------------------------------------------------------------------------ */
 
 /* Four dimensions of a query: its units in order. part: of the query's first unit. */
 __device__ __forceinline__ float4 combine_units(const attention_args &a, const float *part,
@@ -623,8 +838,9 @@ __device__ __forceinline__ float4 combine_units(const attention_args &a, const f
         total.z = merge(total.z, v.z, old_factor, new_factor);
         total.w = merge(total.w, v.w, old_factor, new_factor);
     }
-    return make_float4(__fdiv_rn(total.x, weights), __fdiv_rn(total.y, weights),
-                       __fdiv_rn(total.z, weights), __fdiv_rn(total.w, weights));
+    const float factor = __frcp_rn(weights);
+    return make_float4(__fmul_rn(total.x, factor), __fmul_rn(total.y, factor),
+                       __fmul_rn(total.z, factor), __fmul_rn(total.w, factor));
 }
 
 /* A query a block. */
@@ -689,10 +905,9 @@ __device__ __forceinline__ void walk(const attention_args &a)
 {
     extern __shared__ uint4 shared[];
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    int32_t index = a.n_tiles - 1 -
-                    (int32_t)(blockIdx.x * (blockDim.x / 32) + warp); /* long ones first */
+    int32_t index = (int32_t)(blockIdx.x * (blockDim.x / 32) + warp);
     int32_t kv_head = (int32_t)blockIdx.y;
-    if (index < 0)
+    if (index >= a.n_tiles)
         return;
     const attention_tile tile = a.tiles[index];
     const cuda_kv_layer &l = a.layer;
@@ -751,13 +966,14 @@ __device__ __forceinline__ void walk(const attention_args &a)
             continue;
         query_place q = find_query(a, tile, kv_head, g + r * 8);
         float *out = a.out + (q.row * a.n_heads + q.head) * l.value_dim;
+        const float factor = __frcp_rn(weights[r]);
         for (int32_t d = 0; d < l.value_stride / 8; d++) {
             float4 v = totals[d * 32 + lane];
             int32_t at = d * 8 + t * 2;
             if (at < l.value_dim)
-                out[at] = __fdiv_rn(r == 0 ? v.x : v.z, weights[r]);
+                out[at] = __fmul_rn(r == 0 ? v.x : v.z, factor);
             if (at + 1 < l.value_dim)
-                out[at + 1] = __fdiv_rn(r == 0 ? v.y : v.w, weights[r]);
+                out[at + 1] = __fmul_rn(r == 0 ? v.y : v.w, factor);
         }
     }
 }
@@ -779,11 +995,16 @@ extern "C" const void *cuda_kernel_attention_split(void)
     return (const void *)attention_split_kernel;
 }
 
-extern "C" const void *cuda_kernel_attention_bulk(int32_t *threads, int32_t *shared_bytes)
+extern "C" const void *cuda_kernel_attention_staged(int queries, int32_t *threads,
+                                                    int32_t *shared_bytes)
 {
-    *threads = BULK_WARPS * 32 + 32;
-    *shared_bytes = BULK_STAGES * BULK_STAGE + BULK_WARPS * BULK_QUERY + 128;
-    return (const void *)attention_bulk_kernel;
+    const int wide = queries > ATTENTION_ROWS;
+    *threads = wide ? WIDE_WARPS * 32 : 32;
+    *shared_bytes = wide ? WIDE_STAGES * (2 * STAGED_PART + 8) : 2 * STAGED_PART + 16;
+    if (wide)
+        return (const void *)attention_staged_wide_kernel;
+    return queries <= 8 ? (const void *)attention_staged_kernel<1>
+                        : (const void *)attention_staged_kernel<2>;
 }
 
 extern "C" const void *cuda_kernel_attention_combine(void)

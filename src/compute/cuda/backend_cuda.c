@@ -153,7 +153,8 @@ static int64_t align128(int64_t n)
     return (n + 127) & ~(int64_t)127;
 }
 
-static cuda_kv_layer lay_out(const kv_layer_shape *s, dtype type, int64_t offset)
+static cuda_kv_layer lay_out(const cuda_backend *b, const kv_layer_shape *s, dtype type,
+                             int64_t offset)
 {
     cuda_kv_layer l = {.offset = offset,
                        .n_kv_heads = s->n_kv_heads,
@@ -161,7 +162,9 @@ static cuda_kv_layer lay_out(const kv_layer_shape *s, dtype type, int64_t offset
                        .value_dim = s->value_dim,
                        .key_stride = (s->key_dim + 31) / 32 * 32,
                        .value_stride = (s->value_dim + 7) / 8 * 8,
-                       .q8 = type == DTYPE_Q8_0};
+                       .q8 = type == DTYPE_Q8_0,
+                       .staged = b->wgmma && type == DTYPE_F16 && s->key_dim == 128 &&
+                                 s->value_dim == 128};
     if (l.q8) {
         l.key_data = align128((int64_t)l.key_stride / 32 * KV_PAGE_TOKENS * 2);
         l.values = l.key_data + (int64_t)l.key_stride * KV_PAGE_TOKENS;
@@ -236,7 +239,7 @@ static realm_status kv_open(backend *backend_, kv_store **out, const kv_shape *s
     kv->n_layers = shape->n_layers;
     kv->n_pages = shape->n_pages;
     for (int32_t i = 0; i < shape->n_layers; i++) {
-        kv->layers[i] = lay_out(&shape->layers[i], shape->type, kv->page_bytes);
+        kv->layers[i] = lay_out(b, &shape->layers[i], shape->type, kv->page_bytes);
         kv->page_bytes += kv->layers[i].head_bytes * kv->layers[i].n_kv_heads;
     }
     size_t bytes = (size_t)kv->page_bytes * (size_t)kv->n_pages;
@@ -487,11 +490,16 @@ static cudaError_t prepare_kernels(cuda_backend *b)
 {
     size_t part_bytes = 0;
     int most_blocks = 0;
-    int32_t threads, bulk_bytes;
-    const void *bulk = cuda_kernel_attention_bulk(&threads, &bulk_bytes);
     cudaError_t code = allow_shared(cuda_kernel_attention_split(), b->shared_most);
-    if (code == cudaSuccess && b->wgmma)
-        code = allow_shared(bulk, bulk_bytes);
+    for (int queries = 8; queries <= ATTENTION_WIDE && code == cudaSuccess && b->wgmma;
+         queries *= 2) {
+        int32_t threads, bytes;
+        const void *staged = cuda_kernel_attention_staged(queries, &threads, &bytes);
+        code = allow_shared(staged, bytes);
+        if (code == cudaSuccess)
+            code = cudaFuncSetAttribute(staged, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                        cudaSharedmemCarveoutMaxShared);
+    }
     if (code == cudaSuccess)
         code = allow_shared(cuda_kernel_attention_walk(), b->shared_most);
     for (int32_t kind = PACKED_F16; kind < PACKED_KINDS; kind++)

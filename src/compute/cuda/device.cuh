@@ -157,6 +157,21 @@ __device__ __forceinline__ void store_prepared(const prepared &p, int64_t token,
     *(uint2 *)to = make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
 }
 
+/* Where a token's dimension d stands, in halves, among keys or values of a staged layer's page. Swizzled, so that
+ * the matrix units' operands come out of shared memory without conflicts: two tokens by four chunks of keys
+ * at once, and a chunk of values of eight tokens 0, 1, 8, 9, 16, 17, 24, 25 and so on. */
+#define STAGED_DIM 128
+
+__device__ __forceinline__ int32_t key_place(int32_t token, int32_t d)
+{
+    return token * STAGED_DIM + (d ^ (token & 1) << 5);
+}
+
+__device__ __forceinline__ int32_t value_place(int32_t token, int32_t d)
+{
+    return token * STAGED_DIM + (d ^ (token >> 3 << 4 | (token & 1) << 3));
+}
+
 __device__ __forceinline__ int32_t padded_cols(int32_t n_cols)
 {
     return (n_cols + PACKED_COLS - 1) / PACKED_COLS * PACKED_COLS;

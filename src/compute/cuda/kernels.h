@@ -92,11 +92,14 @@ typedef struct rope_args {
  *     Q8_0  keys [key_stride/32][32 tokens] half scales, [32 tokens][key_stride] int8;
  *           values [value_stride/32][32 tokens] half scales, [value_stride][32 tokens] int8
  * Keys lie as the matrix units read queries times keys, values turned as they read weights times
- * values. Numbers are stored saturated; a NaN stays one as F16 and becomes zero as Q8_0. */
+ * values. Staged layers (F16, heads of 128 dimensions, on 9.0) have values as [32 tokens][128] too, since
+ * those are turned on their way out of shared memory; chunks of 8 halves stand where key_place and
+ * value_place (device.cuh) say. Numbers are stored saturated; a NaN stays one as F16 and becomes zero as
+ * Q8_0. */
 typedef struct cuda_kv_layer {
     int64_t offset, head_bytes; /* of the layer in a page; of a head */
     int64_t key_data, values, value_data;
-    int32_t n_kv_heads, key_dim, value_dim, key_stride, value_stride, q8;
+    int32_t n_kv_heads, key_dim, value_dim, key_stride, value_stride, q8, staged, zero;
 } cuda_kv_layer;
 
 typedef struct kv_write_args {
@@ -120,12 +123,13 @@ typedef struct kv_read_args {
 /* ---- attention ------------------------------------------------------------------------------ */
 
 #define ATTENTION_ROWS        16 /* queries of a tile: (token, head) pairs that share a kv head */
+#define ATTENTION_WIDE        64 /* queries of a tile of four warps that share what they read */
 #define ATTENTION_UNIT_TOKENS 64 /* softmax sums begin anew each; units are combined in order */
 
 typedef struct attention_tile {
     int32_t first_row;   /* the sequence's first row in the step */
     int32_t first_query; /* of the tile, counted token by token, group by group */
-    int32_t n_queries;   /* 1 .. ATTENTION_ROWS */
+    int32_t n_queries;   /* 1 .. ATTENTION_ROWS or ATTENTION_WIDE */
     int32_t position;    /* of the sequence's first row */
     int32_t pages;       /* where its page ids begin */
     int32_t partial;     /* split tiles: its first query among the queries that are split */
@@ -143,7 +147,8 @@ typedef struct attention_args {
     int32_t n_tiles, n_heads, group, window; /* group: n_heads / n_kv_heads */
     float scale, soft_cap;
     int32_t units, warp_bytes; /* grid's units; shared memory of one warp */
-    prepared p;                /* combine_row */
+    int32_t n_split, zero; /* staged: so many of tiles, the first, are split, the others walked */
+    prepared p;            /* combine_row */
 } attention_args;
 
 /* ---- products ------------------------------------------------------------------------------- */
@@ -229,13 +234,15 @@ const void *cuda_kernel_results(void);            /* grid: 1 + peaks / 32, rows;
 const void *cuda_kernel_norm(const norm_args *a); /* which depends on them; grid: rows */
 const void *cuda_kernel_embed(void);              /* grid: rows */
 const void *cuda_kernel_angles(void);
-const void *cuda_kernel_rope(void);     /* grid: rows, tensors */
-const void *cuda_kernel_kv_write(void); /* grid: rows, kv heads */
-const void *cuda_kernel_kv_read(void);  /* grid: tokens */
+const void *cuda_kernel_rope(void); /* grid: rows, tensors */
+/* Depends on what is to be written; grid: rows, kv heads by so many a block; block: so many threads. */
+const void *cuda_kernel_kv_write(const kv_write_args *a, int32_t *heads, int32_t *threads);
+const void *cuda_kernel_kv_read(void); /* grid: tokens */
 const void *cuda_kernel_matmul_f32(void);
 const void *cuda_kernel_attention_split(void); /* grid: units / 4, kv heads, tiles */
-/* On 9.0 (compute_90a), heads of 128 dimensions as F16; grid: as many as can run at once. */
-const void *cuda_kernel_attention_bulk(int32_t *threads, int32_t *shared_bytes);
+/* On 9.0 (compute_90a), staged layers, by the most queries of a tile, at most ATTENTION_WIDE; grid: kv heads by
+ * walked tiles, then by split tiles by units. */
+const void *cuda_kernel_attention_staged(int queries, int32_t *threads, int32_t *shared_bytes);
 const void *cuda_kernel_attention_combine(void);     /* grid: queries of a tile, kv heads, tiles */
 const void *cuda_kernel_attention_combine_row(void); /* grid: rows */
 const void *cuda_kernel_attention_walk(void);        /* grid: tiles, kv heads */

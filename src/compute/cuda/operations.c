@@ -452,8 +452,10 @@ static void kv_write(backend *backend_, kv_store *kv, int32_t layer, tensor k, t
     a.v = v.data;
     a.slots = staged_slots(b);
     b->last = (tensor){0};
-    record(b, cuda_kernel_kv_write(), (uint32_t)k.n_rows, (uint32_t)l->n_kv_heads, 128, &a,
-           sizeof a);
+    int32_t heads, threads;
+    const void *kernel = cuda_kernel_kv_write(&a, &heads, &threads);
+    record(b, kernel, (uint32_t)k.n_rows, (uint32_t)((l->n_kv_heads + heads - 1) / heads),
+           (uint32_t)threads, &a, sizeof a);
     finish(b);
 }
 
@@ -463,6 +465,12 @@ static void kv_write(backend *backend_, kv_store *kv, int32_t layer, tensor k, t
 #define SPLIT_TOKENS_MOST 4
 #define WALKS_AT_ONCE     8 /* warps a multiprocessor */
 #define WALK_LONGEST      3 /* times what each of these had to walk if all walked alike */
+
+/* The staged kernel splits tiles of more units than these, if they are more than so many times of what each of the
+ * warps that run at once has to do: there, a warp's units take as long as memory takes for all. */
+#define STAGED_AT_ONCE     6
+#define STAGED_LONGEST     4
+#define STAGED_UNITS_LEAST 4
 
 typedef struct sequence_rows {
     int32_t first, count, position;
@@ -502,65 +510,90 @@ static int32_t split_most(const cuda_backend *b, const attention_plan *p)
                                                                      : INT32_MAX;
 }
 
-/* Units of the longest sequence that is split, in a power of two, so that a graph lives a while. */
-static int32_t split_units(const step_rows *r, int32_t most_tokens)
+/* The most units of a tile that is walked by the staged kernel, in steps, so that a graph lives a while. */
+static int32_t walk_most(const cuda_backend *b, const attention_plan *p)
 {
-    int32_t most = 0;
+    const step_rows *r = &b->rows;
+    int64_t units = 0, at_once = (int64_t)b->n_multiprocessors * STAGED_AT_ONCE;
     for (int32_t i = 0; i < r->n_tokens;) {
         sequence_rows s = next_sequence(r, i);
-        int32_t units = (s.position + s.count - 1) / ATTENTION_UNIT_TOKENS + 1;
-        if (s.count <= most_tokens && units > most)
-            most = units;
+        int64_t first = s.position / ATTENTION_UNIT_TOKENS + 1;
+        int64_t last = (s.position + s.count - 1) / ATTENTION_UNIT_TOKENS + 1;
+        units += tiles_of(&s, p->group) * (first + last) / 2 * p->n_kv_heads;
         i += s.count;
     }
-    return power_of_two(most, 4);
+    int32_t most = STAGED_UNITS_LEAST;
+    while ((most + (most + 1) / 2) * at_once <= STAGED_LONGEST * units)
+        most += (most + 1) / 2;
+    return most;
+}
+
+/* Units up to the one that the last of so many queries of the sequence sees. */
+static int32_t units_to(const attention_plan *p, const sequence_rows *s, int32_t n_queries)
+{
+    return (s->position + (n_queries - 1) / p->group) / ATTENTION_UNIT_TOKENS + 1;
+}
+
+static int is_split(const attention_plan *p, const sequence_rows *s, int32_t n_queries)
+{
+    return p->staged ? units_to(p, s, n_queries) > p->most : s->count <= p->most;
+}
+
+/* Goes through the step's tiles: those that are split from the front of tiles, those that are walked from its
+ * end, so that of one sequence the long ones come first. Without tiles: counts them alone. */
+static void place_tiles(const cuda_backend *b, attention_plan *p, attention_tile *tiles)
+{
+    const step_rows *r = &b->rows;
+    size_t query_bytes = (size_t)p->n_kv_heads * (size_t)p->units * (size_t)(p->value_stride + 4) *
+                         sizeof(float);
+    size_t room = b->partials_bytes / query_bytes;
+    int32_t queries = 0, end = p->n_split + p->n_walk;
+    p->n_split = p->n_walk = 0;
+    for (int32_t i = 0; i < r->n_tokens;) {
+        sequence_rows s = next_sequence(r, i);
+        int32_t total = s.count * p->group;
+        for (int32_t query = 0; query < total; query += p->tile_queries) {
+            int32_t n = total - query < p->tile_queries ? total - query : p->tile_queries;
+            /* All tiles of a sequence or none, unless they are staged. */
+            int split = is_split(p, &s, query + n) &&
+                        (size_t)(queries + (p->staged ? n : total - query)) <= room;
+            int32_t at = split ? p->n_split++ : end - ++p->n_walk;
+            if (tiles)
+                tiles[at] = (attention_tile){.first_row = s.first,
+                                             .first_query = query,
+                                             .n_queries = n,
+                                             .position = s.position,
+                                             .pages = s.sequence * b->staged.pages_stride,
+                                             .partial = queries};
+            queries += split ? n : 0;
+            p->most_queries = n > p->most_queries ? n : p->most_queries;
+        }
+        i += s.count;
+    }
 }
 
 static void fill_plan(cuda_backend *b, attention_plan *p)
 {
     const step_rows *r = &b->rows;
-    int32_t n_tiles = 0, queries = 0, most_tokens = split_most(b, p);
-    p->units = split_units(r, most_tokens);
-    size_t query_bytes = (size_t)p->n_kv_heads * (size_t)p->units * (size_t)(p->value_stride + 4) *
-                         sizeof(float);
-    size_t room = b->partials_bytes / query_bytes;
+    int32_t units = 0; /* of the longest sequence that is split */
+    /* Where most rows are of long pieces of prompts. */
+    int wide = p->staged &&
+               (int64_t)r->n_tokens * p->group >= (int64_t)r->n_sequences * ATTENTION_WIDE;
+    p->tile_queries = wide ? ATTENTION_WIDE : ATTENTION_ROWS;
+    p->most = p->staged ? walk_most(b, p) : split_most(b, p);
     for (int32_t i = 0; i < r->n_tokens;) {
         sequence_rows s = next_sequence(r, i);
-        n_tiles += tiles_of(&s, p->group);
+        int32_t n_queries = s.count * p->group;
+        if (is_split(p, &s, n_queries) && units_to(p, &s, n_queries) > units)
+            units = units_to(p, &s, n_queries);
         i += s.count;
     }
+    p->units = power_of_two(units, 4); /* so that a graph lives a while */
+    place_tiles(b, p, NULL);
     void *host;
-    const attention_tile *device = step_stage_room(b, (size_t)n_tiles * sizeof(attention_tile),
-                                                   &host);
-    attention_tile *tiles = host;
-    int32_t first = 0, last = n_tiles; /* split ones from the front, walked ones from the back */
-    for (int32_t i = 0; i < r->n_tokens && tiles;) {
-        sequence_rows s = next_sequence(r, i);
-        int32_t n = tiles_of(&s, p->group), n_queries = s.count * p->group;
-        int split = s.count <= most_tokens && (size_t)(queries + n_queries) <= room;
-        last -= split ? 0 : n;
-        for (int32_t j = 0; j < n; j++) {
-            int32_t query = j * ATTENTION_ROWS, left = n_queries - query;
-            tiles[split ? first + j : last + j] = (attention_tile){
-                .first_row = s.first,
-                .first_query = query,
-                .n_queries = left < ATTENTION_ROWS ? left : ATTENTION_ROWS,
-                .position = s.position,
-                .pages = s.sequence * b->staged.pages_stride,
-                .partial = queries + query};
-        }
-        if (split && p->most_queries < ATTENTION_ROWS)
-            p->most_queries = n_queries < ATTENTION_ROWS
-                                  ? (n_queries > p->most_queries ? n_queries : p->most_queries)
-                                  : ATTENTION_ROWS;
-        first += split ? n : 0;
-        queries += split ? n_queries : 0;
-        i += s.count;
-    }
-    p->split = device;
-    p->walk = device + last;
-    p->n_split = first;
-    p->n_walk = n_tiles - last;
+    p->split = step_stage_room(b, (size_t)(p->n_split + p->n_walk) * sizeof(attention_tile), &host);
+    place_tiles(b, p, host);
+    p->walk = p->split + p->n_split;
 }
 
 static const attention_plan *find_plan(cuda_backend *b, const cuda_kv_layer *l, int32_t group)
@@ -568,10 +601,12 @@ static const attention_plan *find_plan(cuda_backend *b, const cuda_kv_layer *l, 
     staged_rows *s = &b->staged;
     for (int32_t i = 0; i < s->n_plans; i++)
         if (s->plans[i].group == group && s->plans[i].n_kv_heads == l->n_kv_heads &&
-            s->plans[i].value_stride == l->value_stride)
+            s->plans[i].value_stride == l->value_stride && s->plans[i].staged == l->staged)
             return &s->plans[i];
-    attention_plan p = {
-        .group = group, .n_kv_heads = l->n_kv_heads, .value_stride = l->value_stride};
+    attention_plan p = {.group = group,
+                        .n_kv_heads = l->n_kv_heads,
+                        .value_stride = l->value_stride,
+                        .staged = l->staged};
     fill_plan(b, &p);
     attention_plan *to = &s->plans[s->n_plans < PLANS_MAX ? s->n_plans : PLANS_MAX - 1];
     if (s->n_plans < PLANS_MAX)
@@ -585,24 +620,15 @@ static int32_t warp_bytes(const cuda_kv_layer *l, int walk)
     return l->key_stride / 32 * 2 * 32 * 16 + (walk ? l->value_stride / 8 * 32 * 16 : 0);
 }
 
-/* With more units of sequences and query heads, a multiprocessor, attention_split is as fast or faster. */
-#define BULK_UNITS_MOST 32
-
-static void record_split(cuda_backend *b, const attention_args *a)
+static void record_staged(cuda_backend *b, const attention_plan *p, attention_args *a)
 {
-    const cuda_kv_layer *l = &a->layer;
-    uint32_t heads = (uint32_t)l->n_kv_heads, tiles = (uint32_t)a->n_tiles,
-             blocks = (uint32_t)b->n_multiprocessors, items = (uint32_t)a->units * heads * tiles;
-    if (b->wgmma && !l->q8 && l->key_stride == 128 && l->value_stride == 128 &&
-        items * (uint32_t)a->group <= BULK_UNITS_MOST * blocks) {
-        int32_t threads, shared_bytes;
-        const void *kernel = cuda_kernel_attention_bulk(&threads, &shared_bytes);
-        step_record(b, kernel, items < blocks ? items : blocks, 1, 1, (uint32_t)threads,
-                    (uint32_t)shared_bytes, a, sizeof *a);
-        return;
-    }
-    step_record(b, cuda_kernel_attention_split(), (uint32_t)a->units / 4, heads, tiles, 128,
-                (uint32_t)a->warp_bytes, a, sizeof *a);
+    int32_t threads, shared_bytes;
+    const void *kernel = cuda_kernel_attention_staged(p->most_queries, &threads, &shared_bytes);
+    a->tiles = p->split;
+    a->n_tiles = p->n_split + p->n_walk;
+    a->n_split = p->n_split;
+    step_record(b, kernel, (uint32_t)(a->layer.n_kv_heads * (p->n_walk + p->n_split * p->units)), 1,
+                1, (uint32_t)threads, (uint32_t)shared_bytes, a, sizeof *a);
 }
 
 static void attention(backend *backend_, tensor out, tensor q, kv_store *kv,
@@ -635,7 +661,9 @@ static void attention(backend *backend_, tensor out, tensor q, kv_store *kv,
     a.units = p->units;
     wrote(b, out);
     uint32_t heads = (uint32_t)l->n_kv_heads;
-    if (p->n_walk > 0) {
+    if (p->staged) {
+        record_staged(b, p, &a);
+    } else if (p->n_walk > 0) {
         a.tiles = p->walk;
         a.n_tiles = p->n_walk;
         a.warp_bytes = warp_bytes(l, 1);
@@ -648,7 +676,9 @@ static void attention(backend *backend_, tensor out, tensor q, kv_store *kv,
         a.tiles = p->split;
         a.n_tiles = p->n_split;
         a.warp_bytes = warp_bytes(l, 0);
-        record_split(b, &a);
+        if (!p->staged)
+            step_record(b, cuda_kernel_attention_split(), (uint32_t)a.units / 4, heads,
+                        (uint32_t)p->n_split, 128, (uint32_t)a.warp_bytes, &a, sizeof a);
         if (p->n_walk == 0 && l->value_dim % 8 == 0) {
             a.positions = staged_positions(b, b->rows.positions, b->rows.n_tokens);
             a.p = prepare_along(b, out);

@@ -567,17 +567,28 @@ __device__ __forceinline__ float saturated(float x, float limit)
     return x > limit ? limit : x < -limit ? -limit : x;
 }
 
+/* Of F16 pages, in halves. */
+__device__ __forceinline__ int32_t key_at(const cuda_kv_layer &l, int32_t slot, int32_t d)
+{
+    return l.staged ? key_place(slot, d) : slot * l.key_stride + d;
+}
+
+__device__ __forceinline__ int32_t value_at(const cuda_kv_layer &l, int32_t slot, int32_t d)
+{
+    return l.staged ? value_place(slot, d) : d * KV_PAGE_TOKENS + slot;
+}
+
 /* One head of one token. */
 __device__ __forceinline__ void store_halves(const cuda_kv_layer &l, uint8_t *head, int32_t slot,
                                              const float *k, const float *v)
 {
     for (int32_t d = (int32_t)threadIdx.x; d < l.key_stride; d += (int32_t)blockDim.x) {
         float x = d < l.key_dim ? saturated(k[d], 65504.0f) : 0.0f;
-        ((__half *)head)[slot * l.key_stride + d] = __float2half_rn(x);
+        ((__half *)head)[key_at(l, slot, d)] = __float2half_rn(x);
     }
     for (int32_t d = (int32_t)threadIdx.x; d < l.value_stride; d += (int32_t)blockDim.x) {
         float x = d < l.value_dim ? saturated(v[d], 65504.0f) : 0.0f;
-        ((__half *)(head + l.values))[d * KV_PAGE_TOKENS + slot] = __float2half_rn(x);
+        ((__half *)(head + l.values))[value_at(l, slot, d)] = __float2half_rn(x);
     }
 }
 
@@ -630,6 +641,94 @@ static __global__ void kv_write_kernel(kv_write_args a)
     }
 }
 
+/* Four elements of a head of 128, from dimension 4 * lane on, turned as rotate_heads turns them; by a warp. */
+__device__ __forceinline__ float4 rotate_four(float4 x, float4 c, float4 s, int32_t kind)
+{
+    if (kind == ROPE_NORMAL)
+        return make_float4(
+            fmaf(x.x, c.x, -__fmul_rn(x.y, s.x)), fmaf(x.x, s.x, __fmul_rn(x.y, c.x)),
+            fmaf(x.z, c.y, -__fmul_rn(x.w, s.y)), fmaf(x.z, s.y, __fmul_rn(x.w, c.y)));
+    const bool second = threadIdx.x & 16;
+    float *e = &x.x, *cosine = &c.x, *sine = &s.x;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float other = __shfl_xor_sync(0xFFFFFFFF, e[i], 16);
+        e[i] = second ? fmaf(other, sine[i], __fmul_rn(e[i], cosine[i]))
+                      : fmaf(e[i], cosine[i], -__fmul_rn(other, sine[i]));
+    }
+    return x;
+}
+
+__device__ __forceinline__ uint2 four_halves(float4 v)
+{
+    __half2 lo = __floats2half2_rn(saturated(v.x, 65504.0f), saturated(v.y, 65504.0f)),
+            hi = __floats2half2_rn(saturated(v.z, 65504.0f), saturated(v.w, 65504.0f));
+    return make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
+}
+
+#define PLAIN_WARPS 8
+#define PLAIN_HEADS 4 /* of queries whose loads are under way at once */
+
+/* The same, bit for bit, for the usual case: staged layers, all of whose dimensions are turned, and queries with
+ * them. A warp a token and kv head, which asks for all that it needs at once. */
+static __global__ void __launch_bounds__(PLAIN_WARPS * 32) kv_write_plain(kv_write_args a)
+{
+    const cuda_kv_layer &l = a.layer;
+    const int64_t token = blockIdx.x;
+    const int32_t lane = (int32_t)threadIdx.x % 32, slot = a.slots[token];
+    const int32_t head = (int32_t)blockIdx.y * PLAIN_WARPS + (int32_t)threadIdx.x / 32;
+    allow_next();
+    await_inputs();
+    if (head >= l.n_kv_heads)
+        return;
+    const int32_t group = a.rope.n_heads[0] / l.n_kv_heads, kind = a.rope.kind;
+    float4 *q = (float4 *)a.rope.x[0] + (token * l.n_kv_heads + head) * group * (STAGED_DIM / 4) +
+                lane;
+    float4 *k = (float4 *)a.rope.x[1] + (token * l.n_kv_heads + head) * (STAGED_DIM / 4) + lane;
+    const float *cosines = a.rope.cosines + token * (STAGED_DIM / 2),
+                *sines = a.rope.sines + token * (STAGED_DIM / 2);
+    float4 c, s;
+    if (kind == ROPE_NORMAL) {
+        const float2 two = ((const float2 *)cosines)[lane], other = ((const float2 *)sines)[lane];
+        c = make_float4(two.x, two.y, 0, 0);
+        s = make_float4(other.x, other.y, 0, 0);
+    } else {
+        c = ((const float4 *)cosines)[lane % 16];
+        s = ((const float4 *)sines)[lane % 16];
+    }
+    float4 key = *k, heads[PLAIN_HEADS];
+    const float4 value =
+        ((const float4 *)a.v)[(token * l.n_kv_heads + head) * (STAGED_DIM / 4) + lane];
+    for (int32_t first = 0; first < group; first += PLAIN_HEADS) {
+#pragma unroll
+        for (int i = 0; i < PLAIN_HEADS; i++)
+            if (first + i < group)
+                heads[i] = q[(first + i) * (STAGED_DIM / 4)];
+#pragma unroll
+        for (int i = 0; i < PLAIN_HEADS; i++)
+            if (first + i < group)
+                q[(first + i) * (STAGED_DIM / 4)] = rotate_four(heads[i], c, s, kind);
+    }
+    key = rotate_four(key, c, s, kind);
+    *k = key;
+    uint8_t *to = a.pages + (int64_t)(slot / KV_PAGE_TOKENS) * a.page_bytes + l.offset +
+                  head * l.head_bytes;
+    const int32_t place = slot % KV_PAGE_TOKENS;
+    *(uint2 *)((__half *)to + key_place(place, lane * 4)) = four_halves(key);
+    *(uint2 *)((__half *)(to + l.values) + value_place(place, lane * 4)) = four_halves(value);
+}
+
+extern "C" const void *cuda_kernel_kv_write(const kv_write_args *a, int32_t *heads,
+                                            int32_t *threads)
+{
+    const cuda_kv_layer *l = &a->layer;
+    const int plain = l->staged && a->rope.x[1] && a->rope.n_pairs * 2 == STAGED_DIM &&
+                      a->rope.head_dim[0] == STAGED_DIM;
+    *heads = plain ? PLAIN_WARPS : 1;
+    *threads = plain ? PLAIN_WARPS * 32 : 128;
+    return plain ? (const void *)kv_write_plain : (const void *)kv_write_kernel;
+}
+
 static __global__ void kv_read_kernel(kv_read_args a)
 {
     const cuda_kv_layer &l = a.layer;
@@ -649,6 +748,7 @@ static __global__ void kv_read_kernel(kv_read_args a)
             const int8_t *bytes = (const int8_t *)(at + (a.values ? l.value_data : l.key_data));
             x = __half2float(scales[d / 32 * KV_PAGE_TOKENS + slot]) * (float)bytes[place];
         } else {
+            place = a.values ? value_at(l, slot, d) : key_at(l, slot, d);
             x = __half2float(((const __half *)(at + (a.values ? l.values : 0)))[place]);
         }
         a.to[(int64_t)blockIdx.x * l.n_kv_heads * dim + i] = x;
@@ -697,7 +797,6 @@ KERNEL(results)
 KERNEL(embed)
 KERNEL(angles)
 KERNEL(rope)
-KERNEL(kv_write)
 KERNEL(kv_read)
 KERNEL(matmul_f32)
 

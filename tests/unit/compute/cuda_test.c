@@ -360,6 +360,7 @@ static const shape shapes[] = {
     {5, 5, 7, 3, DTYPE_F16, 0, 5},        {40, 1, 16, 16, DTYPE_F16, 0, 0},
     {9, 3, 64, 64, DTYPE_Q8_0, 0, 0},     {8, 2, 32, 96, DTYPE_Q8_0, 20, 33},
     {16, 2, 100, 20, DTYPE_F16, 10, 300}, {8, 1, 128, 128, DTYPE_Q8_0, 0, 0},
+    {12, 3, 128, 128, DTYPE_F16, 0, 0},   {6, 6, 128, 128, DTYPE_F16, 0, 70},
 };
 #define N_SHAPES  ((int)(sizeof shapes / sizeof *shapes))
 #define MAX_PAGES 64
@@ -416,7 +417,7 @@ static kv_store *open_pages(backend *b, const shape *s)
 static void step(backend *b, kv_store *kv, const shape *s, const sequence *const *list, int32_t n,
                  const int32_t *firsts, const int32_t *counts, float *const *outs)
 {
-    static const float frequencies[2] = {1, 0.1f};
+    static const float frequencies[64] = {1, 0.1f, 0.7f, 0.3f, 0.03f, 0.05f, 0.01f, 0.2f};
     int32_t total = 0, q_cols = s->n_heads * s->key_dim, k_cols = s->n_kv_heads * s->key_dim;
     int32_t v_cols = s->n_kv_heads * s->value_dim, out_cols = s->n_heads * s->value_dim;
     for (int32_t i = 0; i < n; i++)
@@ -438,7 +439,8 @@ static void step(backend *b, kv_store *kv, const shape *s, const sequence *const
     }
     step_rows rows = {total, positions, sequences, n, tables};
     attention_options o = {1, s->n_heads, 1 / sqrtf((float)s->key_dim), s->soft_cap, s->window};
-    rope turn = {ROPE_NEOX, 4, frequencies, 1};
+    /* Whole heads of 128 in both ways, of others a part. */
+    rope turn = {s->window ? ROPE_NORMAL : ROPE_NEOX, s->key_dim == 128 ? 128 : 4, frequencies, 1};
     b->table->begin(b, &rows);
     b->table->apply_rope(b, q, s->key_dim, &turn, positions);
     b->table->apply_rope(b, k, s->key_dim, &turn, positions);
