@@ -92,24 +92,13 @@ __device__ __forceinline__ uint4 bytes_to_halves(uint2 v, __half2 s0, __half2 s1
     return out;
 }
 
-/* Sixteen bytes of a page, in the device's memory or, by its 32-bit address, in shared memory. */
-__device__ __forceinline__ uint4 load_page(const uint8_t *at)
-{
-    return __ldg((const uint4 *)at);
-}
-
-__device__ __forceinline__ uint4 load_page(uint32_t at)
-{
-    return load_16(at);
-}
-
 /* Dimensions 8t .. 8t+7 of half c of a page's key at slot. */
-template <bool Q8, typename ADDRESS>
-__device__ __forceinline__ uint4 load_key(const cuda_kv_layer &l, ADDRESS head, int32_t slot,
+template <bool Q8>
+__device__ __forceinline__ uint4 load_key(const cuda_kv_layer &l, const uint8_t *head, int32_t slot,
                                           int32_t c, int t)
 {
     if constexpr (!Q8) {
-        return load_page(head + (slot * l.key_stride + c * 32 + t * 8) * 2);
+        return __ldg((const uint4 *)(head + (slot * l.key_stride + c * 32 + t * 8) * 2));
     } else {
         uint2 v = load_8(head + l.key_data + (int64_t)slot * l.key_stride + c * 32 + t * 8);
         __half2 s = __half2half2(((const __half *)head)[c * KV_PAGE_TOKENS + slot]);
@@ -118,11 +107,12 @@ __device__ __forceinline__ uint4 load_key(const cuda_kv_layer &l, ADDRESS head, 
 }
 
 /* Tokens 8t .. 8t+7 of a page's values at dimension d. */
-template <bool Q8, typename ADDRESS>
-__device__ __forceinline__ uint4 load_values(const cuda_kv_layer &l, ADDRESS head, int32_t d, int t)
+template <bool Q8>
+__device__ __forceinline__ uint4 load_values(const cuda_kv_layer &l, const uint8_t *head, int32_t d,
+                                             int t)
 {
     if constexpr (!Q8) {
-        return load_page(head + (int32_t)l.values + (d * KV_PAGE_TOKENS + t * 8) * 2);
+        return __ldg((const uint4 *)(head + l.values + (d * KV_PAGE_TOKENS + t * 8) * 2));
     } else {
         uint2 bytes = load_8(head + l.value_data + (int64_t)d * KV_PAGE_TOKENS + t * 8);
         uint4 s = __ldg((const uint4 *)(head + l.values + (d / 32 * KV_PAGE_TOKENS + t * 8) * 2));
@@ -180,9 +170,10 @@ __device__ __forceinline__ float tanh_of(float x)
 
 /* Scores of the unit's positions: s[key tile] as the instruction has them. CHUNKS: key_stride / 32, or 0:
  * any. */
-template <bool Q8, int CHUNKS, typename ADDRESS>
+template <bool Q8, int CHUNKS>
 __device__ __forceinline__ void score_unit(float s[KEY_TILES][4], const uint4 *queries,
-                                           const attention_args &a, const ADDRESS *heads, int lane)
+                                           const attention_args &a, const uint8_t *const *heads,
+                                           int lane)
 {
     const cuda_kv_layer &l = a.layer;
     const int g = lane / 4, t = lane % 4, slot = g / 2 * 8 + g % 2;
@@ -279,9 +270,9 @@ __device__ __forceinline__ unit_rows weigh_unit(uint32_t p[UNIT_PAGES][2][4], fl
 }
 
 /* Values of dimensions 8d .. 8d+7 of the unit's pages. */
-template <bool Q8, typename ADDRESS>
+template <bool Q8>
 __device__ __forceinline__ void load_unit_values(uint4 v[UNIT_PAGES], const attention_args &a,
-                                                 const ADDRESS *heads, int32_t d, int lane)
+                                                 const uint8_t *const *heads, int32_t d, int lane)
 {
 #pragma unroll
     for (int page = 0; page < UNIT_PAGES; page++)
@@ -366,10 +357,10 @@ __device__ __forceinline__ float *partial_of(const attention_args &a, const atte
 
 /* A unit of a tile into its partials; last: the tile's last position. By a warp. CHUNKS, GROUPS: key_stride / 32
  * and value_stride / 8, or 0 and 0: any. */
-template <bool Q8, int CHUNKS, int GROUPS, typename ADDRESS>
-__device__ __forceinline__ void split_unit(const attention_args &a, const attention_tile &tile,
-                                           int32_t kv_head, int32_t unit, int32_t last,
-                                           const uint4 *queries, const ADDRESS *heads, int lane)
+template <bool Q8, int CHUNKS, int GROUPS>
+__device__ __forceinline__ void
+split_unit(const attention_args &a, const attention_tile &tile, int32_t kv_head, int32_t unit,
+           int32_t last, const uint4 *queries, const uint8_t *const *heads, int lane)
 {
     const int g = lane / 4, t = lane % 4;
     const int32_t n_groups = GROUPS ? GROUPS : a.layer.value_stride / 8;
@@ -453,8 +444,7 @@ static __global__ void __launch_bounds__(SPLIT_WARPS * 32) attention_split_kerne
  * alone, with its totals in registers. A unit's keys and values are copied in bulk into shared memory, those
  * of the next unit as soon as the warp has read this one's, and of the first, if nobody writes it in this step,
  * before the inputs are there. Six such blocks are on a multiprocessor, so much of its memory is under way. */
-#define STAGED_HALF                                                                                \
-    (KV_PAGE_TOKENS * STAGED_DIM * 2) /* bytes of a page's keys or values of a head */
+#define STAGED_HALF (KV_PAGE_TOKENS * STAGED_DIM * 2) /* bytes of a page's keys of a head */
 #define STAGED_PART (UNIT_PAGES * STAGED_HALF)
 #define STAGED_KEPT (STAGED_DIM / 8) /* groups of eight dimensions */
 #define WIDE_WARPS  (ATTENTION_WIDE / ATTENTION_ROWS)
@@ -728,6 +718,112 @@ template <int ROWS> __device__ __forceinline__ void attend_staged(const attentio
     store_sums(a, task.tile, task.kv_head, sums, task.walks, task.end - 1, lane);
 }
 
+/* A few queries of few sequences: the block's warps go through a tile's units in turn and after each round merge
+ * them in order, each for its share of the dimensions. */
+__device__ __forceinline__ void attend_together(const attention_args &a)
+{
+    extern __shared__ uint4 shared[];
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32,
+              n_warps = (int)blockDim.x / 32;
+    const uint32_t base = (uint32_t)__cvta_generic_to_shared(shared),
+                   keys = base + warp * 2 * STAGED_PART, values = keys + STAGED_PART,
+                   keys_full = base + n_warps * 2 * STAGED_PART + warp * 16,
+                   values_full = keys_full + 8;
+    /* [warp][group of eight dimensions, then largest and sum of weights][lane] */
+    float2 *const all = (float2 *)(shared + n_warps * (2 * STAGED_PART + 16) / 16);
+    float2 *const mine = all + warp * (STAGED_KEPT + 1) * 32 + lane;
+    const staged_task task = find_task(a);
+    const int2 *pages = (const int2 *)(a.page_ids + task.tile.pages);
+    const int64_t offset = a.layer.offset + task.kv_head * a.layer.head_bytes;
+    int32_t unit = task.first + warp;
+    const bool old = (unit + 1) * ATTENTION_UNIT_TOKENS <= task.tile.position;
+    if (lane == 0) {
+        barrier_init(keys_full, 1);
+        barrier_init(values_full, 1);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    if (!old)
+        await_inputs();
+    __syncwarp();
+    if (lane == 0 && unit < task.end) {
+        const int32_t n_seen = task.last + 1 - unit * ATTENTION_UNIT_TOKENS;
+        const int2 ids = pages[unit];
+        fetch_unit(a, ids, n_seen, offset, keys, keys_full);
+        fetch_unit(a, ids, n_seen, offset + a.layer.values, values, values_full);
+    }
+    if (old)
+        await_inputs();
+    uint32_t q[STAGED_DIM / 32][2][4];
+    take_queries<1>(q, a, task.tile, task.kv_head, lane);
+    float largest = -INFINITY, weights = 0;
+    float2 totals[STAGED_KEPT / 2];
+#pragma unroll
+    for (int k = 0; k < STAGED_KEPT / 2; k++)
+        totals[k] = make_float2(0, 0);
+    __syncwarp();
+    uint32_t parity = 0;
+    for (int32_t from = task.first; from < task.end;
+         from += n_warps, unit += n_warps, parity ^= 1) {
+        if (unit < task.end) {
+            const int32_t n_seen = task.last + 1 - unit * ATTENTION_UNIT_TOKENS,
+                          n_next = n_seen - n_warps * ATTENTION_UNIT_TOKENS;
+            const bool more = unit + n_warps < task.end;
+            const int2 next = more ? pages[unit + n_warps] : make_int2(0, 0);
+            float s[KEY_TILES][4], old_factor[1], new_factor[1];
+            staged_sums<1> sums;
+            clear_sums(sums);
+            barrier_wait(keys_full, parity);
+            score_staged(s, q, keys, lane);
+            __syncwarp();
+            if (more && lane == 0)
+                fetch_unit(a, next, n_next, offset, keys, keys_full);
+            uint32_t p[UNIT_PAGES][2][4];
+            merge_weights(sums, weigh_unit<1>(p, s, a, task.tile, unit, lane), old_factor,
+                          new_factor);
+            barrier_wait(values_full, parity);
+            if (n_seen < ATTENTION_UNIT_TOKENS) {
+                clear_unseen(values, n_seen, lane, 32);
+                __syncwarp();
+            }
+            merge_values(sums, token_values(values, lane), p, old_factor, new_factor);
+            __syncwarp();
+            if (more && lane == 0)
+                fetch_unit(a, next, n_next, offset + a.layer.values, values, values_full);
+#pragma unroll
+            for (int d = 0; d < STAGED_KEPT; d++)
+                mine[d * 32] = make_float2(sums.totals[d][0], sums.totals[d][1]);
+            mine[STAGED_KEPT * 32] = make_float2(sums.largest[0], sums.weights[0]);
+        }
+        __syncthreads();
+        const int n = min(n_warps, task.end - from);
+        for (int i = 0; i < n; i++) {
+            const float2 *const his = all + i * (STAGED_KEPT + 1) * 32 + lane;
+            const float2 rows = his[STAGED_KEPT * 32];
+            float old_factor, new_factor;
+            merge_factors(&largest, rows.x, &old_factor, &new_factor);
+            weights = merge(weights, rows.y, old_factor, new_factor);
+#pragma unroll
+            for (int k = 0; k < STAGED_KEPT / 2; k++)
+                if (warp + k * n_warps < STAGED_KEPT) {
+                    const float2 sum = his[(warp + k * n_warps) * 32];
+                    totals[k].x = merge(totals[k].x, sum.x, old_factor, new_factor);
+                    totals[k].y = merge(totals[k].y, sum.y, old_factor, new_factor);
+                }
+        }
+        __syncthreads();
+    }
+    if (lane / 4 >= task.tile.n_queries)
+        return;
+    const query_place place = find_query(a, task.tile, task.kv_head, lane / 4);
+    float *to = a.out + (place.row * a.n_heads + place.head) * STAGED_DIM + lane % 4 * 2;
+    const float factor = __frcp_rn(weights);
+#pragma unroll
+    for (int k = 0; k < STAGED_KEPT / 2; k++)
+        if (warp + k * n_warps < STAGED_KEPT)
+            *(float2 *)(to + (warp + k * n_warps) * 8) = make_float2(
+                __fmul_rn(totals[k].x, factor), __fmul_rn(totals[k].y, factor));
+}
+
 /* Tiles of up to WIDE_WARPS * 16 queries, a warp for each 16 of them, which read units in a ring together. */
 __device__ __forceinline__ void attend_wide(const attention_args &a)
 {
@@ -806,6 +902,15 @@ static __global__ void __launch_bounds__(32, 6) attention_staged_kernel(attentio
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     allow_next();
     attend_staged<ROWS>(a);
+#endif
+}
+
+static __global__ void __launch_bounds__(ATTENTION_TOGETHER * 32, 2)
+    attention_staged_together_kernel(attention_args a)
+{
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    allow_next();
+    attend_together(a);
 #endif
 }
 
@@ -995,16 +1100,21 @@ extern "C" const void *cuda_kernel_attention_split(void)
     return (const void *)attention_split_kernel;
 }
 
-extern "C" const void *cuda_kernel_attention_staged(int queries, int32_t *threads,
+extern "C" const void *cuda_kernel_attention_staged(int queries, int together, int32_t *threads,
                                                     int32_t *shared_bytes)
 {
     const int wide = queries > ATTENTION_ROWS;
-    *threads = wide ? WIDE_WARPS * 32 : 32;
-    *shared_bytes = wide ? WIDE_STAGES * (2 * STAGED_PART + 8) : 2 * STAGED_PART + 16;
-    if (wide)
+    *threads = wide ? WIDE_WARPS * 32 : together * 32;
+    if (wide) {
+        *shared_bytes = WIDE_STAGES * (2 * STAGED_PART + 8);
         return (const void *)attention_staged_wide_kernel;
-    return queries <= 8 ? (const void *)attention_staged_kernel<1>
-                        : (const void *)attention_staged_kernel<2>;
+    }
+    *shared_bytes = together * (2 * STAGED_PART + 16);
+    if (together == 1)
+        return queries <= 8 ? (const void *)attention_staged_kernel<1>
+                            : (const void *)attention_staged_kernel<2>;
+    *shared_bytes += together * (STAGED_KEPT + 1) * 32 * (int32_t)sizeof(float2);
+    return (const void *)attention_staged_together_kernel;
 }
 
 extern "C" const void *cuda_kernel_attention_combine(void)

@@ -91,8 +91,8 @@ typedef struct staged_rope {
 /* Tiles of attention for layers of one shape. */
 typedef struct attention_plan {
     int32_t group, n_kv_heads, value_stride, staged; /* staged: by the kernel of that name */
-    int32_t tile_queries,
-        most; /* most: tokens of a sequence that is split; staged: units of a tile that is not */
+    int32_t tile_queries, together;                  /* together: staged, warps that share a tile */
+    int32_t most; /* tokens of a sequence that is split; staged: units of a tile that is not */
     const attention_tile *split, *walk;           /* on the device, one after the other */
     int32_t n_split, n_walk, units, most_queries; /* most_queries: of a tile */
 } attention_plan;

@@ -124,6 +124,8 @@ typedef struct kv_read_args {
 
 #define ATTENTION_ROWS        16 /* queries of a tile: (token, head) pairs that share a kv head */
 #define ATTENTION_WIDE        64 /* queries of a tile of four warps that share what they read */
+#define ATTENTION_FEW         8  /* queries of tiles that several warps go through together */
+#define ATTENTION_TOGETHER    4  /* such warps */
 #define ATTENTION_UNIT_TOKENS 64 /* softmax sums begin anew each; units are combined in order */
 
 typedef struct attention_tile {
@@ -240,9 +242,11 @@ const void *cuda_kernel_kv_write(const kv_write_args *a, int32_t *heads, int32_t
 const void *cuda_kernel_kv_read(void); /* grid: tokens */
 const void *cuda_kernel_matmul_f32(void);
 const void *cuda_kernel_attention_split(void); /* grid: units / 4, kv heads, tiles */
-/* On 9.0 (compute_90a), staged layers, by the most queries of a tile, at most ATTENTION_WIDE; grid: kv heads by
- * walked tiles, then by split tiles by units. */
-const void *cuda_kernel_attention_staged(int queries, int32_t *threads, int32_t *shared_bytes);
+/* On 9.0 (compute_90a), staged layers, by the most queries of a tile, at most ATTENTION_WIDE; together: warps that go
+ * through a tile of at most ATTENTION_FEW, or 1; grid: kv heads by walked tiles, then, if not together, by split tiles
+ * by units. */
+const void *cuda_kernel_attention_staged(int queries, int together, int32_t *threads,
+                                         int32_t *shared_bytes);
 const void *cuda_kernel_attention_combine(void);     /* grid: queries of a tile, kv heads, tiles */
 const void *cuda_kernel_attention_combine_row(void); /* grid: rows */
 const void *cuda_kernel_attention_walk(void);        /* grid: tiles, kv heads */

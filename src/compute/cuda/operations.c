@@ -468,9 +468,10 @@ static void kv_write(backend *backend_, kv_store *kv, int32_t layer, tensor k, t
 
 /* The staged kernel splits tiles of more units than these, if they are more than so many times of what each of the
  * warps that run at once has to do: there, a warp's units take as long as memory takes for all. */
-#define STAGED_AT_ONCE     6
-#define STAGED_LONGEST     4
-#define STAGED_UNITS_LEAST 4
+#define STAGED_AT_ONCE      6
+#define STAGED_LONGEST      4
+#define STAGED_UNITS_LEAST  4
+#define STAGED_ROUNDS_LEAST 2 /* of several warps together */
 
 typedef struct sequence_rows {
     int32_t first, count, position;
@@ -510,22 +511,41 @@ static int32_t split_most(const cuda_backend *b, const attention_plan *p)
                                                                      : INT32_MAX;
 }
 
-/* The most units of a tile that is walked by the staged kernel, in steps, so that a graph lives a while. */
-static int32_t walk_most(const cuda_backend *b, const attention_plan *p)
+/* How the staged kernels go about the step: the warps of a tile, and the most units of a tile that is walked, in steps,
+ * so that a graph lives a while. */
+static void plan_staged(const cuda_backend *b, attention_plan *p)
 {
     const step_rows *r = &b->rows;
     int64_t units = 0, at_once = (int64_t)b->n_multiprocessors * STAGED_AT_ONCE;
+    int32_t tasks = 0, longest = 0, queries = 0;
     for (int32_t i = 0; i < r->n_tokens;) {
         sequence_rows s = next_sequence(r, i);
-        int64_t first = s.position / ATTENTION_UNIT_TOKENS + 1;
-        int64_t last = (s.position + s.count - 1) / ATTENTION_UNIT_TOKENS + 1;
-        units += tiles_of(&s, p->group) * (first + last) / 2 * p->n_kv_heads;
+        int32_t first = s.position / ATTENTION_UNIT_TOKENS + 1;
+        int32_t last = (s.position + s.count - 1) / ATTENTION_UNIT_TOKENS + 1;
+        int32_t tiles = tiles_of(&s, p->group);
+        tasks += tiles * p->n_kv_heads;
+        units += (int64_t)tiles * (first + last) / 2 * p->n_kv_heads;
+        longest = last > longest ? last : longest;
+        queries = s.count * p->group > queries ? s.count * p->group : queries;
         i += s.count;
     }
-    int32_t most = STAGED_UNITS_LEAST;
-    while ((most + (most + 1) / 2) * at_once <= STAGED_LONGEST * units)
-        most += (most + 1) / 2;
-    return most;
+    /* A multiprocessor has room for one block of four warps, two of three or three of two. */
+    int32_t each = (tasks + b->n_multiprocessors - 1) / b->n_multiprocessors;
+    int32_t warps = each < ATTENTION_TOGETHER ? ATTENTION_TOGETHER + 1 - each : 1;
+    warps = warps < longest ? warps : longest;
+    if (queries > ATTENTION_FEW)
+        warps = 1;
+    int32_t share = (int32_t)(STAGED_LONGEST * units / at_once);
+    p->most = share > warps * STAGED_ROUNDS_LEAST ? share : warps * STAGED_ROUNDS_LEAST;
+    p->together = longest <= p->most ? warps : 1;
+    if (p->together == 1) {
+        p->most = STAGED_UNITS_LEAST;
+        while ((p->most + (p->most + 1) / 2) * at_once <= STAGED_LONGEST * units)
+            p->most += (p->most + 1) / 2;
+    }
+    /* Where most rows are of long pieces of prompts. */
+    int wide = (int64_t)r->n_tokens * p->group >= (int64_t)r->n_sequences * ATTENTION_WIDE;
+    p->tile_queries = wide ? ATTENTION_WIDE : ATTENTION_ROWS;
 }
 
 /* Units up to the one that the last of so many queries of the sequence sees. */
@@ -576,11 +596,11 @@ static void fill_plan(cuda_backend *b, attention_plan *p)
 {
     const step_rows *r = &b->rows;
     int32_t units = 0; /* of the longest sequence that is split */
-    /* Where most rows are of long pieces of prompts. */
-    int wide = p->staged &&
-               (int64_t)r->n_tokens * p->group >= (int64_t)r->n_sequences * ATTENTION_WIDE;
-    p->tile_queries = wide ? ATTENTION_WIDE : ATTENTION_ROWS;
-    p->most = p->staged ? walk_most(b, p) : split_most(b, p);
+    p->tile_queries = ATTENTION_ROWS;
+    if (p->staged)
+        plan_staged(b, p);
+    else
+        p->most = split_most(b, p);
     for (int32_t i = 0; i < r->n_tokens;) {
         sequence_rows s = next_sequence(r, i);
         int32_t n_queries = s.count * p->group;
@@ -623,7 +643,8 @@ static int32_t warp_bytes(const cuda_kv_layer *l, int walk)
 static void record_staged(cuda_backend *b, const attention_plan *p, attention_args *a)
 {
     int32_t threads, shared_bytes;
-    const void *kernel = cuda_kernel_attention_staged(p->most_queries, &threads, &shared_bytes);
+    const void *kernel = cuda_kernel_attention_staged(p->most_queries, p->together, &threads,
+                                                      &shared_bytes);
     a->tiles = p->split;
     a->n_tiles = p->n_split + p->n_walk;
     a->n_split = p->n_split;
