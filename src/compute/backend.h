@@ -60,7 +60,20 @@ typedef struct top_column {
     float value;
 } top_column;
 
-/* Behind a row's peaks, where a backend gives more (gives_tops): its largest columns, then its sums, in
+/* What read_peaks is asked for of a row beside that, where a backend gives it. */
+typedef struct row_wish {
+    float scale;  /* of its sums; 0: none */
+    int stays;    /* 1: the row itself is not wanted yet: it stays where it is */
+    double point; /* 0 to 1: the block that is so far in the running sum of its sums; else: none */
+} row_wish;
+
+/* PEAK_COLS columns of a row, as many as there are. */
+typedef struct row_block {
+    int32_t first; /* column; -1: there is none */
+    float values[PEAK_COLS];
+} row_block;
+
+/* Behind a row's peaks, where a backend gives more (gives_tops): its largest columns, its sums and a block, in
  * peaks_bytes altogether. */
 static inline top_column *peaks_tops(float *peaks, int32_t n_cols)
 {
@@ -72,10 +85,16 @@ static inline double *peaks_sums(float *peaks, int32_t n_cols)
     return (double *)(void *)(peaks_tops(peaks, n_cols) + TOP_COLUMNS);
 }
 
+static inline row_block *peaks_block(float *peaks, int32_t n_cols)
+{
+    return (row_block *)(void *)(peaks_sums(peaks, n_cols) + peaks_count(n_cols));
+}
+
 static inline size_t peaks_bytes(int32_t n_cols, int gives_tops)
 {
     size_t n = (size_t)peaks_count(n_cols);
-    return gives_tops ? (n + 1) / 2 * 8 + TOP_COLUMNS * sizeof(top_column) + n * sizeof(double)
+    return gives_tops ? (n + 1) / 2 * 8 + TOP_COLUMNS * sizeof(top_column) + n * sizeof(double) +
+                            sizeof(row_block)
                       : n * sizeof(float);
 }
 
@@ -192,15 +211,19 @@ typedef struct backend_table {
     void (*read)(backend *b, float *to, tensor from);
     /* Row i to to[i] [n_cols], and to peaks[i] [peaks_count(n_cols)] the largest of every PEAK_COLS
      * columns, NaN where one of them is NaN; what host threads there are share the work. Waits. NULL:
-     * read is all there is. scales is for gives_tops, others take no notice of it. */
-    void (*read_peaks)(backend *b, float *const *to, float *const *peaks, const float *scales,
+     * read is all there is. wishes, which may be NULL, are for gives_tops; others take no notice of them. */
+    void (*read_peaks)(backend *b, float *const *to, float *const *peaks, const row_wish *wishes,
                        tensor from);
     /* 1: read_peaks writes more behind a row's peaks, which are aligned to 8 bytes then. To peaks_tops its
      * TOP_COLUMNS largest columns (all, if it has fewer): largest first, of equal ones the first one first, a
-     * NaN as -INFINITY. To peaks_sums, where scales is not NULL and scales[i] is not 0, for every PEAK_COLS
-     * columns the sum of exp(x * scales[i] - most * scales[i]), most being the row's largest, in the bits of
-     * exp_parts.h; anything where most is no finite number; NaN in the first one where it could not make them. */
+     * NaN as -INFINITY. To peaks_sums, if a scale is wished, for every PEAK_COLS columns the sum of
+     * exp(x * scale - most * scale), most being the row's largest, in the bits of exp_parts.h; anything where
+     * most is no finite number; NaN in the first one where it could not make them. To peaks_block, if they
+     * are made, the block at the wished point, if rounding lets it be found. */
     int gives_tops;
+    /* A row that stayed, out of what read_peaks read from last, which nothing may write to meanwhile. Any
+     * thread, one at a time. NULL: rows do not stay, whatever is wished. */
+    void (*read_row)(backend *b, float *to, tensor row);
     /* Host memory that read_peaks fills fastest, for to and peaks alike; other memory is right as
      * well, and slower. Uninitialized, aligned to 64 bytes. NULL: there is none left. Any thread. Both
      * NULL where memory is all the same. */

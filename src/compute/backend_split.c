@@ -177,12 +177,19 @@ static void read_tensor(backend *b, float *to, tensor from)
     table_of(s, s->at)->read(s->parts[s->at], to, on_side(s, s->at, from));
 }
 
-static void read_peaks(backend *b, float *const *to, float *const *peaks, const float *scales,
+static void read_peaks(backend *b, float *const *to, float *const *peaks, const row_wish *wishes,
                        tensor from)
 {
     split *s = self(b);
     assert(s->at == BACK);
-    table_of(s, BACK)->read_peaks(s->parts[BACK], to, peaks, scales, from);
+    table_of(s, BACK)->read_peaks(s->parts[BACK], to, peaks, wishes, from);
+}
+
+/* Any thread: does not ask which side's turn it is. */
+static void read_row(backend *b, float *to, tensor row)
+{
+    split *s = self(b);
+    table_of(s, BACK)->read_row(s->parts[BACK], to, row);
 }
 
 static void *host_open(backend *b, size_t bytes)
@@ -583,6 +590,8 @@ realm_status backend_split_open(backend **out, backend *front, backend *back, in
     if (back->table->read_peaks)
         s->table.read_peaks = read_peaks;
     s->table.gives_tops = back->table->gives_tops;
+    if (back->table->read_row)
+        s->table.read_row = read_row;
     if (back->table->host_open) {
         s->table.host_open = host_open;
         s->table.host_close = host_close;

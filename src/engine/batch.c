@@ -17,13 +17,13 @@ realm_status batch_open(batch *b, int32_t capacity, realm_error *error)
     b->adapters = calloc(n, sizeof *b->adapters);
     b->results = calloc(n, sizeof *b->results);
     b->peaks = calloc(n, sizeof *b->peaks);
-    b->scales = calloc(n, sizeof *b->scales);
+    b->wishes = calloc(n, sizeof *b->wishes);
     b->sessions = calloc(n, sizeof *b->sessions);
     if (b->positions && b->sequences && b->output_rows && b->tokens && b->page_tables &&
-        b->adapters && b->results && b->peaks && b->scales && b->sessions)
+        b->adapters && b->results && b->peaks && b->wishes && b->sessions)
         return REALM_OK;
     batch_close(b);
-    return realm_fail_memory(error, n * 60, "a batch");
+    return realm_fail_memory(error, n * 72, "a batch");
 }
 
 void batch_close(batch *b)
@@ -36,7 +36,7 @@ void batch_close(batch *b)
     free(b->adapters);
     free(b->results);
     free(b->peaks);
-    free(b->scales);
+    free(b->wishes);
     free(b->sessions);
     free(b->hidden);
     *b = (batch){0};
@@ -59,26 +59,16 @@ static int32_t add_output(batch *b, int32_t row, float *result)
     return i;
 }
 
-/* The sums that are most likely wanted of the logits to come: the sampler's, or else those that log-probabilities are
- * told by. */
-static float wanted_scale(const session *s)
-{
-    float scale = sampler_scale(s->sampler);
-    const work *w = s->work;
-    if (scale == 0 && w && w->kind == WORK_GENERATE && w->generate.want_logprobs)
-        return 1;
-    return scale;
-}
-
 static void add_logits(batch *b, int32_t row, session *s)
 {
     int32_t i = add_output(b, row, s->logits);
     b->peaks[i] = s->peaks;
     if (s->peaks)
         b->input.peaks = b->peaks;
-    b->scales[i] = s->digest.scale = s->digest.sums ? wanted_scale(s) : 0;
-    if (b->scales[i] != 0)
-        b->input.scales = b->scales;
+    b->wishes[i] = session_wish(s);
+    s->digest.scale = b->wishes[i].scale;
+    if (s->digest.tops)
+        b->input.wishes = b->wishes;
 }
 
 static void add_rows(batch *b, const sched_pick *pick, int hidden, int32_t n_embd)

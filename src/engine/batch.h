@@ -16,7 +16,7 @@ typedef struct batch {
     const int32_t **page_tables;                  /* [capacity] */
     adapter **adapters;                           /* [capacity] */
     float **peaks;                                /* [capacity], of results that are logits */
-    float *scales;                                /* [capacity], of their sums; 0: none */
+    row_wish *wishes;                             /* [capacity], likewise */
     float **results;                              /* [capacity] */
     session **sessions;                           /* [capacity] by sequence */
     float *hidden; /* [capacity, n_embd], NULL until an embedding was asked for */

@@ -102,6 +102,11 @@ static void model_run(device *d, forward_input *input, float *const *results)
     model_forward(d->model, input, results);
 }
 
+static void read_row(device *d, int32_t output, float *to)
+{
+    model_read_row(d->model, output, to);
+}
+
 static int32_t model_filled(const device *d, int32_t n_rows)
 {
     const backend *b = model_backend(d->model);
@@ -145,6 +150,7 @@ static const device_table model_table = {
     .save_page = model_save_page,
     .load_page = model_load_page,
     .forward = model_run,
+    .read_row = read_row,
     .filled = model_filled,
     .host_open = model_host_open,
     .host_close = model_host_close,
@@ -171,6 +177,7 @@ void device_init_model(device *d, model *m)
         .n_context = h->n_context,
         .gives_peaks = model_gives_peaks(m),
         .gives_tops = model_gives_tops(m),
+        .leaves_rows = model_leaves_rows(m),
         .uses_host = b->table->lend != NULL,
         .fills = b->table->filled_rows != NULL,
         .max_rows = model_max_tokens(m),

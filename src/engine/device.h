@@ -21,6 +21,8 @@ typedef struct device_table {
     void (*load_page)(device *d, int32_t to, int32_t host_page);
     /* As model_forward; input->kv is filled in here. */
     void (*forward)(device *d, forward_input *input, float *const *results);
+    /* As model_read_row, only where rows stay. Any thread. */
+    void (*read_row)(device *d, int32_t output, float *to);
     /* As the backend's filled_rows; only where the device fills. */
     int32_t (*filled)(const device *d, int32_t n_rows);
     /* As the backend's, or malloc and free: memory for what forward gives. Any thread. */
@@ -46,7 +48,8 @@ typedef struct device_host_pages {
 struct device {
     const device_table *table;
     int32_t n_vocab, n_embd, n_context;
-    int gives_peaks, gives_tops;   /* forward fills in input->peaks; also the largest behind them */
+    int gives_peaks, gives_tops;   /* forward fills in input->peaks; also what is behind them */
+    int leaves_rows;               /* and does not fill in results where input->wishes say so */
     int uses_host;                 /* the host's threads compute */
     int fills;                     /* a step's time grows by jumps */
     int32_t max_rows, max_outputs; /* of one forward; hidden states count only as rows */

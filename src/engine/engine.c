@@ -361,11 +361,22 @@ void engine_make_copies(engine *e, const kv_copies *copies)
     }
 }
 
+static void compute_logits(engine *e)
+{
+    device *d = &e->device;
+    int gives = d->leaves_rows && e->batch.input.n_outputs > 0;
+    if (gives)
+        away_before(e);
+    d->table->forward(d, &e->batch.input, e->batch.results);
+    if (gives)
+        away_after(e);
+}
+
 static void compute_rows(engine *e, const sched_plan *plan)
 {
     device *d = &e->device;
     if (batch_build(&e->batch, plan, 0, d->n_embd))
-        d->table->forward(d, &e->batch.input, e->batch.results);
+        compute_logits(e);
     if (batch_build(&e->batch, plan, 1, d->n_embd)) {
         d->table->forward(d, &e->batch.input, e->batch.results);
         pool_hidden(e);
@@ -618,6 +629,7 @@ static void release(engine *e)
     scheduler_close(e->scheduler);
     batch_close(&e->batch);
     free(e->active);
+    away_release(&e->away);
     free(e->copies.items);
     size_t position = 0;
     for (const map_slot *slot; (slot = map_next(&e->tenants, &position)) != NULL;)
@@ -646,7 +658,9 @@ realm_status engine_open_device(engine **out, const device *d, const engine_opti
     queue_init(&e->queue);
     pthread_mutex_init(&e->registry, NULL);
     map_init(&e->tenants);
-    status = open_parts(e, &o, error);
+    status = away_init(&e->away, d->max_outputs, error);
+    if (status == REALM_OK)
+        status = open_parts(e, &o, error);
     if (status == REALM_OK)
         status = d->table->kv_open(&e->device, e->n_pages,
                                    o.kv_type == DTYPE_Q8_0 ? DTYPE_Q8_0 : DTYPE_F16, error);

@@ -102,8 +102,11 @@ int32_t session_length(const session *s);
 const token_id *session_tokens(const session *s); /* [length]; -1 where a guest wrote KV itself */
 engine *session_engine(const session *s);
 sampler *session_sampler(session *s);
-/* Logits [n_vocab] after the last token, or NULL if there are none. Valid until the next work. */
-const float *session_logits(const session *s);
+/* Logits [n_vocab] after the last token, brought here if they stayed on the device, or NULL if there are none. Valid until
+ * the next work. */
+const float *session_logits(session *s);
+/* The same if they are here, or else NULL: the digest may do. */
+const float *session_logits_here(const session *s);
 /* What the device has found in them, for sampler_choose; NULL if there are none. */
 const row_digest *session_digest(const session *s);
 /* Hints that the session will be used soon (base/prefetch.h), and then that its logits will be looked

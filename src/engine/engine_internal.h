@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 
 #include "base/map.h"
+#include "engine/away.h"
 #include "engine/batch.h"
 #include "engine/device.h"
 #include "engine/engine.h"
@@ -32,6 +33,8 @@ struct engine {
     map tenants; /* number -> tenant_entry */
     session *sessions;
     atomic_int n_sessions;
+
+    away_rows away; /* any thread */
 
     /* any thread reads */
     struct {

@@ -87,13 +87,14 @@ static int32_t top_of(const session *s, int32_t n_vocab, int32_t k, token_logit 
 }
 
 /* Log-probabilities of the model itself: before temperature, penalties, bias and grammar. */
-static void fill_logprobs(const session *s, const work *w, int32_t n_vocab, generated_token *token,
+static void fill_logprobs(session *s, const work *w, int32_t n_vocab, generated_token *token,
                           token_logit *top)
 {
     if (!w->generate.want_logprobs)
         return;
-    float sum = logits_log_sum_exp(s->logits, n_vocab, &s->digest);
-    token->logprob = s->logits[token->id] - sum;
+    const float *logits = session_logits(s);
+    float sum = logits_log_sum_exp(logits, n_vocab, &s->digest);
+    token->logprob = logits[token->id] - sum;
     token->n_top = top_of(s, n_vocab, w->generate.n_top_logprobs, top);
     token->top = top;
     for (int32_t i = 0; i < token->n_top; i++)
@@ -167,7 +168,8 @@ realm_status generate_next(engine *e, session *s, work *w, int *finished)
         w->finish = FINISH_WAKE;
         return REALM_OK;
     }
-    realm_status status = sampler_choose(s->sampler, s->logits, &s->digest, &token.id, &w->error);
+    realm_status status = sampler_choose(s->sampler, session_logits_here(s), &s->digest, &token.id,
+                                         &w->error);
     if (status != REALM_OK)
         return status;
     if (!w->generate.ignore_eos && e->device.table->ends_generation(&e->device, token.id)) {

@@ -335,8 +335,8 @@ static void apply_penalties(sampler *s, float *row)
 }
 
 /* The row that is chosen from: logits themselves where nothing changes them. */
-static realm_status change_row(sampler *s, const float *logits, int masked, const float **row,
-                               realm_error *error)
+static realm_status change_row(sampler *s, const float *logits, const row_digest *digest,
+                               int masked, const float **row, realm_error *error)
 {
     size_t n = (size_t)s->n_vocab;
     int penalized = has_penalties(&s->options) && s->n_seen > 0;
@@ -350,7 +350,7 @@ static realm_status change_row(sampler *s, const float *logits, int masked, cons
         status = grammar_mask(s->grammar, s->mask, error);
     if (status != REALM_OK)
         return status;
-    memcpy(s->row, logits, n * sizeof *s->row);
+    memcpy(s->row, logits ? logits : digest->row(digest->owner), n * sizeof *s->row);
     for (int32_t i = 0; i < s->n_bias; i++)
         s->row[s->bias[i].id] += s->bias[i].value;
     if (masked)
@@ -365,7 +365,7 @@ static realm_status change_row(sampler *s, const float *logits, int masked, cons
 
 /* What is left to choose from. */
 typedef struct choice {
-    const float *row; /* [n] */
+    const float *row; /* [n]; NULL: elsewhere, row_of brings it */
     int32_t n;
     float max;                /* of what is left */
     double total;             /* of exp(row - max) over the row; 0: not known yet. Dense only */
@@ -373,6 +373,13 @@ typedef struct choice {
     token_logit *list;        /* [count] scratch for candidates; from n on more, for sorting */
     int32_t count;            /* -1: dense */
 } choice;
+
+static const float *row_of(choice *c)
+{
+    if (!c->row)
+        c->row = c->digest->row(c->digest->owner);
+    return c->row;
+}
 
 /* exp((value - max) * scale) of at most LOGITS_BLOCK candidates from first on; returns how many. */
 static int32_t weigh(const choice *c, int32_t first, float scale, float *weights)
@@ -390,15 +397,16 @@ static void know_total(choice *c)
     const double *sums = logits_sums_of(c->digest, 1);
     if (c->total == 0)
         c->total = sums ? logits_total(sums, c->n)
-                        : logits_exp_sums(c->row, c->n, 1, -c->max, NULL);
+                        : logits_exp_sums(row_of(c), c->n, 1, -c->max, NULL);
 }
 
 static void collect_above(choice *c, float threshold)
 {
+    const float *row = row_of(c);
     c->count = 0;
     for (int32_t i = 0; i < c->n; i++)
-        if (c->row[i] >= threshold && c->row[i] > -INFINITY)
-            c->list[c->count++] = (token_logit){i, c->row[i]};
+        if (row[i] >= threshold && row[i] > -INFINITY)
+            c->list[c->count++] = (token_logit){i, row[i]};
 }
 
 static double list_mass(const choice *c, float scale)
@@ -473,7 +481,7 @@ static void keep_top_k(choice *c, int32_t k)
     if (k <= n_tops(c))
         list_tops(c, k);
     else
-        c->count = logits_top(c->row, c->n, k, c->list);
+        c->count = logits_top(row_of(c), c->n, k, c->list);
     while (c->list[c->count - 1].value == -INFINITY)
         c->count--;
 }
@@ -569,15 +577,16 @@ static double weighted_sum(const float *weights, const float *values, int32_t co
 }
 
 /* The mean logit under the distribution: log(total) + max - H is exactly that. */
-static float mean_logit(const choice *c, double total)
+static float mean_logit(choice *c, double total)
 {
     float weights[LOGITS_BLOCK], values[LOGITS_BLOCK];
-    int32_t n = c->count < 0 ? c->n : c->count;
+    const float *row = c->count < 0 ? row_of(c) : NULL;
+    int32_t n = row ? c->n : c->count;
     double sum = 0;
     for (int32_t i = 0, count; i < n; i += count) {
         count = n - i < LOGITS_BLOCK ? n - i : LOGITS_BLOCK;
         for (int32_t j = 0; j < count; j++)
-            values[j] = c->count < 0 ? c->row[i + j] : c->list[i + j].value;
+            values[j] = row ? row[i + j] : c->list[i + j].value;
         logits_exp(values, count, 1, -c->max, weights);
         sum += weighted_sum(weights, values, count);
     }
@@ -663,10 +672,11 @@ static void keep_nearest(choice *c, typical_order *order, double wanted)
 
 static void collect_near(choice *c, float centre, float distance)
 {
+    const float *row = row_of(c);
     c->count = 0;
     for (int32_t i = 0; i < c->n; i++)
-        if (fabsf(c->row[i] - centre) <= distance && c->row[i] > -INFINITY)
-            c->list[c->count++] = (token_logit){i, c->row[i]};
+        if (fabsf(row[i] - centre) <= distance && row[i] > -INFINITY)
+            c->list[c->count++] = (token_logit){i, row[i]};
 }
 
 static void find_max(choice *c)
@@ -719,12 +729,14 @@ static token_id draw_from_list(sampler *s, const choice *c)
     return last;
 }
 
-static token_id draw_in_block(const choice *c, int32_t first, float scale, double wanted)
+static token_id draw_in_block(choice *c, int32_t first, float scale, double wanted)
 {
     float weights[LOGITS_BLOCK];
+    const row_block *block = c->digest->scale == scale ? c->digest->block : NULL;
+    const float *values = block && block->first == first ? block->values : row_of(c) + first;
     int32_t count = c->n - first < LOGITS_BLOCK ? c->n - first : LOGITS_BLOCK, last = 0;
     double sum = 0;
-    logits_exp(c->row + first, count, scale, -c->max * scale, weights);
+    logits_exp(values, count, scale, -c->max * scale, weights);
     for (int32_t i = 0; i < count; i++) {
         if (weights[i] > 0)
             last = i;
@@ -736,12 +748,12 @@ static token_id draw_in_block(const choice *c, int32_t first, float scale, doubl
 }
 
 /* Two passes: sums of blocks, then the block in which the sum passes u * total. */
-static token_id draw_dense(sampler *s, const choice *c)
+static token_id draw_dense(sampler *s, choice *c)
 {
     float scale = 1 / s->options.temperature;
     const double *sums = logits_sums_of(c->digest, scale);
     double total = sums ? logits_total(sums, c->n)
-                        : logits_exp_sums(c->row, c->n, scale, -c->max * scale, s->sums);
+                        : logits_exp_sums(row_of(c), c->n, scale, -c->max * scale, s->sums);
     double wanted = rng_double(&s->random) * total;
     int32_t last = 0, n_blocks = logits_blocks(c->n);
     double before = 0, sum = 0;
@@ -770,15 +782,31 @@ static int is_truncating(const sampler *s)
     return is_top_k_on(s) || o->typical_p < 1 || o->top_p < 1 || o->min_p > 0;
 }
 
-float sampler_scale(const sampler *s)
+/* Where the next draw will be: 0 to 1 of the weights. */
+static double next_point(const sampler *s)
+{
+    rng random = s->random;
+    return rng_double(&random);
+}
+
+row_wish sampler_wish(const sampler *s)
 {
     const sampler_options *o = &s->options;
-    if (o->temperature == 0 || is_top_k_on(s) || s->n_bias > 0 || has_penalties(o) ||
-        (s->grammar && is_truncating(s)))
-        return 0;
-    if (o->typical_p < 1 || o->top_p < 1)
-        return 1;
-    return o->min_p > 0 ? 0 : 1 / o->temperature;
+    row_wish wish = {.point = -1};
+    if (s->n_bias > 0 || has_penalties(o) || (s->grammar && is_truncating(s)))
+        return wish;
+    wish.stays = s->grammar == NULL; /* else there may be a second choice, by its mask */
+    if (o->temperature == 0)
+        return wish;
+    if (is_top_k_on(s)) {
+        wish.stays &= o->top_k <= TOP_COLUMNS;
+        return wish;
+    }
+    wish.stays &= o->typical_p == 1;
+    if (!is_truncating(s))
+        wish.point = next_point(s);
+    wish.scale = o->typical_p < 1 || o->top_p < 1 ? 1 : o->min_p > 0 ? 0 : 1 / o->temperature;
+    return wish;
 }
 
 static void truncate_choice(const sampler *s, choice *c)
@@ -818,9 +846,15 @@ static realm_status choose_from(sampler *s, const float *row, const row_digest *
 {
     int has_nan;
     float max;
-    token_id best = digest->peaks
-                        ? logits_best_by_peaks(row, digest->peaks, s->n_vocab, &max, &has_nan)
-                        : logits_best(row, s->n_vocab, &max, &has_nan);
+    token_id best;
+    if (digest->tops) {
+        max = logits_max(digest->peaks, logits_blocks(s->n_vocab), &has_nan);
+        best = digest->tops[0].id;
+    } else if (digest->peaks) {
+        best = logits_best_by_peaks(row, digest->peaks, s->n_vocab, &max, &has_nan);
+    } else {
+        best = logits_best(row, s->n_vocab, &max, &has_nan);
+    }
     if (has_nan || max == INFINITY)
         return realm_fail(error, REALM_INVALID, "logits hold a value that is %s",
                           has_nan ? "no number" : "infinite");
@@ -858,13 +892,13 @@ realm_status sampler_choose(sampler *s, const float *logits, const row_digest *d
     int masked = s->grammar != NULL;
     int try_free = masked && (s->options.temperature == 0 || !is_truncating(s));
     if (try_free) {
-        realm_status status = change_row(s, logits, 0, &row, error);
+        realm_status status = change_row(s, logits, digest, 0, &row, error);
         if (status == REALM_OK)
             status = choose_from_row(s, row, logits, digest, out, error);
         if (status != REALM_OK || is_allowed(s, *out))
             return status;
     }
-    realm_status status = change_row(s, logits, masked, &row, error);
+    realm_status status = change_row(s, logits, digest, masked, &row, error);
     if (status != REALM_OK)
         return status;
     return choose_from_row(s, row, logits, digest, out, error);

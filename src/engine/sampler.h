@@ -12,6 +12,7 @@
 
 #include "base/fail.h"
 #include "base/rng.h"
+#include "compute/backend.h"
 #include "text/grammar.h"
 #include "text/tokenizer.h"
 
@@ -59,21 +60,25 @@ typedef struct token_logit {
  * changes no choice. Each is NULL where it has not. */
 typedef struct row_digest {
     const float *peaks; /* the largest of every PEAK_COLS, NaN where one of them is */
-    const token_logit
-        *tops; /* the TOP_COLUMNS largest (all, if there are fewer), as logits_top gives them */
-    const double
-        *sums;   /* of every PEAK_COLS, as logits_exp_sums with scale and -largest * scale gives
-                                them; NaN in the first: there are none */
-    float scale; /* 0: there are none */
+    /* The TOP_COLUMNS largest, as logits_top gives them; with peaks alone. */
+    const token_logit *tops;
+    /* As logits_exp_sums makes them with scale and -largest * scale; none if scale is 0 or the first is NaN. */
+    const double *sums;
+    float scale;
+    const row_block *block; /* where a draw by these sums is likely to end */
+    /* Where the row may be elsewhere: brings it here and returns it, [n_vocab]. */
+    const float *(*row)(void *owner);
+    void *owner;
 } row_digest;
 
 /* Chooses a token from logits [n_vocab], which are not changed. Does not record it. digest: of the logits, or
- * NULL.
+ * NULL. logits NULL: they are elsewhere, and asked for with digest->row where peaks, tops and sums do not do.
  *   REALM_INVALID  nothing is left to choose: all forbidden, or the grammar is complete */
 realm_status sampler_choose(sampler *s, const float *logits, const row_digest *digest,
                             token_id *out, realm_error *error);
-/* The scale of the sums that sampler_choose would use as its settings are now; 0: it would use none. */
-float sampler_scale(const sampler *s);
+/* What sampler_choose would use of a row's digest as its settings are now; the row stays if it would be asked for
+ * seldom. */
+row_wish sampler_wish(const sampler *s);
 /* Records a token that joined the sequence: penalties and the grammar see it. Prompt tokens go
  * through sampler_see (penalties only). */
 realm_status sampler_accept(sampler *s, token_id token, realm_error *error);

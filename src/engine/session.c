@@ -113,6 +113,32 @@ static size_t logits_bytes(const device *d)
            (d->gives_peaks ? peaks_bytes(d->n_vocab, d->gives_tops) : 0);
 }
 
+static const float *bring_row(void *owner)
+{
+    session *s = owner;
+    away_bring(s);
+    return s->logits;
+}
+
+row_wish session_wish(session *s)
+{
+    const work *w = s->work;
+    row_wish wish = {.point = -1};
+    if (!s->digest.tops)
+        return wish;
+    wish = sampler_wish(s->sampler);
+    if (w && w->kind == WORK_GENERATE && w->generate.want_logprobs) {
+        wish.scale = wish.scale != 0 ? wish.scale : 1;
+        wish.stays = 0;
+    }
+    if (s->row_due > 0) {
+        s->row_due--;
+        wish.stays = 0;
+    }
+    wish.stays &= s->engine->device.leaves_rows;
+    return wish;
+}
+
 realm_status session_reserve_logits(session *s, realm_error *error)
 {
     device *d = &s->engine->device;
@@ -126,16 +152,19 @@ realm_status session_reserve_logits(session *s, realm_error *error)
     if (d->gives_tops) {
         s->digest.tops = (const token_logit *)(const void *)peaks_tops(s->peaks, d->n_vocab);
         s->digest.sums = peaks_sums(s->peaks, d->n_vocab);
+        s->digest.block = peaks_block(s->peaks, d->n_vocab);
+        s->digest.row = bring_row;
+        s->digest.owner = s;
     }
     return REALM_OK;
 }
 
-static realm_status copy_logits(session *s, const session *from, realm_error *error)
+static realm_status copy_logits(session *s, session *from, realm_error *error)
 {
     realm_status status = from->has_logits ? session_reserve_logits(s, error) : REALM_OK;
     if (status != REALM_OK || !from->has_logits)
         return status;
-    memcpy(s->logits, from->logits, logits_bytes(&from->engine->device));
+    memcpy(s->logits, session_logits(from), logits_bytes(&from->engine->device));
     s->digest.scale = from->digest.scale;
     s->has_logits = 1;
     return REALM_OK;
@@ -225,9 +254,15 @@ sampler *session_sampler(session *s)
     return s->sampler;
 }
 
-const float *session_logits(const session *s)
+const float *session_logits(session *s)
 {
-    return s->has_logits ? s->logits : NULL;
+    return s->has_logits ? bring_row(s) : NULL;
+}
+
+const float *session_logits_here(const session *s)
+{
+    int here = atomic_load_explicit(&s->away, memory_order_acquire) == 0;
+    return s->has_logits && here ? s->logits : NULL;
 }
 
 const row_digest *session_digest(const session *s)
@@ -290,6 +325,7 @@ void session_append(session *s, const token_id *tokens, int32_t count)
 
 void session_free(session *s)
 {
+    away_drop(s);
     sampler_close(s->sampler);
     generate_release(&s->generate);
     free(s->item.table.pages);

@@ -23,7 +23,7 @@
  * Invariants:
  *   E1  state is IDLE exactly if work is NULL, as seen by the engine thread between iterations
  *   E2  tokens [0, length) are final; item.computed <= length whenever no command is queued
- *   E3  has_logits: logits are those after token length-1
+ *   E3  has_logits: logits are those after token length-1, or will be when session_logits has brought them
  *   E4  a session is freed by the engine thread alone, after its close command */
 #ifndef REALM_ENGINE_SESSION_H
 #define REALM_ENGINE_SESSION_H
@@ -78,13 +78,15 @@ struct session {
     /* owner */
     token_id *tokens; /* [length] of capacity */
     int32_t length, capacity;
-    float *logits; /* [n_vocab], NULL until first needed */
-    float
-        *peaks; /* where the device puts what it finds in them, behind them; NULL: it finds none */
+    float *logits;     /* [n_vocab], NULL until first needed */
+    float *peaks;      /* behind logits: what the device finds in them; NULL: it finds nothing */
     row_digest digest; /* of logits: into peaks */
     int has_logits;
     sampler *sampler;
     adapter *adapter;
+
+    atomic_int away; /* away.h; 0: logits are here */
+    int32_t row_due; /* so many rows more do not stay; whoever brings one, the engine thread */
 
     /* the engine thread */
     sched_item item;
@@ -105,6 +107,8 @@ struct session {
 realm_status session_reserve(session *s, int32_t count, realm_error *error);
 /* Room for logits. The engine, or who makes the session. */
 realm_status session_reserve_logits(session *s, realm_error *error);
+/* What is wanted of the logits to come. The engine. */
+row_wish session_wish(session *s);
 /* Appends tokens that were reserved for; logits are gone. Owner. */
 void session_append(session *s, const token_id *tokens, int32_t count);
 /* Frees memory; pages and registry are done with. Engine thread, or engine_close. */

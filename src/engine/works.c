@@ -80,7 +80,8 @@ static realm_status step_next(engine *e, session *s, work *w, int *finished)
     *finished = w->progress == STEP_COMPUTED;
     if (*finished)
         return REALM_OK;
-    realm_status status = sampler_choose(s->sampler, s->logits, &s->digest, &w->token, &w->error);
+    realm_status status = sampler_choose(s->sampler, session_logits_here(s), &s->digest, &w->token,
+                                         &w->error);
     return status == REALM_OK ? step_append(e, s, w) : status;
 }
 

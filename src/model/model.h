@@ -57,20 +57,25 @@ typedef struct forward_input {
     int32_t n_outputs;
     int hidden;          /* 1: final normed hidden states [n_embd] instead of logits */
     float *const *peaks; /* [n_outputs], each [peaks_count(n_vocab)]: where the peaks of logits go
-                            (compute/backend.h), and behind them their largest and their sums if
+                            (compute/backend.h), and behind them what else is found if
                             model_gives_tops says so. NULL: not wanted, or model_gives_peaks says no */
-    const float *scales; /* [n_outputs], of each row's sums, 0: none; NULL: none at all */
+    const row_wish *wishes; /* [n_outputs] what else is wanted of them; NULL: nothing */
 } forward_input;
 
 /* Whether the backend finds peaks of logits on the way. */
 int model_gives_peaks(const model *m);
 /* And the largest of a row, and sums over it (backend.h, gives_tops), with them. */
 int model_gives_tops(const model *m);
+/* And leaves rows where they are, if that is wished, for model_read_row. */
+int model_leaves_rows(const model *m);
 
 /* One step over all layers. On return results[i] (host memory) holds the logits [n_vocab] or the
  * hidden state [n_embd] of output_rows[i]. Engine thread. Cannot fail: sizes were checked when
  * the model was opened; larger ones assert. */
 void model_forward(model *m, const forward_input *input, float *const *results);
+/* Logits of output i of the last step that had outputs and gave logits, which stayed. Any thread, one at a time, but
+ * not while such a step runs. */
+void model_read_row(const model *m, int32_t i, float *to);
 
 /* ---- for guests that walk the network themselves ---------------------------------------------- */
 

@@ -211,6 +211,16 @@ int model_gives_tops(const model *m)
     return model_gives_peaks(m) && m->backend->table->gives_tops;
 }
 
+int model_leaves_rows(const model *m)
+{
+    return model_gives_tops(m) && m->backend->table->read_row != NULL;
+}
+
+void model_read_row(const model *m, int32_t i, float *to)
+{
+    m->backend->table->read_row(m->backend, to, tensor_rows(m->scratch.logits, i, 1));
+}
+
 void model_forward(model *m, const forward_input *input, float *const *results)
 {
     int32_t n = input->rows.n_tokens;
@@ -227,7 +237,7 @@ void model_forward(model *m, const forward_input *input, float *const *results)
     w.t->end(w.b);
     if (input->peaks && input->n_outputs > 0) {
         assert(!input->hidden && w.t->read_peaks);
-        w.t->read_peaks(w.b, results, input->peaks, input->scales, out);
+        w.t->read_peaks(w.b, results, input->peaks, input->wishes, out);
         return;
     }
     for (int32_t i = 0; i < input->n_outputs; i++)

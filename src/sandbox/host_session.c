@@ -418,8 +418,7 @@ int64_t host_session_logits(guest_call *c)
 }
 
 /* tops: the TOP_COLUMNS largest, if the device found them. */
-static int64_t give_top(guest_call *c, const float *logits, const token_logit *tops, int32_t n,
-                        int32_t k)
+static int64_t give_top(guest_call *c, session *from, const token_logit *tops, int32_t n, int32_t k)
 {
     token_id *ids = guest_words_at(c, 2, (uint64_t)k);
     float *values = ids ? guest_words_at(c, 3, (uint64_t)k) : NULL;
@@ -431,7 +430,7 @@ static int64_t give_top(guest_call *c, const float *logits, const token_logit *t
         made = malloc((size_t)k * sizeof *made);
         if (!made)
             return REALM_NO_MEMORY;
-        found = logits_top(logits, n, k, made);
+        found = logits_top(session_logits(from), n, k, made);
         tops = made;
     }
     for (int32_t i = 0; i < found; i++) {
@@ -451,9 +450,8 @@ int64_t host_session_top_logits(guest_call *c)
     int32_t k = c->arguments[1].i32, n = vocabulary(s);
     if (k <= 0)
         return guest_trap(c, REALM_INVALID, "argument 'k': %" PRId32 " is not positive", k);
-    const float *logits = session_logits(s->session);
-    return logits ? give_top(c, logits, session_digest(s->session)->tops, n, k < n ? k : n)
-                  : REALM_NOT_FOUND;
+    const row_digest *digest = session_digest(s->session);
+    return digest ? give_top(c, s->session, digest->tops, n, k < n ? k : n) : REALM_NOT_FOUND;
 }
 
 int64_t host_session_bias(guest_call *c)
@@ -510,13 +508,13 @@ int64_t host_session_sample(guest_call *c)
         if (status != REALM_OK)
             return guest_trap_error(c, &error);
     }
-    const float *logits = session_logits(s->session);
-    if (!logits)
+    const row_digest *digest = session_digest(s->session);
+    if (!digest)
         return REALM_NOT_FOUND;
     token_id token;
     s->sampled = 1;
-    realm_status status = sampler_choose(session_sampler(s->session), logits,
-                                         session_digest(s->session), &token, &error);
+    realm_status status = sampler_choose(session_sampler(s->session),
+                                         session_logits_here(s->session), digest, &token, &error);
     return status == REALM_OK ? token : guest_note(c, &error);
 }
 

@@ -152,10 +152,10 @@ static void read_items(void *context, int64_t first, int64_t count, int32_t thre
                                j->from.data + (size_t)i * (size_t)n + at, end - at);
 }
 
-static void read_peaks(backend *b, float *const *to, float *const *peaks, const float *scales,
+static void read_peaks(backend *b, float *const *to, float *const *peaks, const row_wish *wishes,
                        tensor from)
 {
-    (void)scales;
+    (void)wishes;
     read_job j = {self(b)->kernels, to, peaks, from};
     static_assert(READ_COLS % PEAK_COLS == 0, "an item ends with a peak");
     pool_run(self(b)->pool, read_items, &j, (from.n_cols + READ_COLS - 1) / READ_COLS, 1);

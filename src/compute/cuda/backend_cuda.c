@@ -382,6 +382,8 @@ static void close_backend(backend *backend_)
     cuda_reading_release(b);
     if (b->stream)
         cudaStreamDestroy(b->stream);
+    if (b->row_stream)
+        cudaStreamDestroy(b->row_stream);
     free(b);
 }
 
@@ -408,6 +410,7 @@ static backend_table table = {
     .read = cuda_read,
     .read_peaks = cuda_read_peaks,
     .gives_tops = 1,
+    .read_row = cuda_read_row,
     .host_open = cuda_host_open,
     .host_close = cuda_host_close,
     .kv_open = kv_open,
@@ -527,6 +530,8 @@ static realm_status set_up(cuda_backend *b, int32_t index, realm_error *error)
     if (status != REALM_OK)
         return status;
     cudaError_t code = cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking);
+    if (code == cudaSuccess)
+        code = cudaStreamCreateWithFlags(&b->row_stream, cudaStreamNonBlocking);
     if (code == cudaSuccess)
         code = prepare_kernels(b);
     if (code != cudaSuccess)

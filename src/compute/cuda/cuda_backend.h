@@ -158,6 +158,7 @@ typedef struct cuda_backend {
     tensor last, landed;
     uint8_t *landing;
     size_t landing_bytes;
+    cudaStream_t row_stream; /* of cuda_read_row, whose thread is any */
     pthread_mutex_t host_mutex;
     host_piece *host_pieces; /* guarded by host_mutex */
 
@@ -223,8 +224,9 @@ void step_flush(cuda_backend *b);
 /* ---- reading.c: entries of the table ------------------------------------------------------------ */
 
 void cuda_read(backend *b, float *to, tensor from);
-void cuda_read_peaks(backend *b, float *const *to, float *const *peaks, const float *scales,
+void cuda_read_peaks(backend *b, float *const *to, float *const *peaks, const row_wish *wishes,
                      tensor from);
+void cuda_read_row(backend *b, float *to, tensor row);
 void *cuda_host_open(backend *b, size_t bytes);
 void cuda_host_close(backend *b, void *memory);
 void cuda_reading_release(cuda_backend *b);

@@ -58,6 +58,31 @@ __device__ __forceinline__ float cluster_max(float v, float *shared)
     return v;
 }
 
+/* All threads of the cluster's blocks, and what they have written to shared memory. */
+__device__ __forceinline__ void cluster_sync(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
+#else
+    __syncthreads();
+#endif
+}
+
+/* What stands at this place of the shared memory of a block of the cluster. */
+__device__ __forceinline__ double cluster_read(const double *shared, uint32_t block)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t at = (uint32_t)__cvta_generic_to_shared(shared), there;
+    double v;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(block));
+    asm volatile("ld.shared::cluster.f64 %0, [%1];" : "=d"(v) : "r"(there) : "memory");
+    return v;
+#else
+    return *shared;
+#endif
+}
+
 __device__ __forceinline__ float warp_sum(float v)
 {
     for (int i = 16; i > 0; i >>= 1)

@@ -45,9 +45,9 @@ typedef struct rows_args { /* prepare, gated, add, soft_cap, gather */
 typedef struct peaks_args {
     const float *x; /* [n_rows, n_cols] */
     float *const *rows;
-    const float *scales; /* [n_rows] of sums; 0: none */
+    const row_wish *wishes; /* [n_rows] */
     int32_t n_rows, n_cols;
-    int32_t tops, sums; /* bytes that they come behind the peaks */
+    int32_t tops, sums, block; /* bytes that they come behind the peaks */
 } peaks_args;
 
 typedef struct norm_args {

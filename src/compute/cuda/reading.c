@@ -124,7 +124,7 @@ static void find_tops(const float *x, int32_t n, top_column *out)
     }
 }
 
-static void read_by_rows(backend *b, float *const *to, float *const *peaks, const float *scales,
+static void read_by_rows(backend *b, float *const *to, float *const *peaks, const row_wish *wishes,
                          tensor from)
 {
     for (int32_t i = 0; i < from.n_rows; i++) {
@@ -134,47 +134,49 @@ static void read_by_rows(backend *b, float *const *to, float *const *peaks, cons
             peaks[i][p] = peak_of(to[i] + first, left < PEAK_COLS ? left : PEAK_COLS);
         }
         find_tops(to[i], from.n_cols, peaks_tops(peaks[i], from.n_cols));
-        if (scales && scales[i] != 0)
+        if (wishes && wishes[i].scale != 0)
             *peaks_sums(peaks[i], from.n_cols) = (double)NAN; /* the host's own are as good */
+        peaks_block(peaks[i], from.n_cols)->first = -1;
     }
 }
 
-/* Where the rows go, where what is found in them goes, and the scales of their sums: to the device. */
+/* Where the rows go, where what is found in them goes, and what is wished of them: to the device. */
 static void stage_places(cuda_backend *b, peaks_args *a, float *const *to, float *const *peaks,
-                         const float *scales)
+                         const row_wish *wishes)
 {
     size_t n = (size_t)a->n_rows, pointers = n * sizeof *to;
     const uint8_t *first = (const uint8_t *)peaks[0];
     void *host;
     a->tops = (int32_t)((const uint8_t *)peaks_tops(peaks[0], a->n_cols) - first);
     a->sums = (int32_t)((const uint8_t *)peaks_sums(peaks[0], a->n_cols) - first);
-    uint8_t *at = step_stage_room(b, 2 * pointers + n * sizeof *scales, &host);
+    a->block = (int32_t)((const uint8_t *)peaks_block(peaks[0], a->n_cols) - first);
+    uint8_t *at = step_stage_room(b, 2 * pointers + n * sizeof *wishes, &host);
     a->rows = (float *const *)at;
-    a->scales = (const float *)(at + 2 * pointers);
+    a->wishes = (const row_wish *)(at + 2 * pointers);
     if (!host)
         return;
     memcpy(host, to, pointers);
     memcpy((uint8_t *)host + pointers, peaks, pointers);
-    if (scales)
-        memcpy((uint8_t *)host + 2 * pointers, scales, n * sizeof *scales);
+    if (wishes)
+        memcpy((uint8_t *)host + 2 * pointers, wishes, n * sizeof *wishes);
     else
-        memset((uint8_t *)host + 2 * pointers, 0, n * sizeof *scales);
+        memset((uint8_t *)host + 2 * pointers, 0, n * sizeof *wishes);
 }
 
-void cuda_read_peaks(backend *backend_, float *const *to, float *const *peaks, const float *scales,
-                     tensor from)
+void cuda_read_peaks(backend *backend_, float *const *to, float *const *peaks,
+                     const row_wish *wishes, tensor from)
 {
     cuda_backend *b = cuda_self(backend_);
     size_t n = (size_t)from.n_rows;
     cuda_use(b);
     operations_settle(b);
     if (!b->failed && !all_pinned(to, peaks, from.n_rows)) {
-        read_by_rows(backend_, to, peaks, scales, from);
+        read_by_rows(backend_, to, peaks, wishes, from);
         return;
     }
     if (!b->failed && n > 0) {
         peaks_args a = {.x = from.data, .n_rows = from.n_rows, .n_cols = from.n_cols};
-        stage_places(b, &a, to, peaks, scales);
+        stage_places(b, &a, to, peaks, wishes);
         /* A row's blocks agree on its largest number, as gated's do. */
         step_record_cluster(b, cuda_kernel_results(), b->major >= 9 && from.n_cols >= 2048 ? 8 : 1,
                             2 * (uint32_t)n, 1024, &a, sizeof a);
@@ -186,6 +188,18 @@ void cuda_read_peaks(backend *backend_, float *const *to, float *const *peaks, c
         cuda_fill_nan(peaks[i], (size_t)peaks_count(from.n_cols));
         find_tops(to[i], from.n_cols, peaks_tops(peaks[i], from.n_cols));
     }
+}
+
+/* The step that made it has ended, for read_peaks waits: so nothing need be waited for. */
+void cuda_read_row(backend *backend_, float *to, tensor row)
+{
+    cuda_backend *b = cuda_self(backend_);
+    cuda_use(b);
+    if (b->failed ||
+        cudaMemcpyAsync(to, row.data, tensor_bytes(row), cudaMemcpyDeviceToHost, b->row_stream) !=
+            cudaSuccess ||
+        cudaStreamSynchronize(b->row_stream) != cudaSuccess)
+        cuda_fill_nan(to, (size_t)row.n_cols); /* the engine's thread will say why */
 }
 
 /* ---- pinned memory --------------------------------------------------------------------------------- */

@@ -406,7 +406,7 @@ __device__ __forceinline__ void load_peak(const float *x, int32_t n, int32_t pea
     }
 }
 
-/* By a warp, whose stores are whole lines; returns the largest number. */
+/* By a warp, whose stores are whole lines; returns the largest number. row NULL: it stays. */
 __device__ __forceinline__ float write_peak(const float *x, int32_t n, int32_t peak, float *row,
                                             float *peaks)
 {
@@ -416,7 +416,7 @@ __device__ __forceinline__ float write_peak(const float *x, int32_t n, int32_t p
 #pragma unroll
     for (int32_t i = 0; i < PEAK_PARTS; i++) {
         const int32_t k = peak * PEAK_COLS + i * 32 + (int32_t)threadIdx.x % 32;
-        if (k < n)
+        if (k < n && row)
             row[k] = v[i];
         most = fmaxf(most, v[i]);
         odd |= v[i] != v[i];
@@ -447,8 +447,8 @@ __device__ __forceinline__ float exp_of(float x)
 }
 
 /* By a warp: lane l of the sum has columns l, l + 16, ..., which are two lanes' of the warp in turns. */
-__device__ __forceinline__ void write_sum(const float *x, int32_t n, int32_t peak, float scale,
-                                          float shift, double *sums)
+__device__ __forceinline__ double write_sum(const float *x, int32_t n, int32_t peak, float scale,
+                                            float shift, double *sums)
 {
     float v[PEAK_PARTS], lane_sum = 0;
     double sum = 0;
@@ -464,6 +464,7 @@ __device__ __forceinline__ void write_sum(const float *x, int32_t n, int32_t pea
         sum += (double)__shfl_sync(0xffffffffu, lane_sum, i);
     if (threadIdx.x % 32 == 0)
         sums[peak] = sum;
+    return sum;
 }
 
 /* The largest of what each warp of a row's cluster of blocks has found; the same in all threads. */
@@ -476,21 +477,79 @@ __device__ __forceinline__ float row_max(float most)
     return cluster_max(warp_max(of_warps[threadIdx.x % 32]), &of_block);
 }
 
-/* By a cluster: the row and its peaks, and when all know its largest number, its sums. */
+/* Of a row's sums a block of its cluster keeps every gridDim.x-th here. */
+#define SUMS_MOST 256
+
+/* The n sums from first on, in order. */
+__device__ __forceinline__ double add_sums(const double *part, int32_t first, int32_t n)
+{
+    double sum = 0;
+    for (int32_t i = first; i < first + n; i++)
+        sum += cluster_read(part + i / (int32_t)gridDim.x, (uint32_t)i % gridDim.x);
+    return sum;
+}
+
+/* By a warp: the block in which the running sum passes point * total. Added up in another order than the host does, which
+ * may choose the block beside it once in a blue moon: then it looks for itself. */
+__device__ __forceinline__ void write_block(const double *part, int32_t n_peaks, double point,
+                                            const float *x, int32_t n, row_block *out)
+{
+    const int32_t lane = (int32_t)threadIdx.x, share = (n_peaks + 31) / 32;
+    const int32_t first = min(lane * share, n_peaks), count = min(share, n_peaks - first);
+    const double own = add_sums(part, first, count);
+    double up_to = own;
+    for (int i = 1; i < 32; i *= 2) {
+        const double before = __shfl_up_sync(0xffffffffu, up_to, i);
+        up_to += lane >= i ? before : 0;
+    }
+    const double wanted = point * __shfl_sync(0xffffffffu, up_to, 31);
+    const uint32_t past = __ballot_sync(0xffffffffu, up_to > wanted);
+    int32_t found = -1;
+    if (past && lane == __ffs((int)past) - 1) {
+        double sum = up_to - own;
+        for (int32_t i = first; i < first + count && found < 0; i++) {
+            sum += add_sums(part, i, 1);
+            found = sum > wanted ? i : -1;
+        }
+    }
+    found = past ? __shfl_sync(0xffffffffu, found, __ffs((int)past) - 1) : -1;
+    if (lane == 0)
+        out->first = found < 0 ? -1 : found * PEAK_COLS;
+    for (int32_t i = lane; found >= 0 && i < PEAK_COLS && found * PEAK_COLS + i < n; i += 32)
+        out->values[i] = x[found * PEAK_COLS + i];
+    __syncwarp();
+}
+
+/* By a cluster: the row and its peaks; when all know its largest number, its sums; and when all have those, a block. */
 __device__ __forceinline__ void write_row(const peaks_args &a, const float *x, int32_t at)
 {
+    __shared__ double part[SUMS_MOST];
     const int32_t n_peaks = (a.n_cols + PEAK_COLS - 1) / PEAK_COLS;
     const int32_t first = (int32_t)(threadIdx.x / 32 * gridDim.x + blockIdx.x);
     const int32_t step = (int32_t)gridDim.x * (RESULT_THREADS / 32);
-    float *peaks = a.rows[a.n_rows + at], most = -INFINITY;
+    const row_wish wish = a.wishes[at];
+    float *row = wish.stays ? NULL : a.rows[at], *peaks = a.rows[a.n_rows + at], most = -INFINITY;
     for (int32_t peak = first; peak < n_peaks; peak += step)
-        most = fmaxf(most, write_peak(x, a.n_cols, peak, a.rows[at], peaks));
-    const float scale = a.scales[at];
-    if (scale == 0)
+        most = fmaxf(most, write_peak(x, a.n_cols, peak, row, peaks));
+    if (wish.scale == 0)
         return;
-    const float shift = __fmul_rn(-row_max(most), scale);
-    for (int32_t peak = first; peak < n_peaks; peak += step)
-        write_sum(x, a.n_cols, peak, scale, shift, (double *)((uint8_t *)peaks + a.sums));
+    const float shift = __fmul_rn(-row_max(most), wish.scale);
+    for (int32_t peak = first; peak < n_peaks; peak += step) {
+        const double sum = write_sum(x, a.n_cols, peak, wish.scale, shift,
+                                     (double *)((uint8_t *)peaks + a.sums));
+        if (threadIdx.x % 32 == 0 && peak / (int32_t)gridDim.x < SUMS_MOST)
+            part[peak / (int32_t)gridDim.x] = sum;
+    }
+    row_block *block = (row_block *)((uint8_t *)peaks + a.block);
+    if (!(wish.point >= 0 && wish.point < 1) || n_peaks > SUMS_MOST * (int32_t)gridDim.x) {
+        if (blockIdx.x == 0 && threadIdx.x == 0)
+            block->first = -1;
+        return;
+    }
+    cluster_sync();
+    if (blockIdx.x == 0 && threadIdx.x < 32)
+        write_block(part, n_peaks, wish.point, x, a.n_cols, block);
+    cluster_sync(); /* nobody's sums go before they are read */
 }
 
 /* As backend.h's read_peaks has it, written through to the host. blockIdx.y goes through the rows: a block for the

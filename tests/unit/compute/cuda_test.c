@@ -620,12 +620,42 @@ static void assert_sums(const double *sums, const float *x, int32_t n, float sca
     free(wanted);
 }
 
+/* The block is where the running sum passes the point, give or take what rounding does. */
+static void assert_block(const row_block *block, const double *sums, const float *x, int32_t n,
+                         const row_wish *wish)
+{
+    double total = 0, before = 0;
+    int has_nan;
+    if (wish->scale == 0 || !isfinite(logits_max(x, n, &has_nan)) || has_nan)
+        return;
+    if (!(wish->point >= 0)) {
+        assert_int_equal(block->first, -1);
+        return;
+    }
+    for (int32_t p = 0; p < peaks_count(n); p++)
+        total += sums[p];
+    if (total == 0)
+        return;
+    assert_in_range(block->first, 0, n - 1);
+    int32_t at = block->first / PEAK_COLS, left = n - block->first;
+    assert_int_equal(block->first % PEAK_COLS, 0);
+    for (int32_t p = 0; p < at; p++)
+        before += sums[p];
+    assert_true(before <= wish->point * total + total * 1e-12);
+    assert_true(before + sums[at] >= wish->point * total - total * 1e-12);
+    assert_equal_bits(block->values, x + block->first,
+                      (size_t)(left < PEAK_COLS ? left : PEAK_COLS), "a block");
+}
+
 /* Rows with what is found in them, to pinned memory and to any. */
 static void results_are_read_with_their_peaks(void **state)
 {
     (void)state;
     enum { ROWS = 9 };
-    static const float scales[ROWS] = {1, 1 / 0.7f, 1, 0, 0.01f, 100, 1, 100, 1 / 0.9f};
+    static const row_wish wishes[ROWS] = {
+        {1, 1, 0.3},       {1 / 0.7f, 0, 0.999999}, {1, 1, 0.5}, {0, 1, 0.5},
+        {0.01f, 1, 0.7},   {100, 0, 0.01},          {1, 1, -1},  {100, 0, 0},
+        {1 / 0.9f, 1, 0.1}};
     static const int32_t lengths[] = {1, 255, 256, 257, 1000, 2500, 32003, 150001};
     rng r;
     rng_init(&r, 77);
@@ -655,8 +685,13 @@ static void results_are_read_with_their_peaks(void **state)
                 to[i] = memory + (size_t)(ROWS - 1 - i) * width;
                 peaks[i] = to[i] + (n + 1) / 2 * 2;
             }
-            cuda->table->read_peaks(cuda, to, peaks, scales, t);
+            cuda->table->read_peaks(cuda, to, peaks, wishes, t);
             for (int i = 0; i < ROWS; i++) {
+                if (pinned && wishes[i].stays) { /* then nobody has touched it */
+                    for (size_t k = 0; k < (size_t)n * sizeof(float); k++)
+                        assert_int_equal(((uint8_t *)to[i])[k], 0x55);
+                    cuda->table->read_row(cuda, to[i], tensor_rows(t, i, 1));
+                }
                 assert_equal_bits(to[i], x + (size_t)i * (size_t)n, (size_t)n, "a row");
                 for (int32_t p = 0; p < n_peaks; p++) {
                     float most = -INFINITY;
@@ -665,10 +700,13 @@ static void results_are_read_with_their_peaks(void **state)
                     assert_true(isnan(most) ? isnan(peaks[i][p]) : peaks[i][p] == most);
                 }
                 assert_tops(peaks_tops(peaks[i], n), to[i], n);
+                const double *sums = peaks_sums(peaks[i], n);
                 if (pinned)
-                    assert_sums(peaks_sums(peaks[i], n), to[i], n, scales[i]);
-                else if (scales[i] != 0)
-                    assert_true(isnan(peaks_sums(peaks[i], n)[0]));
+                    assert_sums(sums, to[i], n, wishes[i].scale);
+                else if (wishes[i].scale != 0)
+                    assert_true(isnan(sums[0]));
+                if (pinned)
+                    assert_block(peaks_block(peaks[i], n), sums, to[i], n, &wishes[i]);
             }
             if (pinned)
                 cuda->table->host_close(cuda, memory);

@@ -702,9 +702,9 @@ static sampler_options digested_settings(int i)
 }
 
 /* Sessions that differ in how they choose, preempted, forked and changed on the way. */
-static void choose_in_crowd(int gives_digests, collected *c, uint64_t *n_sums)
+static fake choose_in_crowd(int gives_digests, int leaves_rows, collected *c)
 {
-    fake f = {.gives_digests = gives_digests};
+    fake f = {.gives_digests = gives_digests, .leaves_rows = leaves_rows};
     engine_options options = {.kv_bytes = 18, .gather_us = -1};
     engine *e = fake_engine(&f, &options);
     pending p[DIGESTED];
@@ -742,24 +742,68 @@ static void choose_in_crowd(int gives_digests, collected *c, uint64_t *n_sums)
     engine_stats_get(e, &stats);
     assert_true(stats.preemptions > 0);
     engine_close(e);
-    *n_sums = f.n_sums;
+    return f;
 }
 
 static void what_a_device_finds_in_rows_changes_no_choice(void **state)
 {
     (void)state;
     static collected without[DIGESTED], with[DIGESTED];
-    uint64_t n_sums;
-    choose_in_crowd(0, without, &n_sums);
-    assert_int_equal(n_sums, 0);
-    choose_in_crowd(1, with, &n_sums);
-    assert_true(n_sums >= 4 * (DIGESTED_TOKENS - 1)); /* the first four want some */
-    for (int i = 0; i < DIGESTED; i++) {
-        assert_int_equal(with[i].count, DIGESTED_TOKENS);
-        assert_memory_equal(with[i].ids, without[i].ids, sizeof with[i].ids);
-        assert_memory_equal(with[i].logprobs, without[i].logprobs, sizeof with[i].logprobs);
-        assert_memory_equal(with[i].top, without[i].top, sizeof with[i].top);
+    assert_int_equal(choose_in_crowd(0, 0, without).n_sums, 0);
+    for (int leaves_rows = 0; leaves_rows < 2; leaves_rows++) {
+        fake f = choose_in_crowd(1, leaves_rows, with);
+        assert_true(f.n_sums >= 4 * (DIGESTED_TOKENS - 1)); /* the first four want some */
+        /* And of the last four two never look at one. */
+        assert_true(leaves_rows ? f.n_stayed >= 2 * (DIGESTED_TOKENS - 1) : f.n_stayed == 0);
+        assert_true(leaves_rows ? f.n_read > 0 : f.n_read == 0);
+        for (int i = 0; i < DIGESTED; i++) {
+            assert_int_equal(with[i].count, DIGESTED_TOKENS);
+            assert_memory_equal(with[i].ids, without[i].ids, sizeof with[i].ids);
+            assert_memory_equal(with[i].logprobs, without[i].logprobs, sizeof with[i].logprobs);
+            assert_memory_equal(with[i].top, without[i].top, sizeof with[i].top);
+        }
     }
+}
+
+/* Each session is asked for its logits at another time: at once, when others have gone on, through a fork, after a
+ * step that could not be. */
+static void rows_that_stayed_are_brought_when_they_are_asked_for(void **state)
+{
+    (void)state;
+    fake f = {.gives_digests = 1, .leaves_rows = 1};
+    engine_options options = {.gather_us = -1};
+    engine *e = fake_engine(&f, &options);
+    realm_error error;
+    session *s[6], *fork;
+    token_id tokens[40];
+    fill_tokens(tokens, 40, 5);
+    for (int i = 0; i < 6; i++) {
+        s[i] = open_session(e, 1);
+        assert_int_equal(feed(s[i], tokens, 30 + i), REALM_OK);
+        assert_true(i == 0 || session_logits_here(s[i - 1]) != NULL); /* the feed wrote over it */
+        assert_null(session_logits_here(s[i]));
+    }
+    assert_int_equal(step(s[5], 3), 3);
+    assert_null(session_logits_here(s[5]));
+    uint64_t n_read = f.n_read;
+    assert_status(session_fork(&fork, s[5], &error), REALM_OK, error);
+    assert_logits(fork);
+    assert_logits(s[5]);
+    assert_int_equal(f.n_read, n_read + 1);
+    step(s[5], 4);
+    assert_non_null(session_logits_here(s[5])); /* who asked for one will ask for the next */
+    for (int i = 0; i < 6; i++) {
+        work wrong = {.kind = WORK_STEP, .session = s[i], .token = FAKE_VOCAB};
+        assert_int_equal(engine_run(e, &wrong), REALM_INVALID);
+        assert_logits(s[i]);
+        token_id chosen = step(s[i], -1);
+        assert_int_equal(chosen, greedy(session_tokens(s[i]), session_length(s[i]) - 1));
+        assert_logits(s[i]);
+        session_close(s[i]);
+    }
+    assert_logits(fork);
+    session_close(fork);
+    engine_close(e);
 }
 
 /* ---- the prefix cache -------------------------------------------------------------------------- */
@@ -917,8 +961,10 @@ static void random_work(client *c, rng *r, session **s, const token_id *tokens)
             session_cancel(*s);
         wait_for(&p);
         if (p.work.status == REALM_OK)
-            assert_logits(*s);
+            assert_non_null(session_digest(*s));
     }
+    if (count % 4 && session_digest(*s)) /* else they stay where they are for a while */
+        assert_logits(*s);
 }
 
 static void *run_client(void *context)
@@ -938,7 +984,7 @@ static void *run_client(void *context)
 static void many_threads_at_once_disturb_nobody_s_tokens(void **state)
 {
     (void)state;
-    fake f = {0};
+    fake f = {.gives_digests = 1, .leaves_rows = 1};
     engine_options options = {.kv_bytes = 40, .max_sessions = 64, .gather_us = -1};
     engine *e = fake_engine(&f, &options);
     pthread_t threads[6];
@@ -956,6 +1002,7 @@ static void many_threads_at_once_disturb_nobody_s_tokens(void **state)
         usleep(1000);
     assert_int_equal(stats.pages_used, 0);
     assert_int_equal(stats.sessions, 0);
+    assert_true(f.n_read > 0 && f.n_read < f.n_stayed);
     engine_close(e);
 }
 
@@ -982,6 +1029,7 @@ int main(void)
         cmocka_unit_test(closing_a_session_or_the_engine_ends_what_is_in_flight),
         cmocka_unit_test(preempted_sessions_give_the_same_tokens),
         cmocka_unit_test(what_a_device_finds_in_rows_changes_no_choice),
+        cmocka_unit_test(rows_that_stayed_are_brought_when_they_are_asked_for),
         cmocka_unit_test(a_prompt_s_second_use_is_spared_for_its_tenant_alone),
         cmocka_unit_test(embeddings_are_pooled_and_never_taken_from_the_cache),
         cmocka_unit_test(pages_take_a_third_of_what_is_free_or_what_was_asked_for),

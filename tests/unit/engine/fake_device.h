@@ -8,6 +8,8 @@
 #ifndef REALM_TESTS_FAKE_DEVICE_H
 #define REALM_TESTS_FAKE_DEVICE_H
 
+#include <math.h>
+
 #include "base/clock.h"
 #include "engine/engine_internal.h"
 #include "engine/logits.h"
@@ -16,6 +18,8 @@
 #define FAKE_VOCAB 300
 #define FAKE_EMBD  4
 #define FAKE_EOS   299
+
+#define FAKE_OUTPUTS 16 /* of a step, at most */
 
 typedef struct fake {
     uint64_t (*pages)[KV_PAGE_TOKENS]; /* what stands in each slot */
@@ -28,9 +32,12 @@ typedef struct fake {
     void (*on_forward)(struct fake *); /* on the engine's thread, before the rows; may be NULL */
     void *context;                     /* on_forward's */
     int32_t max_rows_seen;
-    int gives_digests; /* finds peaks, the largest and sums in rows of logits */
+    int gives_digests; /* finds in rows of logits whatever a device may */
+    int leaves_rows;   /* and leaves them where that is wished, until its next step with some */
+    float rows[FAKE_OUTPUTS][FAKE_VOCAB];
     uint64_t n_forwards, n_rows;
-    uint64_t n_sums;                /* rows whose sums were wanted */
+    uint64_t n_sums; /* rows whose sums were wanted */
+    uint64_t n_stayed, n_read;
     const char *pieces[FAKE_VOCAB]; /* text of tokens; NULL: the byte, or "<id>" from 256 on */
 } fake;
 
@@ -117,8 +124,22 @@ static void fake_output(const forward_input *input, uint64_t state, float *out)
         out[v] = fake_logit(state, v);
 }
 
+/* The block that the wished point is in; now and then, as rounding may, none or another. */
+static void fake_block(fake *f, const float *row, float *peaks, double point)
+{
+    const double *sums = peaks_sums(peaks, FAKE_VOCAB);
+    row_block *block = peaks_block(peaks, FAKE_VOCAB);
+    double wanted = point * logits_total(sums, FAKE_VOCAB);
+    int32_t at = wanted < sums[0] ? 0 : PEAK_COLS;
+    if (f->n_sums % 8 == 0)
+        at = f->n_sums % 16 ? -1 : PEAK_COLS - at;
+    block->first = at;
+    for (int32_t i = 0; at >= 0 && i < PEAK_COLS && at + i < FAKE_VOCAB; i++)
+        block->values[i] = row[at + i];
+}
+
 /* What a device finds in a row, by the engine's own passes. */
-static void fake_digest(fake *f, const float *row, float *peaks, float scale)
+static void fake_digest(fake *f, const float *row, float *peaks, const row_wish *wish)
 {
     int has_nan;
     for (int32_t i = 0; i < FAKE_VOCAB; i += PEAK_COLS) {
@@ -126,11 +147,37 @@ static void fake_digest(fake *f, const float *row, float *peaks, float scale)
         peaks[i / PEAK_COLS] = logits_max(row + i, count, &has_nan);
     }
     logits_top(row, FAKE_VOCAB, TOP_COLUMNS, (token_logit *)(void *)peaks_tops(peaks, FAKE_VOCAB));
-    if (scale == 0)
+    if (wish->scale == 0)
         return;
     f->n_sums++;
-    logits_exp_sums(row, FAKE_VOCAB, scale, -logits_max(row, FAKE_VOCAB, &has_nan) * scale,
+    logits_exp_sums(row, FAKE_VOCAB, wish->scale,
+                    -logits_max(row, FAKE_VOCAB, &has_nan) * wish->scale,
                     peaks_sums(peaks, FAKE_VOCAB));
+    fake_block(f, row, peaks, wish->point);
+}
+
+static void fake_logits(fake *f, const forward_input *input, uint64_t state, int32_t output,
+                        float *out)
+{
+    static const row_wish none = {0};
+    const row_wish *wish = input->wishes ? &input->wishes[output] : &none;
+    fake_output(input, state, out);
+    if (!f->gives_digests || input->hidden)
+        return;
+    fake_digest(f, out, input->peaks[output], wish);
+    memcpy(f->rows[output], out, sizeof f->rows[output]);
+    if (!f->leaves_rows || !wish->stays)
+        return;
+    f->n_stayed++;
+    for (int32_t v = 0; v < FAKE_VOCAB; v++) /* nobody reads what is not there */
+        out[v] = NAN;
+}
+
+static void fake_read_row(device *d, int32_t output, float *to)
+{
+    fake *f = fake_of(d);
+    f->n_read++;
+    memcpy(to, f->rows[output], sizeof f->rows[output]);
 }
 
 static void fake_pass(const fake *f, uint64_t ns)
@@ -160,6 +207,9 @@ static void fake_forward(device *d, forward_input *input, float *const *results)
     int32_t output = 0;
     if (f->on_forward)
         f->on_forward(f);
+    if (input->n_outputs > 0 &&
+        !input->hidden) /* what is there is written over from the first product on */
+        memset(f->rows, 0xff, sizeof f->rows);
     f->n_forwards++;
     f->n_rows += (uint64_t)rows->n_tokens;
     if (rows->n_tokens > f->max_rows_seen)
@@ -175,10 +225,7 @@ static void fake_forward(device *d, forward_input *input, float *const *results)
         uint64_t state = fake_next(before, input->tokens[i], a);
         *fake_slot(f, table, position) = state;
         if (output < input->n_outputs && input->output_rows[output] == i) {
-            fake_output(input, state, results[output]);
-            if (f->gives_digests && !input->hidden)
-                fake_digest(f, results[output], input->peaks[output],
-                            input->scales ? input->scales[output] : 0);
+            fake_logits(f, input, state, output, results[output]);
             output++;
         }
     }
@@ -233,6 +280,7 @@ static const device_table fake_table = {
     .host_pages = fake_host_pages,
     .save_page = fake_save_page,
     .load_page = fake_load_page,
+    .read_row = fake_read_row,
     .filled = fake_filled,
     .forward = fake_forward,
     .host_open = fake_host_open,
@@ -252,10 +300,11 @@ static inline device fake_device(fake *f)
         .n_embd = FAKE_EMBD,
         .n_context = 4096,
         .max_rows = 128,
-        .max_outputs = 16,
+        .max_outputs = FAKE_OUTPUTS,
         .fills = f->in_tiles,
         .gives_peaks = f->gives_digests,
         .gives_tops = f->gives_digests,
+        .leaves_rows = f->leaves_rows,
         .free_bytes = 3000,
         .usual_bytes = 1000,
         .page_bytes = {1, 1},

@@ -482,7 +482,8 @@ static row_digest make_digest(made_digest *made, int32_t n, float scale)
     logits_top(row, n, TOP_COLUMNS, made->tops);
     if (scale != 0)
         logits_exp_sums(row, n, scale, -max * scale, made->sums);
-    return (row_digest){made->peaks, made->tops, made->sums, scale};
+    return (row_digest){
+        .peaks = made->peaks, .tops = made->tops, .sums = made->sums, .scale = scale};
 }
 
 /* What reading the row says, its digest must say, ties and refusals included. */
@@ -564,7 +565,7 @@ static void draws_with_and_without_digests_are_the_same(void **state)
                 for (int32_t j = 0; j < n; j++)
                     row[j] = j % 3 ? row[j] : -INFINITY;
             /* Now and then the sums are not of the scale that is wanted, or there are none. */
-            float scale = sampler_scale(with);
+            float scale = sampler_wish(with).scale;
             with_sums += scale != 0;
             row_digest digest = make_digest(&made, n, i % 16 == 11 ? 0.5f : scale);
             if (i % 16 == 3)
@@ -597,7 +598,7 @@ static void a_digest_spares_the_row(void **state)
         fill_row(SIZE, o.top_p < 1 ? 10 : 4, (uint64_t)round);
         for (int spoilt = 0; spoilt < 2; spoilt++) {
             sampler *s = open_sampler(SIZE, &o);
-            row_digest digest = make_digest(&made, SIZE, sampler_scale(s));
+            row_digest digest = make_digest(&made, SIZE, sampler_wish(s).scale);
             token_id chosen = ids[0];
             for (int32_t i = 0; spoilt && i < SIZE; i++)
                 if (i / PEAK_COLS != chosen / PEAK_COLS && i != made.tops[0].id)

@@ -373,6 +373,8 @@ static void hours_of_random_load_lose_no_page_and_end_every_work(void **state)
     uint64_t n_works = wanted("REALM_SIMULATION_WORKS", unit_is_emulated() ? 2000 : 20000);
     simulation *m = calloc(1, sizeof *m);
     fake f = {.most_host_pages = N_HOST_PAGES,
+              .gives_digests = 1,
+              .leaves_rows = 1,
               .step_ns = 10000000,
               .row_ns = 500000,
               .pass = virtual_pass,

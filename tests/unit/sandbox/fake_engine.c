@@ -316,7 +316,11 @@ int32_t session_length(const session *s)
 {
     return s->length;
 }
-const float *session_logits(const session *s)
+const float *session_logits(session *s)
+{
+    return s->has_logits ? s->logits : NULL;
+}
+const float *session_logits_here(const session *s)
 {
     return s->has_logits ? s->logits : NULL;
 }
