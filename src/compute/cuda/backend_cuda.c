@@ -476,6 +476,8 @@ static cudaError_t prepare_product(cuda_backend *b, int32_t kind, int32_t k_scal
 {
     matmul_kernel k = cuda_matmul_kernel(b, kind, k_scales, which);
     int blocks = 0;
+    if (!b->wgmma && which == MATMUL_64_WIDE)
+        return cudaSuccess;
     if (k.shared_bytes > b->shared_most && which != MATMUL_TILES)
         return cudaSuccess;
     cudaError_t code = allow_shared(k.function, k.shared_bytes);

@@ -171,7 +171,8 @@ typedef struct matmul_args {
 } matmul_args;
 
 /* Kernels by the most tokens they take at once: 8 (LONG: of so many rows that blocks may be twice as tall),
- * 16 and 32 (SHORT: of so few rows that no multiprocessor has more than one block), 64, and tiles of 128. */
+ * 16 and 32 (SHORT: of so few rows that no multiprocessor has more than one block), 64 (WIDE: on 9.0, by wgmma) and
+ * tiles of 128 (on 9.0 by wgmma too). */
 enum {
     MATMUL_8,
     MATMUL_8_LONG,
@@ -180,6 +181,7 @@ enum {
     MATMUL_32,
     MATMUL_32_SHORT,
     MATMUL_64,
+    MATMUL_64_WIDE,
     MATMUL_TILES,
     MATMUL_KERNELS
 };
@@ -203,17 +205,17 @@ matmul_kernel cuda_kernel_matmul_q6(int which);
 matmul_kernel cuda_kernel_matmul_q3(int which);
 matmul_kernel cuda_kernel_matmul_q2(int which);
 matmul_kernel cuda_kernel_matmul_t4(int which);
-/* On 9.0, where compiled for it (compute_90a), instead of tiles of 128: stream.cu. */
-matmul_kernel cuda_kernel_stream_f16(void);
-matmul_kernel cuda_kernel_stream_q8(void);
-matmul_kernel cuda_kernel_stream_q4(void);
-matmul_kernel cuda_kernel_stream_q4k(void);
-matmul_kernel cuda_kernel_stream_q5(void);
-matmul_kernel cuda_kernel_stream_q5k(void);
-matmul_kernel cuda_kernel_stream_q6(void);
-matmul_kernel cuda_kernel_stream_q3(void);
-matmul_kernel cuda_kernel_stream_q2(void);
-matmul_kernel cuda_kernel_stream_t4(void);
+/* Those by wgmma, where compiled for it (compute_90a): stream.cu. */
+matmul_kernel cuda_kernel_stream_f16(int which);
+matmul_kernel cuda_kernel_stream_q8(int which);
+matmul_kernel cuda_kernel_stream_q4(int which);
+matmul_kernel cuda_kernel_stream_q4k(int which);
+matmul_kernel cuda_kernel_stream_q5(int which);
+matmul_kernel cuda_kernel_stream_q5k(int which);
+matmul_kernel cuda_kernel_stream_q6(int which);
+matmul_kernel cuda_kernel_stream_q3(int which);
+matmul_kernel cuda_kernel_stream_q2(int which);
+matmul_kernel cuda_kernel_stream_t4(int which);
 
 /* ---- making weights ------------------------------------------------------------------------- */
 

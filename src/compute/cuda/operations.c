@@ -131,14 +131,18 @@ static const int32_t *staged_page_ids(cuda_backend *b)
 
 /* ---- input of products ------------------------------------------------------------------------------ */
 
-#define FEW_TOKENS_MOST 64 /* whose weights go straight into registers */
+/* The most tokens of the kernels that read activations as they lie (matmul.cu): with more, on 9.0, tiles are wanted. */
+static int32_t few_tokens_most(const cuda_backend *b)
+{
+    return b->wgmma ? 32 : 64;
+}
 
 static prepared prepared_at(const cuda_backend *b, int32_t n_rows)
 {
     return (prepared){.halves = (uint16_t *)(void *)(b->prepared + prepared_scale_bytes(n_rows)),
                       .scales = (float *)(void *)b->prepared,
                       .n_stride = (n_rows + 7) / 8 * 8,
-                      .tiles = b->wgmma && n_rows > FEW_TOKENS_MOST};
+                      .tiles = b->wgmma && n_rows > few_tokens_most(b)};
 }
 
 /* Where an operation that writes out also puts it as a product's input; none if it does not fit. */
@@ -163,7 +167,7 @@ static prepared prepare(cuda_backend *b, tensor x)
         p.halves += first * (p.tiles ? PACKED_COLS : 32);
         p.scales += first;
         /* Tiles are for products of many tokens, and eight tokens are one piece of them. */
-        if (!p.tiles || (x.n_rows > FEW_TOKENS_MOST && first % 8 == 0))
+        if (!p.tiles || (x.n_rows > few_tokens_most(b) && first % 8 == 0))
             return p;
     }
     assert(prepared_size(x.n_rows, x.n_cols) <= b->prepared_bytes);
@@ -716,17 +720,17 @@ static void attention(backend *backend_, tensor out, tensor q, kv_store *kv,
 /* ---- products ---------------------------------------------------------------------------------------- */
 
 #ifdef REALM_CUDA_WGMMA
-static matmul_kernel stream_kernel(int32_t kind, int32_t k_scales)
+static matmul_kernel stream_kernel(int32_t kind, int32_t k_scales, int which)
 {
     switch (kind) {
-    case PACKED_F16: return cuda_kernel_stream_f16();
-    case PACKED_Q8: return cuda_kernel_stream_q8();
-    case PACKED_Q4: return k_scales ? cuda_kernel_stream_q4k() : cuda_kernel_stream_q4();
-    case PACKED_Q5: return k_scales ? cuda_kernel_stream_q5k() : cuda_kernel_stream_q5();
-    case PACKED_Q6: return cuda_kernel_stream_q6();
-    case PACKED_Q3: return cuda_kernel_stream_q3();
-    case PACKED_Q2: return cuda_kernel_stream_q2();
-    default: return cuda_kernel_stream_t4();
+    case PACKED_F16: return cuda_kernel_stream_f16(which);
+    case PACKED_Q8: return cuda_kernel_stream_q8(which);
+    case PACKED_Q4: return k_scales ? cuda_kernel_stream_q4k(which) : cuda_kernel_stream_q4(which);
+    case PACKED_Q5: return k_scales ? cuda_kernel_stream_q5k(which) : cuda_kernel_stream_q5(which);
+    case PACKED_Q6: return cuda_kernel_stream_q6(which);
+    case PACKED_Q3: return cuda_kernel_stream_q3(which);
+    case PACKED_Q2: return cuda_kernel_stream_q2(which);
+    default: return cuda_kernel_stream_t4(which);
     }
 }
 #endif
@@ -734,8 +738,8 @@ static matmul_kernel stream_kernel(int32_t kind, int32_t k_scales)
 matmul_kernel cuda_matmul_kernel(const cuda_backend *b, int32_t kind, int32_t k_scales, int which)
 {
 #ifdef REALM_CUDA_WGMMA
-    if (b->wgmma && which == MATMUL_TILES)
-        return stream_kernel(kind, k_scales);
+    if (b->wgmma && which >= MATMUL_64_WIDE)
+        return stream_kernel(kind, k_scales, which);
 #else
     (void)b;
 #endif
@@ -768,15 +772,20 @@ static int alike(const packed *a, const packed *b)
     return a->kind == b->kind && a->k_scales == b->k_scales && a->table == b->table;
 }
 
+/* Shares of so many segments are not worth what adding up their sums costs: another two or so. */
+#define SHARE_MOST 5
+
 /* Divides so many places among blocks (stream.cu), at most as many as can run at once, and says how many blocks. */
 static int32_t divide(matmul_args *a, int32_t places, int32_t resident)
 {
     int32_t rounds = (places + resident - 1) / resident, blocks;
     a->whole = places / resident;
     int32_t left = places % resident;
-    /* If next to nothing is lost by it all are whole: sums of shared places cost more. */
+    /* If next to nothing is lost by it all are whole. */
     int all_whole = places * 10 >= rounds * resident * 9;
     for (a->share = all_whole ? PACKED_SEGMENTS : 1;; a->share++) {
+        if (a->share > SHARE_MOST)
+            a->share = PACKED_SEGMENTS;
         int32_t rest = PACKED_SEGMENTS % a->share;
         blocks = PACKED_SEGMENTS / a->share * left + (left * rest + a->share - 1) / a->share;
         if (blocks <= resident)
@@ -812,7 +821,13 @@ static int choose_kernel(const cuda_backend *b, const int32_t resident[MATMUL_KE
         return MATMUL_32_SHORT;
     if (n_tokens <= 32 && resident[MATMUL_32] > 0)
         return MATMUL_32;
-    return n_tokens <= FEW_TOKENS_MOST && resident[MATMUL_64] > 0 ? MATMUL_64 : MATMUL_TILES;
+    return n_tokens <= 64 && resident[MATMUL_64] > 0 ? MATMUL_64 : MATMUL_TILES;
+}
+
+/* Of those whose activations are tiles. */
+static int choose_wide(int32_t n_tokens)
+{
+    return n_tokens <= 64 ? MATMUL_64_WIDE : MATMUL_TILES;
 }
 
 /* Weights from .. on that are of one kind, at most MATMUL_WEIGHTS; returns the next. */
@@ -825,7 +840,7 @@ static int32_t multiply_alike(cuda_backend *b, const tensor *outs, tensor x,
     int64_t tiles = 0;
     for (int32_t j = from; j < count && alike(packed_of(ws[j]), packed_of(ws[from])); j++)
         tiles += packed_of(ws[j])->row_tiles;
-    int which = p.tiles ? MATMUL_TILES
+    int which = p.tiles ? choose_wide(x.n_rows)
                         : choose_kernel(b, b->resident[kind][k_scales], x.n_rows, tiles);
     matmul_kernel k = cuda_matmul_kernel(b, kind, k_scales, which);
     for (; i < count && a.count < MATMUL_WEIGHTS && alike(packed_of(ws[i]), packed_of(ws[from]));
@@ -890,7 +905,7 @@ static void matmul(backend *backend_, const tensor *outs, tensor x, const weight
 static int32_t filled_rows(const backend *b, int32_t n_rows)
 {
     (void)b;
-    for (int32_t rows = 8; rows <= FEW_TOKENS_MOST; rows *= 2)
+    for (int32_t rows = 8; rows <= 64; rows *= 2)
         if (n_rows <= rows)
             return rows;
     return (n_rows + 127) / 128 * 128;

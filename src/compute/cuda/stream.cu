@@ -1,6 +1,6 @@
-/* compute/cuda/stream.cu: products of more than 64 tokens on devices of 9.0, on wgmma.
+/* compute/cuda/stream.cu: products of more than 32 tokens on devices of 9.0, on wgmma.
  *
- * A job is 128 rows by 128 tokens (a place) of one of the sum's segments (product.cuh). A warp fetches slabs of
+ * A job is 128 rows by 64 or 128 tokens (a place) of one of the sum's segments (product.cuh). A warp fetches slabs of
  * weights (packed.h) and tiles of activations in bulk copies, as many stages ahead as shared memory holds and from
  * one job to the next; two warpgroups unpack 64 rows each in registers and multiply, a slab's unpacking beside the
  * multiplication of the one before.
@@ -18,8 +18,6 @@
 #include "compute/cuda/product.cuh"
 #include "compute/cuda/wgmma.cuh"
 
-#define TOKENS    128
-#define GROUPS    (TOKENS / 8)
 #define SLAB_ROWS (PACKED_SLAB_TILES * PACKED_ROWS)
 /* The threads that multiply; after them those that fetch, a warpgroup of which one thread works: sums need more
  * registers than twelve warps can have, and a warpgroup gives its own away as a whole. */
@@ -29,15 +27,21 @@
 #define SHARED_BYTES 232448                /* that a block may have */
 #define PATIENCE     16                    /* readings of a counter, 0.7 us each */
 
-/* A stage: a tile of activations for all tokens, the slab, its supers. */
 #define SLAB_BYTES  ((int)packed_slab_bytes(KIND, K_SCALES))
 #define SUPER_BYTES (PACKED_SLAB_TILES * (int)packed_super_bytes(KIND, K_SCALES))
-#define SLAB_PLACE  (TOKENS * PACKED_COLS * 2)
-#define SUPER_PLACE (SLAB_PLACE + SLAB_BYTES)
-#define STAGE       ((SUPER_PLACE + SUPER_BYTES + 1023) / 1024 * 1024)
-#define STAGES      ((SHARED_BYTES - 1024 - 512) / STAGE)
-/* Then two barriers a stage: full and empty. Stages begin at multiples of 1024. */
-#define DYNAMIC_BYTES (STAGES * STAGE + STAGES * 16 + 1024)
+
+/* Of a kernel whose places have so many tokens. */
+template <int TOKENS> struct stream_shape {
+    static constexpr int tokens = TOKENS, groups = TOKENS / 8,
+                         sums = TOKENS / 2; /* sums: a thread's */
+    /* A stage: a tile of activations for all tokens, the slab, its supers. */
+    static constexpr int slab_place = TOKENS * PACKED_COLS * 2;
+    static constexpr int super_place = slab_place + SLAB_BYTES;
+    static constexpr int stage = (super_place + SUPER_BYTES + 1023) / 1024 * 1024;
+    static constexpr int stages = (SHARED_BYTES - 1024 - 512) / stage;
+    /* Then two barriers a stage: full and empty. Stages begin at multiples of 1024. */
+    static constexpr int dynamic = stages * stage + stages * 16 + 1024;
+};
 
 /* What all threads of a block know. */
 struct stream_block {
@@ -106,9 +110,10 @@ __device__ __forceinline__ void consumers_meet(void)
 /* ---- fetching ----------------------------------------------------------------------------------- */
 
 /* Where the thread that fetches stands: tile k of a segment of a place. */
-struct stream_cursor {
+template <typename S> struct stream_cursor {
     const uint8_t *slab, *supers; /* supers: of the rows */
     const uint16_t *x;
+    uint64_t policy; /* of the slab's copy */
     uint32_t x_bytes;
     int32_t job, k, end;
 
@@ -128,8 +133,8 @@ struct stream_cursor {
             const int64_t slabs = rows - a.first_block[which];
             slab = a.w[which].planes + (slabs * s.k_tiles + k) * SLAB_BYTES;
             supers = a.w[which].supers + slabs * ((s.k_tiles + 3) / 4) * SUPER_BYTES;
-            x = a.x.halves + ((int64_t)k * groups + token_block * GROUPS) * (8 * PACKED_COLS);
-            x_bytes = (uint32_t)min(groups - token_block * GROUPS, GROUPS) * 1024;
+            x = a.x.halves + ((int64_t)k * groups + token_block * S::groups) * (8 * PACKED_COLS);
+            x_bytes = (uint32_t)min(groups - token_block * S::groups, S::groups) * 1024;
             return;
         }
     }
@@ -147,9 +152,10 @@ struct stream_cursor {
     __device__ __forceinline__ void fetch_weights(uint32_t stage, uint32_t barrier)
     {
         barrier_expect(barrier, x_bytes + SLAB_BYTES + SUPER_BYTES);
-        copy_bulk(stage + SLAB_PLACE, slab, SLAB_BYTES, barrier);
+        copy_bulk(stage + S::slab_place, slab, SLAB_BYTES, barrier, policy);
         if (SUPER_BYTES > 0)
-            copy_bulk(stage + SUPER_PLACE, supers + (k >> 2) * SUPER_BYTES, SUPER_BYTES, barrier);
+            copy_bulk(stage + S::super_place, supers + (k >> 2) * SUPER_BYTES, SUPER_BYTES,
+                      barrier);
     }
 
     __device__ __forceinline__ void fetch_x(uint32_t stage, uint32_t barrier)
@@ -160,25 +166,27 @@ struct stream_cursor {
 
 /* The thread that fetches. Copies of weights run before the inputs are there, as many as there are stages; those
  * of activations follow them. */
+template <typename S>
 __device__ __forceinline__ void fetch(const matmul_args &a, const stream_block &s)
 {
-    stream_cursor ahead;
+    stream_cursor<S> ahead;
     ahead.job = 0;
+    ahead.policy = copy_policy(s.token_blocks == 1);
     ahead.open(a, s);
-    stream_cursor behind = ahead;
+    stream_cursor<S> behind = ahead;
     int stages = 0;
-    for (; stages < STAGES && ahead.k < ahead.end; stages++, ahead.advance(a, s))
-        ahead.fetch_weights(s.base + stages * STAGE, s.full + stages * 8);
+    for (; stages < S::stages && ahead.k < ahead.end; stages++, ahead.advance(a, s))
+        ahead.fetch_weights(s.base + stages * S::stage, s.full + stages * 8);
     await_inputs();
     for (int i = 0; i < stages; i++, behind.advance(a, s))
-        behind.fetch_x(s.base + i * STAGE, s.full + i * 8);
+        behind.fetch_x(s.base + i * S::stage, s.full + i * 8);
     uint32_t parity = 0, stage = s.base, barrier = s.full;
     while (ahead.k < ahead.end) {
-        barrier_wait(barrier + STAGES * 8, parity);
+        barrier_wait(barrier + S::stages * 8, parity);
         ahead.fetch_weights(stage, barrier);
         ahead.fetch_x(stage, barrier);
         ahead.advance(a, s);
-        stage += STAGE;
+        stage += S::stage;
         barrier += 8;
         if (barrier == s.empty)
             stage = s.base, barrier = s.full, parity ^= 1;
@@ -188,8 +196,8 @@ __device__ __forceinline__ void fetch(const matmul_args &a, const stream_block &
 /* ---- multiplying -------------------------------------------------------------------------------- */
 
 /* A thread of those that multiply, and its sums of a segment: of its warp's 16 rows. */
-struct stream_sums {
-    float sums[TOKENS / 2];
+template <typename S> struct stream_sums {
+    float sums[S::sums];
     uint32_t
         head[4]
             [4]; /* operands of the first slab of the segment to come, once a first one was begun */
@@ -209,19 +217,19 @@ struct stream_sums {
     __device__ __forceinline__ void release(const stream_block &s)
     {
         if (lane == 0)
-            barrier_arrive(s.empty + (stage == 0 ? STAGES - 1 : stage - 1) * 8);
+            barrier_arrive(s.empty + (stage == 0 ? S::stages - 1 : stage - 1) * 8);
     }
 
     /* The stage's slab; f: operands that no instruction under way has. */
     __device__ __forceinline__ void unpack(const stream_block &s, uint32_t f[4][4])
     {
-        const uint32_t now = s.base + stage * STAGE, slab = now + SLAB_PLACE;
+        const uint32_t now = s.base + stage * S::stage, slab = now + S::slab_place;
         barrier_wait(s.full + stage * 8, parity);
         raw<KIND> in;
         load_parts<KIND>(in, slab + warp * (int)tile_bytes<KIND>::planes,
                          slab + PACKED_SLAB_TILES * (int)tile_bytes<KIND>::planes +
                              warp * (int)packed_scale_bytes(KIND, K_SCALES),
-                         now + SUPER_PLACE + warp * (int)packed_super_bytes(KIND, K_SCALES),
+                         now + S::super_place + warp * (int)packed_super_bytes(KIND, K_SCALES),
                          K_SCALES, lane);
         fragment<KIND>(*(uint32_t(*)[2][4])f, in, 0, lane % 4 / 2, K_SCALES, table);
         fragment<KIND>(*(uint32_t(*)[2][4])(f + 2), in, 1, lane % 4 / 2, K_SCALES, table);
@@ -230,16 +238,16 @@ struct stream_sums {
     /* Begins what was unpacked, and waits for what was begun before. more: the stage before is not released yet. */
     __device__ __forceinline__ void begin(const stream_block &s, uint32_t f[4][4], bool more)
     {
-        const uint64_t x = wgmma_operand(s.base + stage * STAGE);
+        const uint64_t x = wgmma_operand(s.base + stage * S::stage);
         wgmma_begin();
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            wgmma_128(sums, f[i], x + i * 2);
+            wgmma<S::tokens>(sums, f[i], x + i * 2);
         wgmma_commit();
         wgmma_wait<1>(); /* unconditional: the compiler must see which registers are free */
         if (more)
             release(s);
-        if (++stage == STAGES)
+        if (++stage == S::stages)
             stage = 0, parity ^= 1;
     }
 
@@ -249,7 +257,7 @@ struct stream_sums {
         uint32_t f[2][4][4];
         int32_t k = 1;
 #pragma unroll
-        for (int i = 0; i < TOKENS / 2; i++)
+        for (int i = 0; i < S::sums; i++)
             sums[i] = 0;
         if (n == 0)
             return;
@@ -286,35 +294,39 @@ __device__ __forceinline__ bool any_comes(const stream_block &s, int32_t job)
     return job < s.jobs;
 }
 
-/* Sums in memory: [block][PART_SUMS][GROUPS][CONSUMERS] of four, each thread's its own. */
+/* Sums in memory: [block][PART_SUMS][groups][CONSUMERS] of four, each thread's its own. */
+template <typename S>
 __device__ __forceinline__ float4 *part_at(const matmul_args &a, int32_t part, int group)
 {
-    return (float4 *)a.parts + ((int64_t)part * GROUPS + group) * CONSUMERS + threadIdx.x;
+    return (float4 *)a.parts + ((int64_t)part * S::groups + group) * CONSUMERS + threadIdx.x;
 }
 
+template <typename S>
 __device__ __forceinline__ void put_part(const matmul_args &a, int32_t part,
-                                         const float sums[TOKENS / 2])
+                                         const float sums[S::sums])
 {
 #pragma unroll
-    for (int i = 0; i < GROUPS; i++)
-        __stcg(part_at(a, part, i),
+    for (int i = 0; i < S::groups; i++)
+        __stcg(part_at<S>(a, part, i),
                make_float4(sums[i * 4], sums[i * 4 + 1], sums[i * 4 + 2], sums[i * 4 + 3]));
 }
 
-__device__ __forceinline__ void load_half(float4 v[GROUPS / 2], const matmul_args &a, int32_t part,
-                                          int half)
+template <typename S>
+__device__ __forceinline__ void load_half(float4 v[S::groups / 2], const matmul_args &a,
+                                          int32_t part, int half)
 {
 #pragma unroll
-    for (int i = 0; i < GROUPS / 2; i++)
-        v[i] = __ldcg(part_at(a, part, half * (GROUPS / 2) + i));
+    for (int i = 0; i < S::groups / 2; i++)
+        v[i] = __ldcg(part_at<S>(a, part, half * (S::groups / 2) + i));
 }
 
-__device__ __forceinline__ void add_half(float total[TOKENS / 2], const float4 v[GROUPS / 2],
+template <typename S>
+__device__ __forceinline__ void add_half(float total[S::sums], const float4 v[S::groups / 2],
                                          int half)
 {
 #pragma unroll
-    for (int i = 0; i < GROUPS / 2; i++) {
-        float *to = total + (half * (GROUPS / 2) + i) * 4;
+    for (int i = 0; i < S::groups / 2; i++) {
+        float *to = total + (half * (S::groups / 2) + i) * 4;
         to[0] = __fadd_rn(to[0], v[i].x);
         to[1] = __fadd_rn(to[1], v[i].y);
         to[2] = __fadd_rn(to[2], v[i].z);
@@ -324,24 +336,25 @@ __device__ __forceinline__ void add_half(float total[TOKENS / 2], const float4 v
 
 /* Adds a place's parts in order, a half of one is asked for while the other is added: the owner's, if total is
  * nothing yet, and those of the others. */
+template <typename S>
 __device__ __forceinline__ void add_parts(const matmul_args &a, const stream_block &s,
-                                          int32_t place, bool is_owner, float total[TOKENS / 2])
+                                          int32_t place, bool is_owner, float total[S::sums])
 {
-    float4 v[2][GROUPS / 2];
+    float4 v[2][S::groups / 2];
     int32_t segment = is_owner ? s.share : 0;
-    load_half(v[0], a, part_of(s, place, segment), 0);
-    load_half(v[1], a, part_of(s, place, segment), 1);
+    load_half<S>(v[0], a, part_of(s, place, segment), 0);
+    load_half<S>(v[1], a, part_of(s, place, segment), 1);
 #pragma unroll 1
     while (segment < PACKED_SEGMENTS) {
         segment = segment == 0 ? s.share : segment + 1;
         const bool more = segment < PACKED_SEGMENTS;
         const int32_t next = more ? part_of(s, place, segment) : 0;
-        add_half(total, v[0], 0);
+        add_half<S>(total, v[0], 0);
         if (more)
-            load_half(v[0], a, next, 0);
-        add_half(total, v[1], 1);
+            load_half<S>(v[0], a, next, 0);
+        add_half<S>(total, v[1], 1);
         if (more)
-            load_half(v[1], a, next, 1);
+            load_half<S>(v[1], a, next, 1);
     }
 }
 
@@ -383,7 +396,7 @@ __device__ __forceinline__ bool bring_part(int32_t *counter, int32_t segments, i
 }
 
 /* Results of a place for the rows of a thread. */
-struct stream_rows {
+template <typename S> struct stream_rows {
     float
         *out; /* of the first of its two rows, which are 8 apart, and of the place's first token */
     const float *scales;
@@ -400,9 +413,9 @@ struct stream_rows {
         const int32_t row = (rows - a.first_block[which]) * SLAB_ROWS + warp * PACKED_ROWS +
                             lane / 4;
         n_rows = w.n_rows;
-        n_tokens = a.n_tokens - token_block * TOKENS;
-        scales = a.x.scales + token_block * TOKENS;
-        out = a.out[which] + (int64_t)token_block * TOKENS * n_rows + row;
+        n_tokens = a.n_tokens - token_block * S::tokens;
+        scales = a.x.scales + token_block * S::tokens;
+        out = a.out[which] + (int64_t)token_block * S::tokens * n_rows + row;
         scaled = w.row_scales != nullptr;
         biased = a.bias[which] != nullptr;
 #pragma unroll
@@ -437,9 +450,10 @@ struct stream_rows {
 };
 
 /* Groups from .. end-1 of a shared place: adds up the parts and stores the sums. */
+template <typename S>
 __device__ __forceinline__ void add_slice(const matmul_args &a, const stream_block &s,
                                           int32_t place, int32_t from, int32_t end, int lane,
-                                          stream_rows &rows)
+                                          stream_rows<S> &rows)
 {
     int32_t at[PACKED_SEGMENTS];
 #pragma unroll
@@ -451,7 +465,7 @@ __device__ __forceinline__ void add_slice(const matmul_args &a, const stream_blo
 #pragma unroll
         for (int j = 0; j < PACKED_SEGMENTS; j++)
             if (at[j] >= 0)
-                v[j] = __ldcg(part_at(a, at[j], group));
+                v[j] = __ldcg(part_at<S>(a, at[j], group));
         float sums[4] = {v[0].x, v[0].y, v[0].z, v[0].w};
 #pragma unroll
         for (int j = 1; j < PACKED_SEGMENTS; j++)
@@ -488,9 +502,6 @@ __device__ __forceinline__ int32_t find_slices(const stream_block &s, int32_t *c
             mine = word % 16 == PACKED_SEGMENTS ? own : 0;
         }
         __threadfence();
-        const int32_t n = __popc(mine);
-        if (n > 0 && atomicAdd(counter + 1, n) + n == s.pieces)
-            counter[0] = counter[1] = 0;
         *slices = mine;
     }
     consumers_meet();
@@ -499,12 +510,20 @@ __device__ __forceinline__ int32_t find_slices(const stream_block &s, int32_t *c
     return mine;
 }
 
+/* By one thread, after the block added so many slices of a place. */
+__device__ __forceinline__ void added_slices(const stream_block &s, int32_t *counter, int32_t n)
+{
+    if (n > 0 && atomicAdd(counter + 1, n) + n == s.pieces)
+        counter[0] = counter[1] = 0;
+}
+
+template <typename S>
 __device__ __forceinline__ void consume(const matmul_args &a, const stream_block &s, int32_t *last)
 {
     const int32_t first_part = (int32_t)blockIdx.x * PART_SUMS;
-    stream_sums m;
-    stream_rows rows;
-    float total[TOKENS / 2];
+    stream_sums<S> m;
+    stream_rows<S> rows;
+    float total[S::sums];
     m.open(a);
     await_inputs();
     if (any_comes(s, 0))
@@ -513,66 +532,68 @@ __device__ __forceinline__ void consume(const matmul_args &a, const stream_block
         const stream_run run = run_at(s, job);
         const bool is_owner = run.segment == 0;
 #pragma unroll
-        for (int i = 0; i < TOKENS / 2; i++)
+        for (int i = 0; i < S::sums; i++)
             total[i] = 0;
         for (int32_t i = 0; i < run.count; i++, job++) {
             m.multiply_segment(s, segment_slabs(s, run.segment + i), any_comes(s, job + 1));
             if (is_owner) {
 #pragma unroll
-                for (int j = 0; j < TOKENS / 2; j++)
+                for (int j = 0; j < S::sums; j++)
                     total[j] = __fadd_rn(total[j], m.sums[j]);
             } else {
-                put_part(a, first_part + job, m.sums);
+                put_part<S>(a, first_part + job, m.sums);
             }
         }
         if (run.count < PACKED_SEGMENTS) {
             int32_t *counter = a.counters + 2 * (run.place - s.first_shared);
             if (s.whole == 0 && s.pieces > 1) {
                 if (is_owner)
-                    put_part(a, first_part, total);
-                const int32_t slices = find_slices(s, counter, run.count, last);
+                    put_part<S>(a, first_part, total);
                 rows.open(a, s, run.place, m.warp, m.lane);
+                const int32_t slices = find_slices(s, counter, run.count, last);
                 for (int32_t i = 0; i < s.pieces; i++)
                     if (slices >> i & 1)
-                        add_slice(a, s, run.place, GROUPS * i / s.pieces,
-                                  GROUPS * (i + 1) / s.pieces, m.lane, rows);
+                        add_slice<S>(a, s, run.place, S::groups * i / s.pieces,
+                                     S::groups * (i + 1) / s.pieces, m.lane, rows);
+                if (threadIdx.x == 0)
+                    added_slices(s, counter, __popc(slices));
                 continue;
             }
             if (!is_owner || !others_are_there(s, counter, last)) {
                 if (is_owner)
-                    put_part(a, first_part, total);
+                    put_part<S>(a, first_part, total);
                 if (!bring_part(counter, run.count, last))
                     continue;
             }
-            add_parts(a, s, run.place, is_owner, total);
+            add_parts<S>(a, s, run.place, is_owner, total);
         }
         rows.open(a, s, run.place, m.warp, m.lane);
 #pragma unroll
-        for (int i = 0; i < GROUPS; i++)
+        for (int i = 0; i < S::groups; i++)
             rows.store(i, m.lane, total + i * 4);
     }
 }
 
 #endif
 
-static __global__ void __launch_bounds__(THREADS, 1) stream(matmul_args a)
+template <typename S> static __global__ void __launch_bounds__(THREADS, 1) stream(matmul_args a)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ uint8_t shared[];
     __shared__ int32_t last;
     stream_block s;
     s.base = ((uint32_t)__cvta_generic_to_shared(shared) + 1023) / 1024 * 1024;
-    s.full = s.base + STAGES * STAGE;
-    s.empty = s.full + STAGES * 8;
+    s.full = s.base + S::stages * S::stage;
+    s.empty = s.full + S::stages * 8;
     s.k_tiles = a.w[0].k_tiles;
-    s.token_blocks = (a.n_tokens + TOKENS - 1) / TOKENS;
+    s.token_blocks = (a.n_tokens + S::tokens - 1) / S::tokens;
     s.blocks = (int32_t)gridDim.x;
     s.whole = a.whole;
     s.share = a.share;
     find_share(s, a.first_block[a.count] * s.token_blocks, (int32_t)blockIdx.x);
     allow_next();
     if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; i++) {
+        for (int i = 0; i < S::stages; i++) {
             barrier_init(s.full + i * 8, 1);
             barrier_init(s.empty + i * 8, CONSUMERS / 32);
         }
@@ -582,21 +603,27 @@ static __global__ void __launch_bounds__(THREADS, 1) stream(matmul_args a)
     if (threadIdx.x >= CONSUMERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         if (threadIdx.x == CONSUMERS)
-            fetch(a, s);
+            fetch<S>(a, s);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-        consume(a, s, &last);
+        consume<S>(a, s, &last);
     }
 #endif
 }
 
-extern "C" matmul_kernel MATMUL_NAME(void)
+template <typename S> static matmul_kernel stream_kernel(void)
 {
-    return {(const void *)stream,
+    return {(const void *)stream<S>,
             SLAB_ROWS,
-            TOKENS,
+            S::tokens,
             THREADS,
-            DYNAMIC_BYTES,
+            S::dynamic,
             2,
-            PART_SUMS * SLAB_ROWS * TOKENS * (int)sizeof(float)};
+            PART_SUMS * SLAB_ROWS * S::tokens * (int)sizeof(float)};
+}
+
+extern "C" matmul_kernel MATMUL_NAME(int which)
+{
+    return which == MATMUL_64_WIDE ? stream_kernel<stream_shape<64>>()
+                                   : stream_kernel<stream_shape<128>>();
 }

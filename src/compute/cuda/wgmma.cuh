@@ -1,7 +1,7 @@
 /* compute/cuda/wgmma.cuh: the matrix instructions of 9.0, which four warps issue together and which read
  * one operand from shared memory; and the barriers and copies that feed them.
  *
- * d += a x b: 64 rows, 16 for each warp of the four, by 128 tokens over 16 columns. A warp's operand a and its
+ * d += a x b: 64 rows, 16 for each warp of the four, by TOKENS tokens over 16 columns. A warp's operand a and its
  * sums are what mma.m16n8k16 has of them, eight tokens after the other, and so are the bits (found by trial on
  * an H100, with numbers of all sizes). Between wgmma_begin and the wait that covers an instruction its
  * registers are the instruction's. */
@@ -35,20 +35,42 @@ template <int n> __device__ __forceinline__ void wgmma_wait(void)
 }
 
 #define D4(i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
+#define A4    "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
 
-__device__ __forceinline__ void wgmma_128(float d[64], const uint32_t a[4], uint64_t b)
+template <int TOKENS>
+__device__ __forceinline__ void wgmma(float d[TOKENS / 2], const uint32_t a[4], uint64_t b)
 {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
-                 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-                 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
-                 "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
-                 "{%64,%65,%66,%67}, %68, 1, 1, 1, 0;"
-                 : D4(0), D4(4), D4(8), D4(12), D4(16), D4(20), D4(24), D4(28), D4(32), D4(36),
-                   D4(40), D4(44), D4(48), D4(52), D4(56), D4(60)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    if constexpr (TOKENS == 16)
+        asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {"
+                     "%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, 1, 1, 1, 0;"
+                     : D4(0), D4(4)
+                     : A4);
+    else if constexpr (TOKENS == 32)
+        asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
+                     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
+                     "{%16,%17,%18,%19}, %20, 1, 1, 1, 0;"
+                     : D4(0), D4(4), D4(8), D4(12)
+                     : A4);
+    else if constexpr (TOKENS == 64)
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
+                     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+                     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+                     "{%32,%33,%34,%35}, %36, 1, 1, 1, 0;"
+                     : D4(0), D4(4), D4(8), D4(12), D4(16), D4(20), D4(24), D4(28)
+                     : A4);
+    else
+        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
+                     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+                     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+                     "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+                     "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+                     "{%64,%65,%66,%67}, %68, 1, 1, 1, 0;"
+                     : D4(0), D4(4), D4(8), D4(12), D4(16), D4(20), D4(24), D4(28), D4(32), D4(36),
+                       D4(40), D4(44), D4(48), D4(52), D4(56), D4(60)
+                     : A4);
 }
 
+#undef A4
 #undef D4
 
 /* ---- barriers in shared memory ------------------------------------------------------------------ */
@@ -94,6 +116,27 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, uint32_
             "r"(to),
         "l"(from), "r"(bytes), "r"(barrier)
         : "memory");
+}
+
+/* The same for what is read once and should not drive other things out of the second-level cache, or may as well
+ * stay there. */
+__device__ __forceinline__ uint64_t copy_policy(bool once)
+{
+    uint64_t policy;
+    if (once)
+        asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    else
+        asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+__device__ __forceinline__ void copy_bulk(uint32_t to, const void *from, uint32_t bytes,
+                                          uint32_t barrier, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+                 : "memory");
 }
 
 #endif

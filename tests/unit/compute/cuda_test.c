@@ -285,8 +285,9 @@ static void products_of_long_matrices_are_those_of_the_reference(void **state)
     }
 }
 
-/* Of more than 64 tokens, that a device of 132 multiprocessors divides in each way that there is: shares of 2, 5 and 6
- * segments of eight, and whole places before shares of 3, also where some segments have no columns. */
+/* Of more than 32 tokens, that a device of 132 multiprocessors divides in each way that there is: shares of 2 and 5
+ * segments of eight, places that are all whole, and whole places before shares of 3, also where some segments have no
+ * columns. */
 static void products_that_blocks_share_are_those_of_the_reference(void **state)
 {
     (void)state;
@@ -295,10 +296,13 @@ static void products_that_blocks_share_are_those_of_the_reference(void **state)
     rng_init(&r, 5);
     for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
         check_product(types[t], 4200, 1280, 96, &r);
+        check_product(types[t], 4200, 1280, 40, &r);
         check_product(types[t], 5100, 512, 140, &r);
+        check_product(types[t], 10200, 512, 64, &r);
         check_product(types[t], 12200, 512, 70, &r);
         check_product(types[t], 22000, 256, 80, &r);
         check_product(types[t], 22000, 768, 65, &r);
+        check_product(types[t], 22000, 256, 33, &r);
     }
 }
 
