@@ -516,6 +516,42 @@ static void chunks_change_no_bit_of_attention(void **state)
     }
 }
 
+/* A sequence of n tokens in one step, or its last ones alone: heads enough to have a warp each, or so few that the
+ * units of a long sequence are dealt to many. */
+static void last_tokens_have_the_bits_of_whole_prompts(void **state)
+{
+    (void)state;
+    static const struct {
+        shape s;
+        int32_t n;
+    } cases[] = {{{2, 2, 128, 128, DTYPE_F16, 0, 0}, 700},
+                 {{8, 2, 128, 128, DTYPE_F16, 0, 200}, 1000},
+                 {{3, 3, 64, 64, DTYPE_F16, 0, 0}, 700},
+                 {{420, 420, 128, 128, DTYPE_F16, 0, 0}, 150}};
+    rng r;
+    rng_init(&r, 7);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const shape *s = &cases[i].s;
+        const size_t cols = (size_t)s->n_heads * s->value_dim;
+        const int32_t n = cases[i].n;
+        sequence x = random_sequence(&r, s, n, 3, 1);
+        const sequence *list[1] = {&x};
+        float *wanted = attend(cuda, s, &x, n), *out = malloc((size_t)n * cols * sizeof *out);
+        kv_store *kv = open_pages(cuda, s);
+        for (int32_t first = 0; first < n; first += first == 0 ? n - 4 : 1) {
+            const int32_t count = first == 0 ? n - 4 : 1;
+            float *at = out + (size_t)first * cols;
+            step(cuda, kv, s, list, 1, &first, &count, &at);
+        }
+        cuda->table->kv_close(cuda, kv);
+        char what[40];
+        snprintf(what, sizeof what, "case %zu", i);
+        assert_equal_bits(out, wanted, (size_t)n * cols, what);
+        free(wanted), free(out);
+        free_sequence(&x);
+    }
+}
+
 static void neighbours_in_a_batch_change_no_bit(void **state)
 {
     (void)state;
@@ -775,6 +811,7 @@ int main(void)
         cmocka_unit_test(products_that_share_an_input_are_those_alone),
         cmocka_unit_test(attention_is_that_of_the_reference),
         cmocka_unit_test(chunks_change_no_bit_of_attention),
+        cmocka_unit_test(last_tokens_have_the_bits_of_whole_prompts),
         cmocka_unit_test(neighbours_in_a_batch_change_no_bit),
         cmocka_unit_test(keys_and_values_are_read_back_and_copied_with_their_page),
         cmocka_unit_test(results_are_read_with_their_peaks),
