@@ -403,8 +403,9 @@ static void note_stats(engine *e, const sched_plan *plan, uint64_t ns)
     add_stat(&e->stats.tokens_decoded, (uint64_t)(plan->n_rows - plan->n_prompt_rows));
     add_stat(&e->stats.busy_ns, ns);
     add_stat(&e->stats.by_rows[row_class(plan->n_rows)], 1);
+    const device *d = &e->device;
     pace_load load = {plan->n_rows - plan->n_prompt_rows, plan->n_prompt_rows,
-                      plan->prompt_positions};
+                      plan->prompt_positions, d->fills ? d->table->filled(d, plan->n_rows) : 0};
     if (plan->n_saved + plan->n_loaded == 0) /* else it says nothing of rows */
         pace_note(&e->pace, ns, &load);
 }

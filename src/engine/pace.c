@@ -2,6 +2,7 @@
 #include "engine/pace.h"
 
 #include <math.h>
+#include <stddef.h>
 
 #define SMOOTHING_UP   0.1 /* settles where one iteration of five is faster */
 #define SMOOTHING_DOWN 0.4
@@ -20,6 +21,11 @@
 #define MOST_WEIGHT    64   /* rows: beyond, an iteration's time is as good as it gets */
 #define CROWD_SHARE    0.5  /* of the streams: more prompts than so many are a crowd */
 #define LEAST_CROWD    2
+#define TILE_GAP       1.95 /* of the usual: a step of a tile that a prompt may fill */
+#define TILE_STREAMS   0.15 /* of a step: what streams are thought to add to a tile */
+#define TILE_STALE     1024 /* iterations after which a tile that was too slow is tried again */
+#define TILE_ALONE     2    /* measurements: the first may be of a device that is not warm */
+#define TILE_PART      4    /* of all rows: smaller tiles are soon filled beside streams */
 
 /* Falls faster than it rises: what disturbs a measurement makes it longer, never shorter. */
 static void smooth(double *value, double sample, double share_up, double outlier)
@@ -87,6 +93,51 @@ static void note_rows(pace *p, double position, double row_ns, int32_t n_rows)
     p->row_ns = level - slope * position;
 }
 
+static pace_tile *tile_at(pace *p, int32_t end)
+{
+    pace_tile *tile = p->tiles;
+    while (tile < p->tiles + p->n_tiles && tile->end != end)
+        tile++;
+    if (tile == p->tiles + PACE_TILES)
+        return NULL;
+    if (tile == p->tiles + p->n_tiles)
+        p->tiles[p->n_tiles++] = (pace_tile){.end = end};
+    return tile;
+}
+
+static const pace_tile *find_tile(const pace *p, int32_t end)
+{
+    for (const pace_tile *tile = p->tiles; tile < p->tiles + p->n_tiles; tile++)
+        if (tile->end == end)
+            return tile;
+    return NULL;
+}
+
+static void note_tile(pace *p, const pace_load *load, double ns)
+{
+    pace_tile *tile = tile_at(p, load->tile);
+    if (!tile)
+        return;
+    if (load->n_streams > 0) {
+        smooth(&tile->beside_ns, ns, SMOOTHING_UP, OUTLIER);
+        tile->beside_at = p->iteration;
+    } else {
+        tile->alone_ns = tile->n_alone == 0 ? ns : fmin(tile->alone_ns, ns);
+        tile->n_alone += tile->n_alone < TILE_ALONE;
+    }
+}
+
+/* What a step that fills the tile takes beside streams; INFINITY: nothing is known. step: without the prompt. */
+static double expected_tile(const pace *p, int32_t end, double step)
+{
+    const pace_tile *tile = find_tile(p, end);
+    if (!tile)
+        return INFINITY;
+    if (tile->beside_ns > 0 && p->iteration - tile->beside_at < TILE_STALE)
+        return tile->beside_ns;
+    return tile->n_alone > 0 ? tile->alone_ns + TILE_STREAMS * step : INFINITY;
+}
+
 void pace_note(pace *p, uint64_t ns, const pace_load *load)
 {
     int32_t streams = bounded(load->n_streams);
@@ -97,6 +148,8 @@ void pace_note(pace *p, uint64_t ns, const pace_load *load)
         note_step(p, streams, time);
         return;
     }
+    if (load->tile > 0)
+        note_tile(p, load, time);
     double step = streams > 0 ? expected_step(p, streams) : 0;
     if (streams == 0 && p->mixed) /* other sizes, other kernels: better than nothing alone */
         return;
@@ -153,12 +206,31 @@ pace_room pace_plan(pace *p, int32_t n_streams, int32_t n_waiting)
     return (pace_room){room_ns / p->row_ns, p->position_ns / p->row_ns, LEAST_ROWS, INT32_MAX};
 }
 
-void pace_fill(const pace *p, pace_room *room, int32_t n_streams,
-               int32_t (*filled)(const void *context, int32_t n_rows), const void *context)
+/* The last tile's end with which a step takes no longer than most_ns; 0: there is none that is known to. */
+static int32_t last_tile(const pace *p, int32_t n_streams, double step, double most_ns,
+                         pace_filled filled, const void *context)
+{
+    int32_t best = 0, end = n_streams;
+    for (int i = 0; i < PACE_TILES; i++) {
+        int32_t next = filled(context, end + 1);
+        if (next <= end)
+            break;
+        end = next;
+        if (expected_tile(p, end, step) <= most_ns)
+            best = end;
+    }
+    return best;
+}
+
+void pace_fill(const pace *p, pace_room *room, int32_t n_streams, pace_filled filled,
+               const void *context)
 {
     double rows = room->rows;
     if (rows <= 0)
         return;
+    double step = expected_step(p, bounded(n_streams > 0 ? n_streams : 1));
+    double most_ns = fmax(TILE_GAP * step, step + rows * p->row_ns);
+    int32_t known = last_tile(p, n_streams, step, most_ns, filled, context);
     if (p->row_ns > 0)
         rows *= p->row_ns / usual_row(p);
     double total = n_streams + rows;
@@ -168,9 +240,28 @@ void pace_fill(const pace *p, pace_room *room, int32_t n_streams,
         above = filled(context, below + 1);
     }
     int32_t end = total - below < above - total && below > n_streams ? below : above;
+    if (known >= end) {
+        *room = (pace_room){known - n_streams, 0, 0, known - n_streams};
+        return;
+    }
     room->most = end - n_streams;
     if (end > total) /* the rest of the tile costs next to nothing */
         room->rows *= room->most / rows;
+}
+
+int32_t pace_alone(const pace *p, int32_t most, pace_filled filled, const void *context)
+{
+    int32_t end = filled(context, most / TILE_PART);
+    while (end <= most / 2) {
+        const pace_tile *tile = find_tile(p, end);
+        if (tile ? tile->n_alone < TILE_ALONE : p->n_tiles < PACE_TILES)
+            return end;
+        int32_t next = filled(context, end + 1);
+        if (next <= end)
+            break;
+        end = next;
+    }
+    return most;
 }
 
 void pace_keep(pace *p, const pace_room *left)

@@ -16,6 +16,10 @@
  *   - what a prompt's row adds: a part that is always the same and a part that grows with its
  *     position, since attention reads all rows before it. The second is the slope of a line
  *     through the last dozens of iterations, the first follows the last few
+ *   - on devices that compute rows in whole tiles, the time of an iteration that ends in each tile. There a
+ *     prompt gets the largest tile with which a gap stays below twice the usual one: that half of the
+ *     rows would take nearly as long is no news that a line could tell. A tile that no prompt has filled
+ *     beside streams yet is judged by a prompt alone, which is cut for it a few times
  *
  * What disturbs an iteration (another process, the host) makes it longer, never shorter, and the
  * fewer its rows the more it seems to make of them. So all estimates fall faster than they rise, and
@@ -32,6 +36,15 @@
 #define PACE_SHARE   0.5
 #define PACE_CROWD   3.0
 #define PACE_STREAMS 256 /* more count as so many */
+#define PACE_TILES   16  /* of a device; those beyond count for nothing */
+
+/* Iterations whose last row is in the tile that ends with row end. */
+typedef struct pace_tile {
+    int32_t end, n_alone;
+    double alone_ns;    /* the least, of a prompt without streams */
+    double beside_ns;   /* beside streams, smoothed; 0: not seen yet */
+    uint64_t beside_at; /* iteration of the last measurement */
+} pace_tile;
 
 typedef struct pace {
     double step_ns[PACE_STREAMS + 1];   /* by streams, smoothed; 0: not seen yet */
@@ -44,14 +57,17 @@ typedef struct pace {
     double n, x, y, xx, xy;
     double row_ns;      /* at position 0; 0: not seen yet */
     double position_ns; /* what each position adds */
-    int mixed;          /* the times above come from iterations with streams */
-    double kept_ns;     /* what the last plan left of its room: less than a row */
+    pace_tile tiles[PACE_TILES];
+    int32_t n_tiles;
+    int mixed;      /* the times above come from iterations with streams */
+    double kept_ns; /* what the last plan left of its room: less than a row */
 } pace;
 
 /* An iteration as it was. */
 typedef struct pace_load {
     int32_t n_streams, n_prompt_rows;
     double positions; /* sum over the prompts' rows */
+    int32_t tile;     /* where the tile of its last row ends; 0: the device has none */
 } pace_load;
 
 /* What prompts may take: a row at position p uses up 1 + p * position_cost of rows. */
@@ -66,11 +82,17 @@ void pace_note(pace *p, uint64_t ns, const pace_load *load);
  * serves to measure. */
 pace_room pace_plan(pace *p, int32_t n_streams, int32_t n_waiting);
 
-/* For a device that computes a step in whole tiles of rows, so that time grows by jumps: fits the room to the
- * tile's end that is nearest to what it is thought to hold, beside n_streams rows. filled: the most rows,
- * n_rows or more, that a step of n_rows takes hardly longer with. */
-void pace_fill(const pace *p, pace_room *room, int32_t n_streams,
-               int32_t (*filled)(const void *context, int32_t n_rows), const void *context);
+/* The most rows, n_rows or more, that a step of n_rows takes hardly longer with, on a device that computes a step in
+ * whole tiles of rows, so that time grows by jumps. */
+typedef int32_t (*pace_filled)(const void *context, int32_t n_rows);
+
+/* Fits the room beside n_streams rows to a tile's end: the one nearest to what the room is thought to hold, or the last
+ * one that is known to stretch no gap too far if that holds more. */
+void pace_fill(const pace *p, pace_room *room, int32_t n_streams, pace_filled filled,
+               const void *context);
+
+/* How many rows prompts alone take: most, or fewer where a tile is to be measured. */
+int32_t pace_alone(const pace *p, int32_t most, pace_filled filled, const void *context);
 
 /* What a plan could not use, as rows are whole: the next one gets it. Without, a room of 1.9 rows
  * would be one row for ever, and that two cost hardly more would never be seen. */

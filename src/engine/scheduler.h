@@ -120,7 +120,7 @@ typedef struct sched_limits {
     int32_t prompt_rows; /* for prompts beside something that decodes; alone they get all rows */
     pace *pace;          /* says how many of these it shall be; NULL: all */
     /* As pace_fill wants it; NULL: a step's time grows row by row. */
-    int32_t (*filled)(const void *context, int32_t n_rows);
+    pace_filled filled;
     const void *filled_context;
     int32_t moves; /* pages that may be saved, and as many that may be loaded, beside something that
                       decodes; alone, all are loaded */

@@ -28,7 +28,9 @@ typedef struct fake {
     uint64_t step_ns, row_ns;         /* how long a forward takes, and each of its rows */
     double position_ns;               /* and each position of each row */
     int in_tiles; /* rows take as long as all of their tile: 8, 16, 32, 64, or as many 128s */
-    void (*pass)(uint64_t ns);         /* lets so much time pass; NULL: the processor's spins */
+    uint64_t (*tile_ns)(
+        int32_t end);          /* how long a step of tiles up to there takes; NULL: as above */
+    void (*pass)(uint64_t ns); /* lets so much time pass; NULL: the processor's spins */
     void (*on_forward)(struct fake *); /* on the engine's thread, before the rows; may be NULL */
     void *context;                     /* on_forward's */
     int32_t max_rows_seen;
@@ -203,7 +205,8 @@ static void fake_forward(device *d, forward_input *input, float *const *results)
     fake *f = fake_of(d);
     const step_rows *rows = &input->rows;
     int32_t timed = f->in_tiles ? fake_filled(d, rows->n_tokens) : rows->n_tokens;
-    double time = (double)f->step_ns + (double)f->row_ns * timed;
+    double time = f->tile_ns ? (double)f->tile_ns(timed)
+                             : (double)f->step_ns + (double)f->row_ns * timed;
     int32_t output = 0;
     if (f->on_forward)
         f->on_forward(f);
