@@ -6,11 +6,14 @@
  * stream; a list seen before is one recorded graph. Between, operations that follow each other may
  * become one launch (operations.c).
  *
- *     backend_cuda.c  the table, memory, tensors, pages
- *     weights.c       from a file's bytes to packed tiles
- *     step.c          the block, the list, graphs
- *     operations.c    each operation as launches
- *     *.cu            the kernels; kernels.h says what each takes
+ *     backend_cuda.c    the table, memory, tensors, pages
+ *     weights.c         from a file's bytes to packed tiles
+ *     step.c            the block, the list, graphs
+ *     operations.c      each operation as launches
+ *     products.c        which kernel multiplies
+ *     attention_plan.c  how attention's work is cut
+ *     reading.c         results on their way to the host
+ *     *.cu              the kernels; kernels.h says what each takes
  *
  * One thread, the engine's. A failure of the device after opening (it is lost, or a kernel of ours is
  * wrong) is logged once; from then on nothing runs and every number read is NaN, which the engine
@@ -244,9 +247,32 @@ void cuda_weights_release(cuda_backend *b);
 
 /* Records what waits; every reading of results comes after it. */
 void operations_settle(cuda_backend *b);
-matmul_kernel cuda_matmul_kernel(const cuda_backend *b, int32_t kind, int32_t k_scales, int which);
 /* Fills the operations' rows of the table. */
 void operations_fill(backend_table *table);
+
+static inline int32_t cuda_power_of_two(int32_t n, int32_t least)
+{
+    while (least < n)
+        least *= 2;
+    return least;
+}
+
+/* ---- attention_plan.c ----------------------------------------------------------------------------- */
+
+/* Of the step's rows, for layers of this shape; made when first asked for, and valid until the step is flushed. The step's
+ * page ids are staged. */
+const attention_plan *attention_find_plan(cuda_backend *b, const cuda_kv_layer *l, int32_t group);
+
+/* ---- products.c ----------------------------------------------------------------------------------- */
+
+matmul_kernel cuda_matmul_kernel(const cuda_backend *b, int32_t kind, int32_t k_scales, int which);
+/* Of the kernels that can run here (resident), for so many tokens and tiles of rows. */
+int products_choose(const cuda_backend *b, const int32_t resident[MATMUL_KERNELS], int32_t n_tokens,
+                    int64_t tiles);
+/* Of those whose activations are tiles. */
+int products_choose_wide(int32_t n_tokens);
+/* Divides so many places among blocks (stream.cu), at most as many as can run at once, and says how many blocks. */
+int32_t products_divide(matmul_args *a, int32_t places, int32_t resident);
 
 /* A prepared input of n_rows tokens: their scales, then halves of whole groups of 8 tokens. */
 static inline size_t prepared_scale_bytes(int64_t n_rows)

@@ -92,13 +92,6 @@ static const int32_t *staged_slots(cuda_backend *b)
     return b->staged.slots = device;
 }
 
-static int32_t power_of_two(int32_t n, int32_t least)
-{
-    while (least < n)
-        least *= 2;
-    return least;
-}
-
 /* Page tables of equal room, so that a graph's addresses stay while sequences grow. */
 static int32_t page_stride(const step_rows *r)
 {
@@ -106,7 +99,7 @@ static int32_t page_stride(const step_rows *r)
     for (int32_t i = 0; i < r->n_tokens; i++)
         if (r->positions[i] / KV_PAGE_TOKENS + 1 > most)
             most = r->positions[i] / KV_PAGE_TOKENS + 1;
-    return power_of_two(most, 16);
+    return cuda_power_of_two(most, 16);
 }
 
 static const int32_t *staged_page_ids(cuda_backend *b)
@@ -463,182 +456,6 @@ static void kv_write(backend *backend_, kv_store *kv, int32_t layer, tensor k, t
     finish(b);
 }
 
-/* Sequences with at most this many tokens in a step are split if there is room for their sums, and so are all
- * where the tiles of the others would not keep the device busy: a warp goes through a tile's units one after
- * the other, so a short piece of a prompt far into it takes as long as a whole prompt. */
-#define SPLIT_TOKENS_MOST 4
-#define WALKS_AT_ONCE     8 /* warps a multiprocessor */
-#define WALK_LONGEST      3 /* times what each of these had to walk if all walked alike */
-
-/* The staged kernel splits tiles of more units than these, if they are more than so many times of what each of the
- * warps that run at once has to do: there, a warp's units take as long as memory takes for all. */
-#define STAGED_AT_ONCE      6
-#define STAGED_LONGEST      4
-#define STAGED_UNITS_LEAST  4
-#define STAGED_ROUNDS_LEAST 2 /* of several warps together */
-
-typedef struct sequence_rows {
-    int32_t first, count, position;
-    int32_t sequence;
-} sequence_rows;
-
-static sequence_rows next_sequence(const step_rows *r, int32_t first)
-{
-    sequence_rows s = {first, 0, r->positions[first], r->sequences[first]};
-    while (first + s.count < r->n_tokens && r->sequences[first + s.count] == s.sequence)
-        s.count++;
-    return s;
-}
-
-static int32_t tiles_of(const sequence_rows *s, int32_t group)
-{
-    return (s->count * group + ATTENTION_ROWS - 1) / ATTENTION_ROWS;
-}
-
-/* The most tokens of a sequence that is split. */
-static int32_t split_most(const cuda_backend *b, const attention_plan *p)
-{
-    const step_rows *r = &b->rows;
-    int64_t longest = 0, units = 0; /* of the tiles that would be walked; all of them together */
-    for (int32_t i = 0; i < r->n_tokens;) {
-        sequence_rows s = next_sequence(r, i);
-        int64_t first = s.position / ATTENTION_UNIT_TOKENS + 1;
-        int64_t last = (s.position + s.count - 1) / ATTENTION_UNIT_TOKENS + 1;
-        if (s.count > SPLIT_TOKENS_MOST) {
-            units += tiles_of(&s, p->group) * (first + last) / 2;
-            longest = last > longest ? last : longest;
-        }
-        i += s.count;
-    }
-    int64_t at_once = (int64_t)b->n_multiprocessors * WALKS_AT_ONCE;
-    return longest * at_once <= WALK_LONGEST * units * p->n_kv_heads ? SPLIT_TOKENS_MOST
-                                                                     : INT32_MAX;
-}
-
-/* How the staged kernels go about the step: the warps of a tile, and the most units of a tile that is walked, in steps,
- * so that a graph lives a while. */
-static void plan_staged(const cuda_backend *b, attention_plan *p)
-{
-    const step_rows *r = &b->rows;
-    int64_t units = 0, at_once = (int64_t)b->n_multiprocessors * STAGED_AT_ONCE;
-    int32_t tasks = 0, longest = 0, queries = 0;
-    for (int32_t i = 0; i < r->n_tokens;) {
-        sequence_rows s = next_sequence(r, i);
-        int32_t first = s.position / ATTENTION_UNIT_TOKENS + 1;
-        int32_t last = (s.position + s.count - 1) / ATTENTION_UNIT_TOKENS + 1;
-        int32_t tiles = tiles_of(&s, p->group);
-        tasks += tiles * p->n_kv_heads;
-        units += (int64_t)tiles * (first + last) / 2 * p->n_kv_heads;
-        longest = last > longest ? last : longest;
-        queries = s.count * p->group > queries ? s.count * p->group : queries;
-        i += s.count;
-    }
-    /* A multiprocessor has room for one block of four warps, two of three or three of two. */
-    int32_t each = (tasks + b->n_multiprocessors - 1) / b->n_multiprocessors;
-    int32_t warps = each < ATTENTION_TOGETHER ? ATTENTION_TOGETHER + 1 - each : 1;
-    warps = warps < longest ? warps : longest;
-    if (queries > ATTENTION_FEW)
-        warps = 1;
-    int32_t share = (int32_t)(STAGED_LONGEST * units / at_once);
-    p->most = share > warps * STAGED_ROUNDS_LEAST ? share : warps * STAGED_ROUNDS_LEAST;
-    p->together = longest <= p->most ? warps : 1;
-    if (p->together == 1) {
-        p->most = STAGED_UNITS_LEAST;
-        while ((p->most + (p->most + 1) / 2) * at_once <= STAGED_LONGEST * units)
-            p->most += (p->most + 1) / 2;
-    }
-    /* Where most rows are of long pieces of prompts. */
-    int wide = (int64_t)r->n_tokens * p->group >= (int64_t)r->n_sequences * ATTENTION_WIDE;
-    p->tile_queries = wide ? ATTENTION_WIDE : ATTENTION_ROWS;
-}
-
-/* Units up to the one that the last of so many queries of the sequence sees. */
-static int32_t units_to(const attention_plan *p, const sequence_rows *s, int32_t n_queries)
-{
-    return (s->position + (n_queries - 1) / p->group) / ATTENTION_UNIT_TOKENS + 1;
-}
-
-static int is_split(const attention_plan *p, const sequence_rows *s, int32_t n_queries)
-{
-    return p->staged ? units_to(p, s, n_queries) > p->most : s->count <= p->most;
-}
-
-/* Goes through the step's tiles: those that are split from the front of tiles, those that are walked from its
- * end, so that of one sequence the long ones come first. Without tiles: counts them alone. */
-static void place_tiles(const cuda_backend *b, attention_plan *p, attention_tile *tiles)
-{
-    const step_rows *r = &b->rows;
-    size_t query_bytes = (size_t)p->n_kv_heads * (size_t)p->units * (size_t)(p->value_stride + 4) *
-                         sizeof(float);
-    size_t room = b->partials_bytes / query_bytes;
-    int32_t queries = 0, end = p->n_split + p->n_walk;
-    p->n_split = p->n_walk = 0;
-    for (int32_t i = 0; i < r->n_tokens;) {
-        sequence_rows s = next_sequence(r, i);
-        int32_t total = s.count * p->group;
-        for (int32_t query = 0; query < total; query += p->tile_queries) {
-            int32_t n = total - query < p->tile_queries ? total - query : p->tile_queries;
-            /* All tiles of a sequence or none, unless they are staged. */
-            int split = is_split(p, &s, query + n) &&
-                        (size_t)(queries + (p->staged ? n : total - query)) <= room;
-            int32_t at = split ? p->n_split++ : end - ++p->n_walk;
-            if (tiles)
-                tiles[at] = (attention_tile){.first_row = s.first,
-                                             .first_query = query,
-                                             .n_queries = n,
-                                             .position = s.position,
-                                             .pages = s.sequence * b->staged.pages_stride,
-                                             .partial = queries};
-            queries += split ? n : 0;
-            p->most_queries = n > p->most_queries ? n : p->most_queries;
-        }
-        i += s.count;
-    }
-}
-
-static void fill_plan(cuda_backend *b, attention_plan *p)
-{
-    const step_rows *r = &b->rows;
-    int32_t units = 0; /* of the longest sequence that is split */
-    p->tile_queries = ATTENTION_ROWS;
-    if (p->staged)
-        plan_staged(b, p);
-    else
-        p->most = split_most(b, p);
-    for (int32_t i = 0; i < r->n_tokens;) {
-        sequence_rows s = next_sequence(r, i);
-        int32_t n_queries = s.count * p->group;
-        if (is_split(p, &s, n_queries) && units_to(p, &s, n_queries) > units)
-            units = units_to(p, &s, n_queries);
-        i += s.count;
-    }
-    p->units = power_of_two(units, 4); /* so that a graph lives a while */
-    place_tiles(b, p, NULL);
-    void *host;
-    p->split = step_stage_room(b, (size_t)(p->n_split + p->n_walk) * sizeof(attention_tile), &host);
-    place_tiles(b, p, host);
-    p->walk = p->split + p->n_split;
-}
-
-static const attention_plan *find_plan(cuda_backend *b, const cuda_kv_layer *l, int32_t group)
-{
-    staged_rows *s = &b->staged;
-    for (int32_t i = 0; i < s->n_plans; i++)
-        if (s->plans[i].group == group && s->plans[i].n_kv_heads == l->n_kv_heads &&
-            s->plans[i].value_stride == l->value_stride && s->plans[i].staged == l->staged)
-            return &s->plans[i];
-    attention_plan p = {.group = group,
-                        .n_kv_heads = l->n_kv_heads,
-                        .value_stride = l->value_stride,
-                        .staged = l->staged};
-    fill_plan(b, &p);
-    attention_plan *to = &s->plans[s->n_plans < PLANS_MAX ? s->n_plans : PLANS_MAX - 1];
-    if (s->n_plans < PLANS_MAX)
-        s->n_plans++;
-    *to = p;
-    return to;
-}
-
 static int32_t warp_bytes(const cuda_kv_layer *l, int walk)
 {
     return l->key_stride / 32 * 2 * 32 * 16 + (walk ? l->value_stride / 8 * 32 * 16 : 0);
@@ -682,7 +499,7 @@ static void attention(backend *backend_, tensor out, tensor q, kv_store *kv,
                         .window = o->window,
                         .scale = o->scale,
                         .soft_cap = o->soft_cap};
-    const attention_plan *p = find_plan(b, l, group);
+    const attention_plan *p = attention_find_plan(b, l, group);
     a.units = p->units;
     wrote(b, out);
     uint32_t heads = (uint32_t)l->n_kv_heads;
@@ -719,42 +536,6 @@ static void attention(backend *backend_, tensor out, tensor q, kv_store *kv,
 
 /* ---- products ---------------------------------------------------------------------------------------- */
 
-#ifdef REALM_CUDA_WGMMA
-static matmul_kernel stream_kernel(int32_t kind, int32_t k_scales, int which)
-{
-    switch (kind) {
-    case PACKED_F16: return cuda_kernel_stream_f16(which);
-    case PACKED_Q8: return cuda_kernel_stream_q8(which);
-    case PACKED_Q4: return k_scales ? cuda_kernel_stream_q4k(which) : cuda_kernel_stream_q4(which);
-    case PACKED_Q5: return k_scales ? cuda_kernel_stream_q5k(which) : cuda_kernel_stream_q5(which);
-    case PACKED_Q6: return cuda_kernel_stream_q6(which);
-    case PACKED_Q3: return cuda_kernel_stream_q3(which);
-    case PACKED_Q2: return cuda_kernel_stream_q2(which);
-    default: return cuda_kernel_stream_t4(which);
-    }
-}
-#endif
-
-matmul_kernel cuda_matmul_kernel(const cuda_backend *b, int32_t kind, int32_t k_scales, int which)
-{
-#ifdef REALM_CUDA_WGMMA
-    if (b->wgmma && which >= MATMUL_64_WIDE)
-        return stream_kernel(kind, k_scales, which);
-#else
-    (void)b;
-#endif
-    switch (kind) {
-    case PACKED_F16: return cuda_kernel_matmul_f16(which);
-    case PACKED_Q8: return cuda_kernel_matmul_q8(which);
-    case PACKED_Q4: return k_scales ? cuda_kernel_matmul_q4k(which) : cuda_kernel_matmul_q4(which);
-    case PACKED_Q5: return k_scales ? cuda_kernel_matmul_q5k(which) : cuda_kernel_matmul_q5(which);
-    case PACKED_Q6: return cuda_kernel_matmul_q6(which);
-    case PACKED_Q3: return cuda_kernel_matmul_q3(which);
-    case PACKED_Q2: return cuda_kernel_matmul_q2(which);
-    default: return cuda_kernel_matmul_t4(which);
-    }
-}
-
 static void multiply_floats(cuda_backend *b, tensor out, tensor x, const weight *w,
                             const weight *bias)
 {
@@ -772,64 +553,6 @@ static int alike(const packed *a, const packed *b)
     return a->kind == b->kind && a->k_scales == b->k_scales && a->table == b->table;
 }
 
-/* Shares of so many segments are not worth what adding up their sums costs: another two or so. */
-#define SHARE_MOST 5
-
-/* Divides so many places among blocks (stream.cu), at most as many as can run at once, and says how many blocks. */
-static int32_t divide(matmul_args *a, int32_t places, int32_t resident)
-{
-    int32_t rounds = (places + resident - 1) / resident, blocks;
-    a->whole = places / resident;
-    int32_t left = places % resident;
-    /* If next to nothing is lost by it all are whole. */
-    int all_whole = places * 10 >= rounds * resident * 9;
-    for (a->share = all_whole ? PACKED_SEGMENTS : 1;; a->share++) {
-        if (a->share > SHARE_MOST)
-            a->share = PACKED_SEGMENTS;
-        int32_t rest = PACKED_SEGMENTS % a->share;
-        blocks = PACKED_SEGMENTS / a->share * left + (left * rest + a->share - 1) / a->share;
-        if (blocks <= resident)
-            return a->whole > 0 ? resident : blocks;
-    }
-}
-
-/* Whether blocks of twice as many rows are done sooner with so many tiles of rows: they take about 1.7 times as long
- * for them, but both kinds of blocks go over the rows in whole rounds. */
-static int is_long(int64_t resident, int64_t resident_long, int64_t tiles)
-{
-    if (resident == 0 || resident_long == 0)
-        return resident == 0;
-    int64_t rounds = (tiles + resident - 1) / resident,
-            rounds_long = ((tiles + 1) / 2 + resident_long - 1) / resident_long;
-    return rounds_long * 17 < rounds * 10;
-}
-
-/* Of the kernels that can run here (resident), for so many tokens and tiles of rows. */
-static int choose_kernel(const cuda_backend *b, const int32_t resident[MATMUL_KERNELS],
-                         int32_t n_tokens, int64_t tiles)
-{
-    /* No multiprocessor would have two blocks of two tiles. */
-    int is_short = tiles <= 2 * b->n_multiprocessors;
-    if (n_tokens <= 8 && (resident[MATMUL_8] > 0 || resident[MATMUL_8_LONG] > 0))
-        return is_long(resident[MATMUL_8], resident[MATMUL_8_LONG], tiles) ? MATMUL_8_LONG
-                                                                           : MATMUL_8;
-    if (n_tokens <= 16 && is_short && resident[MATMUL_16_SHORT] > 0)
-        return MATMUL_16_SHORT;
-    if (n_tokens <= 16 && resident[MATMUL_16] > 0)
-        return MATMUL_16;
-    if (n_tokens <= 32 && is_short && resident[MATMUL_32_SHORT] > 0)
-        return MATMUL_32_SHORT;
-    if (n_tokens <= 32 && resident[MATMUL_32] > 0)
-        return MATMUL_32;
-    return n_tokens <= 64 && resident[MATMUL_64] > 0 ? MATMUL_64 : MATMUL_TILES;
-}
-
-/* Of those whose activations are tiles. */
-static int choose_wide(int32_t n_tokens)
-{
-    return n_tokens <= 64 ? MATMUL_64_WIDE : MATMUL_TILES;
-}
-
 /* Weights from .. on that are of one kind, at most MATMUL_WEIGHTS; returns the next. */
 static int32_t multiply_alike(cuda_backend *b, const tensor *outs, tensor x,
                               const weight *const *ws, const weight *const *biases, int32_t from,
@@ -840,8 +563,8 @@ static int32_t multiply_alike(cuda_backend *b, const tensor *outs, tensor x,
     int64_t tiles = 0;
     for (int32_t j = from; j < count && alike(packed_of(ws[j]), packed_of(ws[from])); j++)
         tiles += packed_of(ws[j])->row_tiles;
-    int which = p.tiles ? choose_wide(x.n_rows)
-                        : choose_kernel(b, b->resident[kind][k_scales], x.n_rows, tiles);
+    int which = p.tiles ? products_choose_wide(x.n_rows)
+                        : products_choose(b, b->resident[kind][k_scales], x.n_rows, tiles);
     matmul_kernel k = cuda_matmul_kernel(b, kind, k_scales, which);
     for (; i < count && a.count < MATMUL_WEIGHTS && alike(packed_of(ws[i]), packed_of(ws[from]));
          i++) {
@@ -854,7 +577,7 @@ static int32_t multiply_alike(cuda_backend *b, const tensor *outs, tensor x,
     int32_t blocks = a.first_block[a.count], resident = b->resident[kind][k_scales][which];
     int32_t token_blocks = (x.n_rows + k.tile_tokens - 1) / k.tile_tokens;
     if (k.persistent == 2) {
-        blocks = divide(&a, blocks * token_blocks, resident);
+        blocks = products_divide(&a, blocks * token_blocks, resident);
         token_blocks = 1;
     } else if (k.persistent && blocks > resident) {
         blocks = resident;
