@@ -429,8 +429,8 @@ static void measure_crowd(void)
     if (!g_only || !is_wanted("crowd"))
         return;
     open_engine(0);
-    for (int i = 0; i < 3; i++) /* in which the engine learns what tiles take */
-        first_token_alone(PROMPT);
+    for (int32_t n = 64; n <= PROMPT; n *= 2) /* the engine learns what tiles take */
+        first_token_alone(n);
     for (int i = 0; i < REPEAT; i++)
         alone[i] = first_token_alone(PROMPT);
     for (int i = 0; i < STREAMS; i++)

@@ -24,8 +24,6 @@
 #define TILE_GAP       1.95 /* of the usual: a step of a tile that a prompt may fill */
 #define TILE_STREAMS   0.15 /* of a step: what streams are thought to add to a tile */
 #define TILE_STALE     1024 /* iterations after which a tile that was too slow is tried again */
-#define TILE_ALONE     2    /* measurements: the first may be of a device that is not warm */
-#define TILE_PART      4    /* of all rows: smaller tiles are soon filled beside streams */
 
 /* Falls faster than it rises: what disturbs a measurement makes it longer, never shorter. */
 static void smooth(double *value, double sample, double share_up, double outlier)
@@ -122,8 +120,7 @@ static void note_tile(pace *p, const pace_load *load, double ns)
         smooth(&tile->beside_ns, ns, SMOOTHING_UP, OUTLIER);
         tile->beside_at = p->iteration;
     } else {
-        tile->alone_ns = tile->n_alone == 0 ? ns : fmin(tile->alone_ns, ns);
-        tile->n_alone += tile->n_alone < TILE_ALONE;
+        tile->alone_ns = tile->alone_ns > 0 ? fmin(tile->alone_ns, ns) : ns;
     }
 }
 
@@ -135,7 +132,7 @@ static double expected_tile(const pace *p, int32_t end, double step)
         return INFINITY;
     if (tile->beside_ns > 0 && p->iteration - tile->beside_at < TILE_STALE)
         return tile->beside_ns;
-    return tile->n_alone > 0 ? tile->alone_ns + TILE_STREAMS * step : INFINITY;
+    return tile->alone_ns > 0 ? tile->alone_ns + TILE_STREAMS * step : INFINITY;
 }
 
 void pace_note(pace *p, uint64_t ns, const pace_load *load)
@@ -247,21 +244,6 @@ void pace_fill(const pace *p, pace_room *room, int32_t n_streams, pace_filled fi
     room->most = end - n_streams;
     if (end > total) /* the rest of the tile costs next to nothing */
         room->rows *= room->most / rows;
-}
-
-int32_t pace_alone(const pace *p, int32_t most, pace_filled filled, const void *context)
-{
-    int32_t end = filled(context, most / TILE_PART);
-    while (end <= most / 2) {
-        const pace_tile *tile = find_tile(p, end);
-        if (tile ? tile->n_alone < TILE_ALONE : p->n_tiles < PACE_TILES)
-            return end;
-        int32_t next = filled(context, end + 1);
-        if (next <= end)
-            break;
-        end = next;
-    }
-    return most;
 }
 
 void pace_keep(pace *p, const pace_room *left)

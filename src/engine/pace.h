@@ -17,9 +17,9 @@
  *     position, since attention reads all rows before it. The second is the slope of a line
  *     through the last dozens of iterations, the first follows the last few
  *   - on devices that compute rows in whole tiles, the time of an iteration that ends in each tile. There a
- *     prompt gets the largest tile with which a gap stays below twice the usual one: that half of the
- *     rows would take nearly as long is no news that a line could tell. A tile that no prompt has filled
- *     beside streams yet is judged by a prompt alone, which is cut for it a few times
+ *     prompt gets the largest tile with which a gap is known to stay below twice the usual one: that twice
+ *     the rows may take hardly longer is no news that a line could tell. What a tile takes beside streams
+ *     is guessed from a prompt that ended in it alone, until one has filled it beside them
  *
  * What disturbs an iteration (another process, the host) makes it longer, never shorter, and the
  * fewer its rows the more it seems to make of them. So all estimates fall faster than they rise, and
@@ -40,8 +40,8 @@
 
 /* Iterations whose last row is in the tile that ends with row end. */
 typedef struct pace_tile {
-    int32_t end, n_alone;
-    double alone_ns;    /* the least, of a prompt without streams */
+    int32_t end;
+    double alone_ns;    /* the least, of prompts without streams; 0: not seen yet */
     double beside_ns;   /* beside streams, smoothed; 0: not seen yet */
     uint64_t beside_at; /* iteration of the last measurement */
 } pace_tile;
@@ -90,9 +90,6 @@ typedef int32_t (*pace_filled)(const void *context, int32_t n_rows);
  * one that is known to stretch no gap too far if that holds more. */
 void pace_fill(const pace *p, pace_room *room, int32_t n_streams, pace_filled filled,
                const void *context);
-
-/* How many rows prompts alone take: most, or fewer where a tile is to be measured. */
-int32_t pace_alone(const pace *p, int32_t most, pace_filled filled, const void *context);
 
 /* What a plan could not use, as rows are whole: the next one gets it. Without, a room of 1.9 rows
  * would be one row for ever, and that two cost hardly more would never be seen. */

@@ -349,11 +349,8 @@ static prompt_room open_room(const scheduler *s, const sched_limits *limits, int
                              int decoding)
 {
     prompt_room room = {.rows = limits->rows - s->plan.n_rows};
-    if (!decoding) {
-        if (limits->pace && limits->filled)
-            room.rows = pace_alone(limits->pace, room.rows, limits->filled, limits->filled_context);
+    if (!decoding)
         return room;
-    }
     room.rows = least(room.rows, limits->prompt_rows);
     room.is_paced = limits->pace != NULL;
     if (room.is_paced)
