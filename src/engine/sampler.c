@@ -1,25 +1,15 @@
 /* engine/sampler.c: see sampler.h.
  *
  * A row is read, never written. Bias, mask and penalties need a changed row and work on a copy,
- * which is made only when one of them is in use. From there on a choice is either "dense", over the
- * whole row, or over a short list of candidates; the first stage that is on turns the one into the
- * other by selecting, never by sorting the vocabulary:
- *
- *   top-k    heap or counting           typical  windows of growing distance from the entropy
- *   top-p    thresholds of falling value  min-p    one threshold
- *
- * Each stage looks at the probabilities of what the stage before left, normalized anew and before
- * temperature, as llama.cpp and Hugging Face do. exp is taken of candidates alone where there is a
- * list.
- *
- * Where a device has made a row's digest and nothing changes the row, no stage but typical goes through it: top-k,
- * min-p and nearly every top-p end within the largest, and a draw needs the sums of blocks and one block. */
+ * which is made only when one of them is in use. From there on it is choice.h's, and where it is still the whole
+ * row, a draw needs the sums of blocks, which a device may have made, and one block. */
 #include "engine/sampler.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/choice.h"
 #include "engine/logits.h"
 
 #define MAX_PENALTY_TOKENS (1 << 20)
@@ -361,363 +351,16 @@ static realm_status change_row(sampler *s, const float *logits, const row_digest
     return REALM_OK;
 }
 
-/* ---- stages that select candidates ------------------------------------------------------------- */
-
-/* What is left to choose from. */
-typedef struct choice {
-    const float *row; /* [n]; NULL: elsewhere, row_of brings it */
-    int32_t n;
-    float max;                /* of what is left */
-    double total;             /* of exp(row - max) over the row; 0: not known yet. Dense only */
-    const row_digest *digest; /* of row; empty: nobody made one */
-    token_logit *list;        /* [count] scratch for candidates; from n on more, for sorting */
-    int32_t count;            /* -1: dense */
-} choice;
-
-static const float *row_of(choice *c)
-{
-    if (!c->row)
-        c->row = c->digest->row(c->digest->owner);
-    return c->row;
-}
-
-/* exp((value - max) * scale) of at most LOGITS_BLOCK candidates from first on; returns how many. */
-static int32_t weigh(const choice *c, int32_t first, float scale, float *weights)
-{
-    int32_t count = c->count - first < LOGITS_BLOCK ? c->count - first : LOGITS_BLOCK;
-    float values[LOGITS_BLOCK];
-    for (int32_t i = 0; i < count; i++)
-        values[i] = c->list[first + i].value - c->max;
-    logits_exp(values, count, scale, 0, weights);
-    return count;
-}
-
-static void know_total(choice *c)
-{
-    const double *sums = logits_sums_of(c->digest, 1);
-    if (c->total == 0)
-        c->total = sums ? logits_total(sums, c->n)
-                        : logits_exp_sums(row_of(c), c->n, 1, -c->max, NULL);
-}
-
-static void collect_above(choice *c, float threshold)
-{
-    const float *row = row_of(c);
-    c->count = 0;
-    for (int32_t i = 0; i < c->n; i++)
-        if (row[i] >= threshold && row[i] > -INFINITY)
-            c->list[c->count++] = (token_logit){i, row[i]};
-}
-
-static double list_mass(const choice *c, float scale)
-{
-    float weights[LOGITS_BLOCK];
-    double sum = 0;
-    for (int32_t i = 0, count; i < c->count; i += count) {
-        count = weigh(c, i, scale, weights);
-        for (int32_t j = 0; j < count; j++)
-            sum += (double)weights[j];
-    }
-    return sum;
-}
-
-static int by_value(const void *a, const void *b)
-{
-    const token_logit *x = a, *y = b;
-    if (x->value != y->value)
-        return x->value > y->value ? -1 : 1;
-    return (x->id > y->id) - (x->id < y->id);
-}
-
-static int by_id(const void *a, const void *b)
-{
-    const token_logit *x = a, *y = b;
-    return (x->id > y->id) - (x->id < y->id);
-}
-
-static void sort_by_value(choice *c)
-{
-    int32_t i = 1;
-    while (i < c->count && by_value(&c->list[i - 1], &c->list[i]) <= 0)
-        i++;
-    if (i < c->count) /* top-k's come in order */
-        qsort(c->list, (size_t)c->count, sizeof *c->list, by_value);
-}
-
-/* Keeps the shortest beginning of the list whose mass reaches wanted; at least one. 0: it does not, all is kept. */
-static int cut_at_mass(choice *c, double wanted)
-{
-    float weights[LOGITS_BLOCK];
-    double mass = 0;
-    for (int32_t i = 0, count; i < c->count; i += count) {
-        count = weigh(c, i, 1, weights);
-        for (int32_t j = 0; j < count; j++) {
-            mass += (double)weights[j];
-            if (mass >= wanted) {
-                c->count = i + j + 1;
-                return 1;
-            }
-        }
-    }
-    return 0;
-}
-
-static int32_t n_tops(const choice *c)
-{
-    if (!c->digest->tops)
-        return 0;
-    return c->n < TOP_COLUMNS ? c->n : TOP_COLUMNS;
-}
-
-static void list_tops(choice *c, int32_t count)
-{
-    if (count > 0)
-        memcpy(c->list, c->digest->tops, (size_t)count * sizeof *c->list);
-    c->count = count;
-}
-
-static void keep_top_k(choice *c, int32_t k)
-{
-    if (k <= n_tops(c))
-        list_tops(c, k);
-    else
-        c->count = logits_top(row_of(c), c->n, k, c->list);
-    while (c->list[c->count - 1].value == -INFINITY)
-        c->count--;
-}
-
-/* The nucleus lies within the largest, or above some threshold; most rows need only the first. It is the shortest
- * beginning of all tokens in order: how far was looked changes nothing. */
-static void find_nucleus(choice *c, double wanted)
-{
-    list_tops(c, n_tops(c));
-    int found = cut_at_mass(c, wanted);
-    for (float depth = 4; !found && depth < 500;
-         depth *= 2) { /* in the end all that has any weight */
-        collect_above(c, c->max - depth);
-        if (depth < 200 && list_mass(c, 1) < wanted)
-            continue;
-        logits_sort(c->list, c->count, c->list + c->n);
-        found = cut_at_mass(c, wanted);
-    }
-}
-
-/* Nucleus sampling, arXiv 1904.09751. */
-static void keep_top_p(choice *c, double p)
-{
-    if (c->count < 0) {
-        know_total(c);
-        find_nucleus(c, p * c->total);
-        return;
-    }
-    sort_by_value(c);
-    cut_at_mass(c, p * list_mass(c, 1));
-}
-
-static void keep_min_p(choice *c, float p)
-{
-    float threshold = c->max + logf(p);
-    int32_t kept = 0, most = n_tops(c), all = c->count < 0;
-    if (all && (most < TOP_COLUMNS || c->digest->tops[most - 1].value >= threshold)) {
-        collect_above(c, threshold);
-        return;
-    }
-    if (all)
-        list_tops(c, most);
-    for (int32_t i = 0; i < c->count; i++)
-        if (c->list[i].value >= threshold)
-            c->list[kept++] = c->list[i];
-    c->count = kept;
-    if (all) /* as collect_above lists them */
-        qsort(c->list, (size_t)kept, sizeof *c->list, by_id);
-}
-
-/* ---- typical ----------------------------------------------------------------------------------- */
-
-/* Sorting by |-log p - H| is sorting by distance of the logit from one value. */
-typedef struct typical_order {
-    float centre; /* the logit whose surprise is the entropy: log(total) + max - H */
-} typical_order;
-
-static int by_distance(const void *a, const void *b, void *context)
-{
-    const token_logit *x = a, *y = b;
-    float centre = ((const typical_order *)context)->centre;
-    float dx = fabsf(x->value - centre), dy = fabsf(y->value - centre);
-    if (dx != dy)
-        return dx < dy ? -1 : 1;
-    return (x->id > y->id) - (x->id < y->id);
-}
-
-#if defined(__APPLE__)
-/* BSD's qsort_r has its context first, in the call and in the comparison. */
-static int by_distance_bsd(void *context, const void *a, const void *b)
-{
-    return by_distance(a, b, context);
-}
-#endif
-
-static void sort_by_distance(choice *c, typical_order *order)
-{
-#if defined(__APPLE__)
-    qsort_r(c->list, (size_t)c->count, sizeof *c->list, order, by_distance_bsd);
-#else
-    qsort_r(c->list, (size_t)c->count, sizeof *c->list, by_distance, order);
-#endif
-}
-
-/* Sum of weight * value of count values. */
-static double weighted_sum(const float *weights, const float *values, int32_t count)
-{
-    double sum = 0;
-    for (int32_t i = 0; i < count; i++)
-        if (weights[i] > 0) /* a forbidden token's value is -INFINITY */
-            sum += (double)weights[i] * (double)values[i];
-    return sum;
-}
-
-/* The mean logit under the distribution: log(total) + max - H is exactly that. */
-static float mean_logit(choice *c, double total)
-{
-    float weights[LOGITS_BLOCK], values[LOGITS_BLOCK];
-    const float *row = c->count < 0 ? row_of(c) : NULL;
-    int32_t n = row ? c->n : c->count;
-    double sum = 0;
-    for (int32_t i = 0, count; i < n; i += count) {
-        count = n - i < LOGITS_BLOCK ? n - i : LOGITS_BLOCK;
-        for (int32_t j = 0; j < count; j++)
-            values[j] = row ? row[i + j] : c->list[i + j].value;
-        logits_exp(values, count, 1, -c->max, weights);
-        sum += weighted_sum(weights, values, count);
-    }
-    return (float)(sum / total);
-}
-
-/* Nearer ones are counted into this many rings; what is left of one is sorted. */
-#define RINGS       256
-#define MOST_SORTED 512
-
-typedef struct rings {
-    float centre, low, scale;
-} rings;
-
-static int32_t ring_of(const rings *r, float value)
-{
-    float ring = (fabsf(value - r->centre) - r->low) * r->scale;
-    if (!(ring > 0))
-        return 0;
-    return ring < RINGS - 1 ? (int32_t)ring : RINGS - 1;
-}
-
-static void weigh_rings(const choice *c, const rings *r, int32_t first, double *masses)
-{
-    float weights[LOGITS_BLOCK];
-    memset(masses, 0, RINGS * sizeof *masses);
-    for (int32_t i = first, count; i < c->count; i += count) {
-        count = weigh(c, i, 1, weights);
-        for (int32_t j = 0; j < count; j++)
-            masses[ring_of(r, c->list[i + j].value)] += (double)weights[j];
-    }
-}
-
-/* Drops what lies outside of a ring and puts what lies inside of it first; returns where the ring's
- * own begin. */
-static int32_t part_at_ring(choice *c, const rings *r, int32_t first, int32_t ring)
-{
-    int32_t count = first, inner = first;
-    for (int32_t i = first; i < c->count; i++) {
-        int32_t at = ring_of(r, c->list[i].value);
-        if (at > ring)
-            continue;
-        token_logit it = c->list[i];
-        c->list[count] = it;
-        if (at < ring) {
-            c->list[count] = c->list[inner];
-            c->list[inner++] = it;
-        }
-        count++;
-    }
-    c->count = count;
-    return inner;
-}
-
-/* Keeps the candidates nearest to the centre whose mass reaches wanted: selects the ring in which it
- * does, again and again, and sorts only there. */
-static void keep_nearest(choice *c, typical_order *order, double wanted)
-{
-    double masses[RINGS], before = 0;
-    float high = 0, low = 0;
-    int32_t kept = 0;
-    for (int32_t i = 0; i < c->count; i++)
-        high = fmaxf(high, fabsf(c->list[i].value - order->centre));
-    while (c->count - kept > MOST_SORTED && high > low) {
-        rings r = {order->centre, low, RINGS / (high - low)};
-        int32_t ring = 0, count = c->count - kept;
-        weigh_rings(c, &r, kept, masses);
-        while (ring < RINGS - 1 && before + masses[ring] < wanted)
-            before += masses[ring++];
-        kept = part_at_ring(c, &r, kept, ring);
-        if (c->count - kept == count) /* all at one distance, as far as floats tell */
-            break;
-        high = low + (float)(ring + 1) / r.scale;
-        low += (float)ring / r.scale;
-    }
-    choice rest = *c;
-    rest.list += kept;
-    rest.count -= kept;
-    sort_by_distance(&rest, order);
-    cut_at_mass(&rest, wanted - before);
-    c->count = kept + rest.count;
-}
-
-static void collect_near(choice *c, float centre, float distance)
-{
-    const float *row = row_of(c);
-    c->count = 0;
-    for (int32_t i = 0; i < c->n; i++)
-        if (fabsf(row[i] - centre) <= distance && row[i] > -INFINITY)
-            c->list[c->count++] = (token_logit){i, row[i]};
-}
-
-static void find_max(choice *c)
-{
-    c->max = -INFINITY;
-    for (int32_t i = 0; i < c->count; i++)
-        c->max = c->list[i].value > c->max ? c->list[i].value : c->max;
-}
-
-/* Locally typical sampling, arXiv 2202.00666: what is about as surprising as expected. */
-static void keep_typical(choice *c, double p)
-{
-    double total;
-    typical_order order;
-    if (c->count < 0) {
-        know_total(c);
-        total = c->total;
-        order.centre = mean_logit(c, total);
-        for (float distance = 0.5f; c->count < 1 || list_mass(c, 1) < p * total; distance *= 2) {
-            collect_near(c, order.centre, distance);
-            if (distance > 200)
-                break;
-        }
-    } else {
-        total = list_mass(c, 1);
-        order.centre = mean_logit(c, total);
-    }
-    keep_nearest(c, &order, p * total);
-    find_max(c);
-}
-
 /* ---- the choice -------------------------------------------------------------------------------- */
 
 /* Where the running sum passes u * total. The last one with any weight catches rounding. */
 static token_id draw_from_list(sampler *s, const choice *c)
 {
     float weights[LOGITS_BLOCK], scale = 1 / s->options.temperature;
-    double wanted = rng_double(&s->random) * list_mass(c, scale), sum = 0;
+    double wanted = rng_double(&s->random) * choice_mass(c, scale), sum = 0;
     token_id last = c->list[0].id;
     for (int32_t i = 0, count; i < c->count; i += count) {
-        count = weigh(c, i, scale, weights);
+        count = choice_weigh(c, i, scale, weights);
         for (int32_t j = 0; j < count; j++) {
             sum += (double)weights[j];
             if (weights[j] > 0)
@@ -733,7 +376,7 @@ static token_id draw_in_block(choice *c, int32_t first, float scale, double want
 {
     float weights[LOGITS_BLOCK];
     const row_block *block = c->digest->scale == scale ? c->digest->block : NULL;
-    const float *values = block && block->first == first ? block->values : row_of(c) + first;
+    const float *values = block && block->first == first ? block->values : choice_row(c) + first;
     int32_t count = c->n - first < LOGITS_BLOCK ? c->n - first : LOGITS_BLOCK, last = 0;
     double sum = 0;
     logits_exp(values, count, scale, -c->max * scale, weights);
@@ -753,7 +396,7 @@ static token_id draw_dense(sampler *s, choice *c)
     float scale = 1 / s->options.temperature;
     const double *sums = logits_sums_of(c->digest, scale);
     double total = sums ? logits_total(sums, c->n)
-                        : logits_exp_sums(row_of(c), c->n, scale, -c->max * scale, s->sums);
+                        : logits_exp_sums(choice_row(c), c->n, scale, -c->max * scale, s->sums);
     double wanted = rng_double(&s->random) * total;
     int32_t last = 0, n_blocks = logits_blocks(c->n);
     double before = 0, sum = 0;
@@ -813,13 +456,13 @@ static void truncate_choice(const sampler *s, choice *c)
 {
     const sampler_options *o = &s->options;
     if (is_top_k_on(s))
-        keep_top_k(c, o->top_k);
+        choice_keep_top_k(c, o->top_k);
     if (o->typical_p < 1)
-        keep_typical(c, (double)o->typical_p);
+        choice_keep_typical(c, (double)o->typical_p);
     if (o->top_p < 1)
-        keep_top_p(c, (double)o->top_p);
+        choice_keep_top_p(c, (double)o->top_p);
     if (o->min_p > 0)
-        keep_min_p(c, o->min_p);
+        choice_keep_min_p(c, o->min_p);
 }
 
 static realm_status draw(sampler *s, const float *row, const row_digest *digest, float max,

@@ -440,8 +440,8 @@ static realm_status find_device(cuda_backend *b, int32_t index, realm_error *err
         return realm_fail(error, REALM_UNSUPPORTED, "there is no device %d; there are 0 to %d",
                           index, count - 1);
     code = cudaSetDevice(index);
-    if (code == cudaSuccess)
-        code = cudaDeviceSetLimit(cudaLimitStackSize, STACK_BYTES);
+    if (code == cudaSuccess && cudaDeviceSetLimit(cudaLimitStackSize, STACK_BYTES) != cudaSuccess)
+        cudaGetLastError(); /* then there is less room */
     if (code == cudaSuccess)
         code = cudaGetDeviceProperties(&properties, index);
     if (code != cudaSuccess)
