@@ -51,14 +51,6 @@ double choice_mass(const choice *c, float scale)
     return sum;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    const token_logit *x = a, *y = b;
-    if (x->value != y->value)
-        return x->value > y->value ? -1 : 1;
-    return (x->id > y->id) - (x->id < y->id);
-}
-
 static int by_id(const void *a, const void *b)
 {
     const token_logit *x = a, *y = b;
@@ -68,10 +60,10 @@ static int by_id(const void *a, const void *b)
 static void sort_by_value(choice *c)
 {
     int32_t i = 1;
-    while (i < c->count && by_value(&c->list[i - 1], &c->list[i]) <= 0)
+    while (i < c->count && logits_compare(&c->list[i - 1], &c->list[i]) < 0)
         i++;
     if (i < c->count) /* top-k's come in order */
-        qsort(c->list, (size_t)c->count, sizeof *c->list, by_value);
+        qsort(c->list, (size_t)c->count, sizeof *c->list, logits_compare);
 }
 
 /* Keeps the shortest beginning of the list whose mass reaches wanted; at least one. 0: it does not, all is kept. */

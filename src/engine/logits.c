@@ -132,7 +132,7 @@ static int is_after(token_logit a, token_logit b)
     return a.value != b.value ? a.value < b.value : a.id > b.id;
 }
 
-static int compare_logits(const void *a, const void *b)
+int logits_compare(const void *a, const void *b)
 {
     return is_after(*(const token_logit *)a, *(const token_logit *)b) ? 1 : -1;
 }
@@ -227,7 +227,7 @@ int32_t logits_top(const float *logits, int32_t n, int32_t k, token_logit *out)
         top_by_heap(logits, n, k, out);
     else
         top_by_counting(logits, n, k, out);
-    qsort(out, (size_t)k, sizeof *out, compare_logits);
+    qsort(out, (size_t)k, sizeof *out, logits_compare);
     return k;
 }
 
@@ -265,7 +265,7 @@ static void sort_by_counting(token_logit *list, int32_t count, token_logit *scra
 void logits_sort(token_logit *list, int32_t count, token_logit *scratch)
 {
     if (count < LEAST_COUNTED)
-        qsort(list, (size_t)count, sizeof *list, compare_logits);
+        qsort(list, (size_t)count, sizeof *list, logits_compare);
     else
         sort_by_counting(list, count, scratch);
 }

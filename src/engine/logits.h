@@ -25,6 +25,8 @@ token_id logits_best(const float *x, int32_t n, float *best, int *has_nan);
 /* The same by the peaks of every LOGITS_BLOCK. */
 token_id logits_best_by_peaks(const float *x, const float *peaks, int32_t n, float *best,
                               int *has_nan);
+/* The order of logits_top, for qsort: the larger first, of equal ones the first one first; no two are the same. */
+int logits_compare(const void *a, const void *b);
 /* Sorts a list that is in order of ids as logits_top's are: the largest first, of equal ones the first one first.
  * scratch [count]. */
 void logits_sort(token_logit *list, int32_t count, token_logit *scratch);

@@ -2,7 +2,6 @@
 #include "engine/pace.h"
 
 #include <math.h>
-#include <stddef.h>
 
 #define SMOOTHING_UP   0.1 /* settles where one iteration of five is faster */
 #define SMOOTHING_DOWN 0.4
@@ -91,31 +90,23 @@ static void note_rows(pace *p, double position, double row_ns, int32_t n_rows)
     p->row_ns = level - slope * position;
 }
 
-static pace_tile *tile_at(pace *p, int32_t end)
+/* Among the tiles that are known; n_tiles: it is not. */
+static int32_t find_tile(const pace *p, int32_t end)
 {
-    pace_tile *tile = p->tiles;
-    while (tile < p->tiles + p->n_tiles && tile->end != end)
-        tile++;
-    if (tile == p->tiles + PACE_TILES)
-        return NULL;
-    if (tile == p->tiles + p->n_tiles)
-        p->tiles[p->n_tiles++] = (pace_tile){.end = end};
-    return tile;
-}
-
-static const pace_tile *find_tile(const pace *p, int32_t end)
-{
-    for (const pace_tile *tile = p->tiles; tile < p->tiles + p->n_tiles; tile++)
-        if (tile->end == end)
-            return tile;
-    return NULL;
+    int32_t i = 0;
+    while (i < p->n_tiles && p->tiles[i].end != end)
+        i++;
+    return i;
 }
 
 static void note_tile(pace *p, const pace_load *load, double ns)
 {
-    pace_tile *tile = tile_at(p, load->tile);
-    if (!tile)
+    int32_t i = find_tile(p, load->tile);
+    if (i == PACE_TILES)
         return;
+    pace_tile *tile = &p->tiles[i];
+    if (i == p->n_tiles)
+        p->tiles[p->n_tiles++] = (pace_tile){.end = load->tile};
     if (load->n_streams > 0) {
         smooth(&tile->beside_ns, ns, SMOOTHING_UP, OUTLIER);
         tile->beside_at = p->iteration;
@@ -127,9 +118,10 @@ static void note_tile(pace *p, const pace_load *load, double ns)
 /* What a step that fills the tile takes beside streams; INFINITY: nothing is known. step: without the prompt. */
 static double expected_tile(const pace *p, int32_t end, double step)
 {
-    const pace_tile *tile = find_tile(p, end);
-    if (!tile)
+    int32_t i = find_tile(p, end);
+    if (i == p->n_tiles)
         return INFINITY;
+    const pace_tile *tile = &p->tiles[i];
     if (tile->beside_ns > 0 && p->iteration - tile->beside_at < TILE_STALE)
         return tile->beside_ns;
     return tile->alone_ns > 0 ? tile->alone_ns + TILE_STREAMS * step : INFINITY;

@@ -32,32 +32,6 @@ __device__ __forceinline__ void await_inputs(void)
 #endif
 }
 
-/* The largest of a cluster's blocks; the same in all. With one block a cluster it is v. */
-__device__ __forceinline__ float cluster_max(float v, float *shared)
-{
-#if __CUDA_ARCH__ >= 900
-    uint32_t n, at = (uint32_t)__cvta_generic_to_shared(shared);
-    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
-    if (n == 1)
-        return v;
-    if (threadIdx.x == 0)
-        *shared = v;
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t there;
-        float other;
-        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(i));
-        asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(other) : "r"(there) : "memory");
-        v = fmaxf(v, other);
-    }
-    /* Nobody's shared memory goes before all have read it. */
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
-#endif
-    return v;
-}
-
 /* All threads of the cluster's blocks, and what they have written to shared memory. */
 __device__ __forceinline__ void cluster_sync(void)
 {
@@ -69,14 +43,25 @@ __device__ __forceinline__ void cluster_sync(void)
 #endif
 }
 
+#if __CUDA_ARCH__ >= 900
+/* Where this place of the shared memory is in a block of the cluster. */
+__device__ __forceinline__ uint32_t cluster_place(const void *shared, uint32_t block)
+{
+    uint32_t at = (uint32_t)__cvta_generic_to_shared(shared), there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(block));
+    return there;
+}
+#endif
+
 /* What stands at this place of the shared memory of a block of the cluster. */
 __device__ __forceinline__ double cluster_read(const double *shared, uint32_t block)
 {
 #if __CUDA_ARCH__ >= 900
-    uint32_t at = (uint32_t)__cvta_generic_to_shared(shared), there;
     double v;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(block));
-    asm volatile("ld.shared::cluster.f64 %0, [%1];" : "=d"(v) : "r"(there) : "memory");
+    asm volatile("ld.shared::cluster.f64 %0, [%1];"
+                 : "=d"(v)
+                 : "r"(cluster_place(shared, block))
+                 : "memory");
     return v;
 #else
     return *shared;
@@ -180,6 +165,30 @@ __device__ __forceinline__ void store_prepared(const prepared &p, int64_t token,
     }
     uint16_t *to = p.halves + ((int64_t)(k / 32) * p.n_stride + token) * 32 + k % 32;
     *(uint2 *)to = make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
+}
+
+/* The largest of a cluster's blocks; the same in all. With one block a cluster it is v. */
+__device__ __forceinline__ float cluster_max(float v, float *shared)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t n;
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
+    if (n == 1)
+        return v;
+    if (threadIdx.x == 0)
+        *shared = v;
+    cluster_sync();
+    for (uint32_t i = 0; i < n; i++) {
+        float other;
+        asm volatile("ld.shared::cluster.f32 %0, [%1];"
+                     : "=f"(other)
+                     : "r"(cluster_place(shared, i))
+                     : "memory");
+        v = fmaxf(v, other);
+    }
+    cluster_sync(); /* nobody's shared memory goes before all have read it */
+#endif
+    return v;
 }
 
 /* Where a token's dimension d stands, in halves, among keys or values of a staged layer's page. Swizzled, so that

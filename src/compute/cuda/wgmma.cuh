@@ -40,18 +40,9 @@ template <int n> __device__ __forceinline__ void wgmma_wait(void)
 template <int TOKENS>
 __device__ __forceinline__ void wgmma(float d[TOKENS / 2], const uint32_t a[4], uint64_t b)
 {
-    if constexpr (TOKENS == 16)
-        asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {"
-                     "%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, 1, 1, 1, 0;"
-                     : D4(0), D4(4)
-                     : A4);
-    else if constexpr (TOKENS == 32)
-        asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
-                     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, "
-                     "{%16,%17,%18,%19}, %20, 1, 1, 1, 0;"
-                     : D4(0), D4(4), D4(8), D4(12)
-                     : A4);
-    else if constexpr (TOKENS == 64)
+    static_assert(TOKENS == 64 || TOKENS == 128,
+                  "shapes that were found to have the bits of mma.sync");
+    if constexpr (TOKENS == 64)
         asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
                      "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
                      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
