@@ -280,11 +280,13 @@ typedef struct backend_table {
                    const weight *const *biases, int32_t count);
 
     /* Rotates every head of x [n_tokens, n_heads * head_dim] in place; positions [n_tokens] is
-     * host memory. */
+     * host memory. Queries and keys that kv_write and attention are given next in a step may be
+     * rotated on the way there alone: behind attention nobody may ask what they are. */
     void (*apply_rope)(backend *b, tensor x, int32_t head_dim, const rope *r,
                        const int32_t *positions);
 
-    /* Writes k [n_tokens, n_kv_heads * key_dim] and v of the step's rows into their pages. */
+    /* Writes k [n_tokens, n_kv_heads * key_dim] and v of the step's rows into their pages, which no
+     * other sequence of the step has. */
     void (*kv_write)(backend *b, kv_store *kv, int32_t layer, tensor k, tensor v);
 
     /* out [n_tokens, n_heads * value_dim]: softmax attention of each of the step's rows over the

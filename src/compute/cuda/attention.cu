@@ -26,7 +26,7 @@ __device__ __forceinline__ void load_queries(uint4 *to, const attention_args &a,
             const float *from = q[i % 2];
             float x = from && d < l.key_dim ? from[d] * a.scale : 0.0f;
             float y = from && d + 1 < l.key_dim ? from[d + 1] * a.scale : 0.0f;
-            word[i] = query_pair(x, y);
+            word[i] = saturated_pair(x, y);
         }
         to[part * 32 + lane] = make_uint4(word[0], word[1], word[2], word[3]);
     }

@@ -23,6 +23,7 @@
 #define REALM_COMPUTE_CUDA_ATTENTION_CUH
 
 #include "compute/cuda/fragments.cuh"
+#include "compute/cuda/rope.cuh"
 
 #define UNIT_PAGES (ATTENTION_UNIT_TOKENS / KV_PAGE_TOKENS)
 #define KEY_TILES  (ATTENTION_UNIT_TOKENS / 8)
@@ -41,14 +42,6 @@ __device__ __forceinline__ query_place find_query(const attention_args &a,
     int32_t flat = tile.first_query + i;
     return {tile.first_row + flat / a.group, kv_head * a.group + flat % a.group,
             tile.position + flat / a.group};
-}
-
-/* Two scaled elements as halves. */
-__device__ __forceinline__ uint32_t query_pair(float x, float y)
-{
-    x = x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
-    y = y > 65504.0f ? 65504.0f : y < -65504.0f ? -65504.0f : y;
-    return as_word(__floats2half2_rn(x, y));
 }
 
 /* What a warp knows of a unit for the rows g and g+8 of its lanes. */

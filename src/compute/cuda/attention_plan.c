@@ -149,6 +149,7 @@ static void fill_plan(cuda_backend *b, attention_plan *p)
         int32_t n_queries = s.count * p->group;
         if (is_split(p, &s, n_queries) && units_to(p, &s, n_queries) > units)
             units = units_to(p, &s, n_queries);
+        p->most_rows = s.count > p->most_rows ? s.count : p->most_rows;
         i += s.count;
     }
     p->units = cuda_power_of_two(units, 4); /* so that a graph lives a while */

@@ -2,39 +2,109 @@
  *
  * A warp a block, which goes through the units of a tile, all of them or one alone, with its totals in
  * registers. A unit's keys and values are copied in bulk into shared memory, those of the next unit as soon as
- * the warp has read this one's, and of the first, if nobody writes it in this step, before the inputs are there.
- * Six such blocks are on a multiprocessor, so much of its memory is under way. Prompts have four such warps a block,
- * which read the same units for 64 queries; few queries of few sequences have up to four that share a tile's. */
+ * the warp has read this one's, and of the first, if no kernel before writes it in this step, before the inputs are
+ * there. Six such blocks are on a multiprocessor, so much of its memory is under way. Prompts have four such warps a
+ * block, which read the same units for 64 queries; few queries of few sequences have up to four that share a tile's.
+ *
+ * Where a sequence has few rows, these kernels write their keys and values too (fresh_rows): a tile's warps make those of
+ * all rows that it sees, and put them into their copy of a unit, which may have been made while they were not
+ * in the page; the tile that has a row's first query puts them into the page as well. No warp reads them there. */
 #include "compute/cuda/attention.cuh"
 #include "compute/cuda/wgmma.cuh"
 
 #define STAGED_HALF (KV_PAGE_TOKENS * STAGED_DIM * 2) /* bytes of a page's keys of a head */
 #define STAGED_PART (UNIT_PAGES * STAGED_HALF)
 #define STAGED_KEPT (STAGED_DIM / 8) /* groups of eight dimensions */
+#define FRESH_BYTES                                                                                \
+    (ATTENTION_FRESH * 32 * 16) /* [row][lane] of four halves of its key, four of its value */
 #define WIDE_WARPS  (ATTENTION_WIDE / ATTENTION_ROWS)
 #define WIDE_STAGES 3
 
+/* Bytes of staged_place. */
+template <bool FRESH> __host__ __device__ constexpr int32_t shared_of(int n_warps)
+{
+    return n_warps * (2 * STAGED_PART + 16) + (FRESH ? FRESH_BYTES : 0);
+}
+
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-/* As load_queries, into the lane's registers. */
-template <int ROWS>
-__device__ __forceinline__ void take_queries(uint32_t to[STAGED_DIM / 32][2][4],
-                                             const attention_args &a, const attention_tile &tile,
-                                             int32_t kv_head, int lane)
+/* Turns a lane's elements of a query by its token's angles. */
+__device__ __forceinline__ void turn_query(float4 x[STAGED_DIM / 32][2],
+                                           const float4 c[STAGED_DIM / 32],
+                                           const float4 s[STAGED_DIM / 32], int64_t kind)
 {
-    float4 x[ROWS][STAGED_DIM / 32][2];
+    if (kind == ROPE_NORMAL) {
+#pragma unroll
+        for (int i = 0; i < STAGED_DIM / 32; i++) {
+            x[i][0] = turn_pairs(x[i][0], make_float2(c[i].x, c[i].y), make_float2(s[i].x, s[i].y));
+            x[i][1] = turn_pairs(x[i][1], make_float2(c[i].z, c[i].w), make_float2(s[i].z, s[i].w));
+        }
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < STAGED_DIM / 32; i++) {
+        float *u = &x[i / 2][i % 2].x, *v = &x[i / 2 + STAGED_DIM / 64][i % 2].x;
+        const float *cosine = &c[i].x, *sine = &s[i].x;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const float first = turned_first(u[e], v[e], cosine[e], sine[e]);
+            v[e] = turned_second(u[e], v[e], cosine[e], sine[e]);
+            u[e] = first;
+        }
+    }
+}
+
+/* Where a lane's queries begin and, of FRESH ones, their angles; worked out while the inputs are waited for. NULL:
+ * nobody's. */
+template <int ROWS> struct query_source {
+    const float *q[ROWS];
+    int64_t angles[ROWS];
+};
+
+template <int ROWS>
+__device__ __forceinline__ query_source<ROWS>
+find_queries(const attention_args &a, const attention_tile &tile, int32_t kv_head, int lane)
+{
+    query_source<ROWS> source;
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        const int i = lane / 4 + r * 8;
+        const int i = lane / 4 + r * 8, t = lane % 4;
         const query_place p = find_query(a, tile, kv_head, i);
-        const float *from = a.q + (p.row * a.n_heads + p.head) * STAGED_DIM + lane % 4 * 8;
+        source.q[r] = i < tile.n_queries ? a.q + (p.row * a.n_heads + p.head) * STAGED_DIM + t * 8
+                                         : nullptr;
+        source.angles[r] = p.row * (STAGED_DIM / 2) + t * (a.fresh.kind == ROPE_NORMAL ? 4 : 8);
+    }
+    return source;
+}
+
+/* As load_queries, into the lane's registers; FRESH: turned on the way. */
+template <int ROWS, bool FRESH>
+__device__ __forceinline__ void take_queries(uint32_t to[STAGED_DIM / 32][2][4],
+                                             const attention_args &a,
+                                             const query_source<ROWS> &source)
+{
+    float4 x[ROWS][STAGED_DIM / 32][2], cosines[ROWS][STAGED_DIM / 32],
+        sines[ROWS][STAGED_DIM / 32];
 #pragma unroll
-        for (int c = 0; c < STAGED_DIM / 32; c++)
+    for (int r = 0; r < ROWS; r++)
+#pragma unroll
+        for (int c = 0; c < STAGED_DIM / 32; c++) {
+            const bool there = source.q[r];
+            const float4 none = make_float4(0, 0, 0, 0);
 #pragma unroll
             for (int m = 0; m < 2; m++)
-                x[r][c][m] = i < tile.n_queries ? *(const float4 *)(from + c * 32 + m * 4)
-                                                : make_float4(0, 0, 0, 0);
-    }
+                x[r][c][m] = there ? *(const float4 *)(source.q[r] + c * 32 + m * 4) : none;
+            if constexpr (FRESH) {
+                const int64_t at = source.angles[r] +
+                                   (a.fresh.kind == ROPE_NORMAL ? c * 16 : c / 2 * 32 + c % 2 * 4);
+                cosines[r][c] = there ? *(const float4 *)(a.fresh.cosines + at) : none;
+                sines[r][c] = there ? *(const float4 *)(a.fresh.sines + at) : none;
+            }
+        }
+    if constexpr (FRESH)
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+            turn_query(x[r], cosines[r], sines[r], a.fresh.kind);
 #pragma unroll
     for (int c = 0; c < STAGED_DIM / 32; c++)
 #pragma unroll
@@ -42,8 +112,8 @@ __device__ __forceinline__ void take_queries(uint32_t to[STAGED_DIM / 32][2][4],
 #pragma unroll
             for (int r = 0; r < 2; r++) {
                 const float4 v = r < ROWS ? x[r % ROWS][c][m] : make_float4(0, 0, 0, 0);
-                to[c][m][r] = r < ROWS ? query_pair(v.x * a.scale, v.y * a.scale) : 0;
-                to[c][m][2 + r] = r < ROWS ? query_pair(v.z * a.scale, v.w * a.scale) : 0;
+                to[c][m][r] = r < ROWS ? saturated_pair(v.x * a.scale, v.y * a.scale) : 0;
+                to[c][m][2 + r] = r < ROWS ? saturated_pair(v.z * a.scale, v.w * a.scale) : 0;
             }
 }
 
@@ -219,91 +289,40 @@ __device__ __forceinline__ staged_task find_task(const attention_args &a)
     return task;
 }
 
-template <int ROWS> __device__ __forceinline__ void attend_staged(const attention_args &a)
+/* Shared memory of one of a block's warps: a unit's keys and values, the barriers of their copies; and the block's fresh
+ * rows, each of which is made and used by the warp that has its unit. */
+struct staged_place {
+    uint32_t keys, values, keys_full, values_full, fresh;
+};
+
+__device__ __forceinline__ staged_place place_of(uint32_t base, int warp, int n_warps)
 {
-    extern __shared__ uint4 shared[];
-    const int lane = (int)threadIdx.x;
-    const uint32_t keys = (uint32_t)__cvta_generic_to_shared(shared), values = keys + STAGED_PART,
-                   keys_full = values + STAGED_PART, values_full = keys_full + 8;
-    const staged_task task = find_task(a);
-    if (task.first >= task.end) {
-        await_inputs();
-        return;
-    }
-    const int2 *pages = (const int2 *)(a.page_ids + task.tile.pages);
-    const int64_t offset = a.layer.offset + task.kv_head * a.layer.head_bytes;
-    const bool old = (task.first + 1) * ATTENTION_UNIT_TOKENS <= task.tile.position;
-    if (lane == 0) {
-        barrier_init(keys_full, 1);
-        barrier_init(values_full, 1);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    }
-    if (!old)
-        await_inputs();
-    __syncwarp();
-    if (lane == 0) {
-        const int32_t n_seen = task.last + 1 - task.first * ATTENTION_UNIT_TOKENS;
-        const int2 ids = pages[task.first];
-        fetch_unit(a, ids, n_seen, offset, keys, keys_full);
-        fetch_unit(a, ids, n_seen, offset + a.layer.values, values, values_full);
-    }
-    if (old)
-        await_inputs();
-    uint32_t q[STAGED_DIM / 32][2][4];
-    take_queries<ROWS>(q, a, task.tile, task.kv_head, lane);
-    staged_sums<ROWS> sums;
-    clear_sums(sums);
-    __syncwarp();
-    uint32_t parity = 0;
-    for (int32_t unit = task.first; unit < task.end; unit++, parity ^= 1) {
-        const int32_t n_seen = task.last + 1 - unit * ATTENTION_UNIT_TOKENS;
-        const bool more = unit + 1 < task.end;
-        const int2 next = more ? pages[unit + 1] : make_int2(0, 0);
-        float s[KEY_TILES][4], old_factor[ROWS], new_factor[ROWS];
-        barrier_wait(keys_full, parity);
-        score_staged(s, q, keys, lane);
-        __syncwarp();
-        if (more && lane == 0)
-            fetch_unit(a, next, n_seen - ATTENTION_UNIT_TOKENS, offset, keys, keys_full);
-        uint32_t p[UNIT_PAGES][2][4];
-        merge_weights(sums, weigh_unit<ROWS>(p, s, a, task.tile, unit, lane), old_factor,
-                      new_factor);
-        barrier_wait(values_full, parity);
-        if (n_seen < ATTENTION_UNIT_TOKENS) {
-            clear_unseen(values, n_seen, lane, 32);
-            __syncwarp();
-        }
-        merge_values(sums, token_values(values, lane), p, old_factor, new_factor);
-        __syncwarp();
-        if (more && lane == 0)
-            fetch_unit(a, next, n_seen - ATTENTION_UNIT_TOKENS, offset + a.layer.values, values,
-                       values_full);
-    }
-    store_sums(a, task.tile, task.kv_head, sums, task.walks, task.end - 1, lane);
+    const uint32_t keys = base + warp * 2 * STAGED_PART,
+                   full = base + n_warps * 2 * STAGED_PART + warp * 16;
+    return {keys, keys + STAGED_PART, full, full + 8, base + (uint32_t)shared_of<false>(n_warps)};
 }
 
-/* A few queries of few sequences: the block's warps go through a tile's units in turn and after each round merge
- * them in order, each for its share of the dimensions. */
-__device__ __forceinline__ void attend_together(const attention_args &a)
+__device__ __forceinline__ int64_t head_offset(const attention_args &a, int32_t kv_head)
 {
-    extern __shared__ uint4 shared[];
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32,
-              n_warps = (int)blockDim.x / 32;
-    const uint32_t base = (uint32_t)__cvta_generic_to_shared(shared),
-                   keys = base + warp * 2 * STAGED_PART, values = keys + STAGED_PART,
-                   keys_full = base + n_warps * 2 * STAGED_PART + warp * 16,
-                   values_full = keys_full + 8;
-    /* [warp][group of eight dimensions, then largest and sum of weights][lane] */
-    float2 *const all = (float2 *)(shared + n_warps * (2 * STAGED_PART + 16) / 16);
-    float2 *const mine = all + warp * (STAGED_KEPT + 1) * 32 + lane;
-    const staged_task task = find_task(a);
-    const int2 *pages = (const int2 *)(a.page_ids + task.tile.pages);
-    const int64_t offset = a.layer.offset + task.kv_head * a.layer.head_bytes;
-    int32_t unit = task.first + warp;
-    const bool old = (unit + 1) * ATTENTION_UNIT_TOKENS <= task.tile.position;
+    return a.layer.offset + kv_head * a.layer.head_bytes;
+}
+
+__device__ __forceinline__ int32_t fresh_page(const attention_args &a, const staged_task &task,
+                                              int32_t row)
+{
+    return a.page_ids[task.tile.pages + (task.tile.position + row) / KV_PAGE_TOKENS];
+}
+
+/* A warp's first unit is asked for and its inputs are there after this. FRESH: nobody has written in this step what the
+ * warp reads of pages. */
+template <bool FRESH>
+__device__ __forceinline__ void begin_units(const attention_args &a, const staged_task &task,
+                                            const staged_place &at, int32_t unit, int lane)
+{
+    const bool old = FRESH || (unit + 1) * ATTENTION_UNIT_TOKENS <= task.tile.position;
     if (lane == 0) {
-        barrier_init(keys_full, 1);
-        barrier_init(values_full, 1);
+        barrier_init(at.keys_full, 1);
+        barrier_init(at.values_full, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     if (!old)
@@ -311,14 +330,184 @@ __device__ __forceinline__ void attend_together(const attention_args &a)
     __syncwarp();
     if (lane == 0 && unit < task.end) {
         const int32_t n_seen = task.last + 1 - unit * ATTENTION_UNIT_TOKENS;
-        const int2 ids = pages[unit];
-        fetch_unit(a, ids, n_seen, offset, keys, keys_full);
-        fetch_unit(a, ids, n_seen, offset + a.layer.values, values, values_full);
+        const int2 ids = ((const int2 *)(a.page_ids + task.tile.pages))[unit];
+        const int64_t offset = head_offset(a, task.kv_head);
+        fetch_unit(a, ids, n_seen, offset, at.keys, at.keys_full);
+        fetch_unit(a, ids, n_seen, offset + a.layer.values, at.values, at.values_full);
     }
     if (old)
         await_inputs();
+}
+
+/* A lane's part of a row that is to be written, on its way. */
+struct fresh_row {
+    float4 key, value;
+    lane_angles angles;
+    int32_t page;
+};
+
+__device__ __forceinline__ fresh_row load_fresh(const attention_args &a, const staged_task &task,
+                                                int32_t row, int32_t page, int lane)
+{
+    const int64_t at = task.tile.first_row + row;
+    const int64_t from = (at * a.layer.n_kv_heads + task.kv_head) * (STAGED_DIM / 4) + lane;
+    return {((const float4 *)a.fresh.k)[from], ((const float4 *)a.fresh.v)[from],
+            load_angles(a.fresh.cosines + at * (STAGED_DIM / 2),
+                        a.fresh.sines + at * (STAGED_DIM / 2), (int32_t)a.fresh.kind, lane),
+            page};
+}
+
+/* Keeps it for the unit's copy, and puts it into the page if its first query is the tile's. */
+__device__ __forceinline__ void keep_fresh(const attention_args &a, const staged_task &task,
+                                           uint32_t fresh, int32_t row, const fresh_row &r,
+                                           int lane)
+{
+    const uint2 key = four_halves(turn_four(r.key, r.angles, (int32_t)a.fresh.kind)),
+                value = four_halves(r.value);
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(fresh + (row * 32 + lane) * 16),
+                 "r"(key.x), "r"(key.y), "r"(value.x), "r"(value.y)
+                 : "memory");
+    const int32_t query = row * a.group - task.tile.first_query,
+                  position = task.tile.position + row, token = position % KV_PAGE_TOKENS,
+                  unit = position / ATTENTION_UNIT_TOKENS;
+    if (query < 0 || query >= task.tile.n_queries || unit < task.first || unit >= task.end)
+        return;
+    uint8_t *to = a.pages + r.page * a.page_bytes + head_offset(a, task.kv_head);
+    *(uint2 *)(to + key_place(token, lane * 4) * 2) = key;
+    *(uint2 *)(to + a.layer.values + value_place(token, lane * 4) * 2) = value;
+}
+
+/* The tile's queries, and the fresh rows in the units of the warp, which has one of so many from unit on. What the first
+ * of them needs is under way with the queries. */
+template <int ROWS, bool FRESH>
+__device__ __forceinline__ void take_rows(uint32_t q[STAGED_DIM / 32][2][4],
+                                          const attention_args &a, const staged_task &task,
+                                          const staged_place &at, const query_source<ROWS> &source,
+                                          int32_t unit, int32_t step, int32_t page, int lane)
+{
+    if constexpr (FRESH) {
+        const int32_t position = task.tile.position, n = task.last - position + 1;
+        const auto is_mine = [&](int32_t row) {
+            return ((position + row) / ATTENTION_UNIT_TOKENS - unit) % step == 0;
+        };
+        const fresh_row first = load_fresh(a, task, 0, page, lane);
+        take_queries<ROWS, true>(q, a, source);
+        if (is_mine(0))
+            keep_fresh(a, task, at.fresh, 0, first, lane);
+#pragma unroll 1
+        for (int32_t row = 1; row < n; row++)
+            if (is_mine(row))
+                keep_fresh(a, task, at.fresh, row,
+                           load_fresh(a, task, row, fresh_page(a, task, row), lane), lane);
+    } else {
+        take_queries<ROWS, false>(q, a, source);
+    }
+}
+
+/* Fresh rows' keys, or values, into the warp's copy of the unit. Each lane puts what it has made. */
+template <bool VALUES>
+__device__ __forceinline__ void put_fresh(const staged_task &task, const staged_place &at,
+                                          int32_t unit, int lane)
+{
+    const int32_t position = task.tile.position, begin = unit * ATTENTION_UNIT_TOKENS,
+                  end = min(begin + ATTENTION_UNIT_TOKENS, task.last + 1);
+#pragma unroll 1
+    for (int32_t i = max(position, begin); i < end; i++) {
+        const int32_t token = i % KV_PAGE_TOKENS;
+        const uint32_t page = (VALUES ? at.values : at.keys) +
+                              (i - begin) / KV_PAGE_TOKENS * STAGED_HALF;
+        const uint2 v = load_8(at.fresh + ((i - position) * 32 + lane) * 16 + VALUES * 8);
+        asm volatile(
+            "st.shared.v2.u32 [%0], {%1,%2};" ::"r"(
+                page + (VALUES ? value_place(token, lane * 4) : key_place(token, lane * 4)) * 2),
+            "r"(v.x), "r"(v.y)
+            : "memory");
+    }
+    if (begin + ATTENTION_UNIT_TOKENS <= task.last) /* the next copy comes after these writes */
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncwarp();
+}
+
+/* Adds a unit, whose copies are under way, to the warp's sums, and asks for the one so many further on. */
+template <int ROWS, bool FRESH>
+__device__ __forceinline__ void add_unit(staged_sums<ROWS> &sums, const attention_args &a,
+                                         const staged_task &task, const staged_place &at,
+                                         const uint32_t q[STAGED_DIM / 32][2][4], int32_t unit,
+                                         int32_t step, uint32_t parity, int lane)
+{
+    const int32_t n_seen = task.last + 1 - unit * ATTENTION_UNIT_TOKENS,
+                  n_next = n_seen - step * ATTENTION_UNIT_TOKENS;
+    const int64_t offset = head_offset(a, task.kv_head);
+    const bool more = unit + step < task.end,
+               fresh = FRESH && (unit + 1) * ATTENTION_UNIT_TOKENS > task.tile.position;
+    const int2 next = more ? ((const int2 *)(a.page_ids + task.tile.pages))[unit + step]
+                           : make_int2(0, 0);
+    float s[KEY_TILES][4], old_factor[ROWS], new_factor[ROWS];
+    barrier_wait(at.keys_full, parity);
+    if (fresh)
+        put_fresh<false>(task, at, unit, lane);
+    score_staged(s, q, at.keys, lane);
+    __syncwarp();
+    if (more && lane == 0)
+        fetch_unit(a, next, n_next, offset, at.keys, at.keys_full);
+    uint32_t p[UNIT_PAGES][2][4];
+    merge_weights(sums, weigh_unit<ROWS>(p, s, a, task.tile, unit, lane), old_factor, new_factor);
+    barrier_wait(at.values_full, parity);
+    if (fresh)
+        put_fresh<true>(task, at, unit, lane);
+    if (n_seen < ATTENTION_UNIT_TOKENS) {
+        clear_unseen(at.values, n_seen, lane, 32);
+        __syncwarp();
+    }
+    merge_values(sums, token_values(at.values, lane), p, old_factor, new_factor);
+    __syncwarp();
+    if (more && lane == 0)
+        fetch_unit(a, next, n_next, offset + a.layer.values, at.values, at.values_full);
+}
+
+template <int ROWS, bool FRESH>
+__device__ __forceinline__ void attend_staged(const attention_args &a)
+{
+    extern __shared__ uint4 shared[];
+    const int lane = (int)threadIdx.x;
+    const staged_place at = place_of((uint32_t)__cvta_generic_to_shared(shared), 0, 1);
+    const staged_task task = find_task(a);
+    if (task.first >= task.end) {
+        await_inputs();
+        return;
+    }
+    const int32_t page = FRESH ? fresh_page(a, task, 0) : 0;
+    const query_source<ROWS> source = find_queries<ROWS>(a, task.tile, task.kv_head, lane);
+    begin_units<FRESH>(a, task, at, task.first, lane);
     uint32_t q[STAGED_DIM / 32][2][4];
-    take_queries<1>(q, a, task.tile, task.kv_head, lane);
+    take_rows<ROWS, FRESH>(q, a, task, at, source, task.first, 1, page, lane);
+    staged_sums<ROWS> sums;
+    clear_sums(sums);
+    __syncwarp();
+    uint32_t parity = 0;
+    for (int32_t unit = task.first; unit < task.end; unit++, parity ^= 1)
+        add_unit<ROWS, FRESH>(sums, a, task, at, q, unit, 1, parity, lane);
+    store_sums(a, task.tile, task.kv_head, sums, task.walks, task.end - 1, lane);
+}
+
+/* A few queries of few sequences: the block's warps go through a tile's units in turn and after each round merge
+ * them in order, each for its share of the dimensions. */
+template <bool FRESH> __device__ __forceinline__ void attend_together(const attention_args &a)
+{
+    extern __shared__ uint4 shared[];
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32,
+              n_warps = (int)blockDim.x / 32;
+    const staged_place at = place_of((uint32_t)__cvta_generic_to_shared(shared), warp, n_warps);
+    /* [warp][group of eight dimensions, then largest and sum of weights][lane] */
+    float2 *const all = (float2 *)(shared + shared_of<FRESH>(n_warps) / 16);
+    float2 *const mine = all + warp * (STAGED_KEPT + 1) * 32 + lane;
+    const staged_task task = find_task(a);
+    int32_t unit = task.first + warp;
+    const int32_t page = FRESH ? fresh_page(a, task, 0) : 0;
+    const query_source<1> source = find_queries<1>(a, task.tile, task.kv_head, lane);
+    begin_units<FRESH>(a, task, at, unit, lane);
+    uint32_t q[STAGED_DIM / 32][2][4];
+    take_rows<1, FRESH>(q, a, task, at, source, unit, n_warps, page, lane);
     float largest = -INFINITY, weights = 0;
     float2 totals[STAGED_KEPT / 2];
 #pragma unroll
@@ -329,30 +518,9 @@ __device__ __forceinline__ void attend_together(const attention_args &a)
     for (int32_t from = task.first; from < task.end;
          from += n_warps, unit += n_warps, parity ^= 1) {
         if (unit < task.end) {
-            const int32_t n_seen = task.last + 1 - unit * ATTENTION_UNIT_TOKENS,
-                          n_next = n_seen - n_warps * ATTENTION_UNIT_TOKENS;
-            const bool more = unit + n_warps < task.end;
-            const int2 next = more ? pages[unit + n_warps] : make_int2(0, 0);
-            float s[KEY_TILES][4], old_factor[1], new_factor[1];
             staged_sums<1> sums;
             clear_sums(sums);
-            barrier_wait(keys_full, parity);
-            score_staged(s, q, keys, lane);
-            __syncwarp();
-            if (more && lane == 0)
-                fetch_unit(a, next, n_next, offset, keys, keys_full);
-            uint32_t p[UNIT_PAGES][2][4];
-            merge_weights(sums, weigh_unit<1>(p, s, a, task.tile, unit, lane), old_factor,
-                          new_factor);
-            barrier_wait(values_full, parity);
-            if (n_seen < ATTENTION_UNIT_TOKENS) {
-                clear_unseen(values, n_seen, lane, 32);
-                __syncwarp();
-            }
-            merge_values(sums, token_values(values, lane), p, old_factor, new_factor);
-            __syncwarp();
-            if (more && lane == 0)
-                fetch_unit(a, next, n_next, offset + a.layer.values, values, values_full);
+            add_unit<1, FRESH>(sums, a, task, at, q, unit, n_warps, parity, lane);
 #pragma unroll
             for (int d = 0; d < STAGED_KEPT; d++)
                 mine[d * 32] = make_float2(sums.totals[d][0], sums.totals[d][1]);
@@ -428,7 +596,7 @@ __device__ __forceinline__ void attend_wide(const attention_args &a)
     const int32_t end = tile.n_queries > 0 ? tile_last_position(a, tile) / ATTENTION_UNIT_TOKENS + 1
                                            : 0;
     uint32_t q[STAGED_DIM / 32][2][4];
-    take_queries<2>(q, a, tile, task.kv_head, lane);
+    take_queries<2, false>(q, a, find_queries<2>(a, tile, task.kv_head, lane));
     staged_sums<2> sums;
     clear_sums(sums);
     int stage = 0;
@@ -460,21 +628,22 @@ __device__ __forceinline__ void attend_wide(const attention_args &a)
 
 #endif
 
-template <int ROWS>
+template <int ROWS, bool FRESH>
 static __global__ void __launch_bounds__(32, 6) attention_staged_kernel(attention_args a)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     allow_next();
-    attend_staged<ROWS>(a);
+    attend_staged<ROWS, FRESH>(a);
 #endif
 }
 
+template <bool FRESH>
 static __global__ void __launch_bounds__(ATTENTION_TOGETHER * 32, 2)
     attention_staged_together_kernel(attention_args a)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     allow_next();
-    attend_together(a);
+    attend_together<FRESH>(a);
 #endif
 }
 
@@ -487,19 +656,26 @@ static __global__ void __launch_bounds__(WIDE_WARPS * 32, 2)
 #endif
 }
 
-extern "C" const void *cuda_kernel_attention_staged(int queries, int together, int32_t *threads,
-                                                    int32_t *shared_bytes)
+template <bool FRESH>
+static const void *choose_kernel(int queries, int together, int32_t *shared_bytes)
 {
-    const int wide = queries > ATTENTION_ROWS;
-    *threads = wide ? WIDE_WARPS * 32 : together * 32;
-    if (wide) {
+    *shared_bytes = shared_of<FRESH>(together);
+    if (together == 1)
+        return queries <= 8 ? (const void *)attention_staged_kernel<1, FRESH>
+                            : (const void *)attention_staged_kernel<2, FRESH>;
+    *shared_bytes += together * (STAGED_KEPT + 1) * 32 * (int32_t)sizeof(float2);
+    return (const void *)attention_staged_together_kernel<FRESH>;
+}
+
+extern "C" const void *cuda_kernel_attention_staged(int queries, int together, int fresh,
+                                                    int32_t *threads, int32_t *shared_bytes)
+{
+    if (queries > ATTENTION_ROWS) {
+        *threads = WIDE_WARPS * 32;
         *shared_bytes = WIDE_STAGES * (2 * STAGED_PART + 8);
         return (const void *)attention_staged_wide_kernel;
     }
-    *shared_bytes = together * (2 * STAGED_PART + 16);
-    if (together == 1)
-        return queries <= 8 ? (const void *)attention_staged_kernel<1>
-                            : (const void *)attention_staged_kernel<2>;
-    *shared_bytes += together * (STAGED_KEPT + 1) * 32 * (int32_t)sizeof(float2);
-    return (const void *)attention_staged_together_kernel;
+    *threads = together * 32;
+    return fresh ? choose_kernel<true>(queries, together, shared_bytes)
+                 : choose_kernel<false>(queries, together, shared_bytes);
 }

@@ -496,15 +496,16 @@ static cudaError_t prepare_kernels(cuda_backend *b)
     size_t part_bytes = 0;
     int most_blocks = 0;
     cudaError_t code = allow_shared(cuda_kernel_attention_split(), b->shared_most);
-    static const int staged_ways[][2] = {{ATTENTION_FEW, 1},
-                                         {ATTENTION_FEW, ATTENTION_TOGETHER},
-                                         {ATTENTION_ROWS, 1},
-                                         {ATTENTION_WIDE, 1}};
+    static const int staged_ways[][3] = {
+        {ATTENTION_FEW, 1, 0},  {ATTENTION_FEW, ATTENTION_TOGETHER, 0},
+        {ATTENTION_ROWS, 1, 0}, {ATTENTION_FEW, 1, 1},
+        {ATTENTION_ROWS, 1, 1}, {ATTENTION_FEW, ATTENTION_TOGETHER, 1},
+        {ATTENTION_WIDE, 1, 0}};
     for (size_t i = 0;
          i < sizeof staged_ways / sizeof *staged_ways && code == cudaSuccess && b->wgmma; i++) {
         int32_t threads, bytes;
         const void *staged = cuda_kernel_attention_staged(staged_ways[i][0], staged_ways[i][1],
-                                                          &threads, &bytes);
+                                                          staged_ways[i][2], &threads, &bytes);
         code = allow_shared(staged, bytes);
         if (code == cudaSuccess)
             code = cudaFuncSetAttribute(staged, cudaFuncAttributePreferredSharedMemoryCarveout,

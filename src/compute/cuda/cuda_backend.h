@@ -98,6 +98,7 @@ typedef struct attention_plan {
     int32_t most; /* tokens of a sequence that is split; staged: units of a tile that is not */
     const attention_tile *split, *walk;           /* on the device, one after the other */
     int32_t n_split, n_walk, units, most_queries; /* most_queries: of a tile */
+    int32_t most_rows;                            /* of a sequence */
 } attention_plan;
 
 typedef struct staged_rows {
@@ -156,6 +157,11 @@ typedef struct cuda_backend {
         tensor x[2];
         int32_t head_dim[2];
     } turns;
+    struct { /* alone: what comes before it is settled then */
+        int waiting;
+        kv_write_args args;
+        tensor k, v;
+    } writing;
 
     /* The last operation's result, and what of it lies in pinned host memory (reading.c). */
     tensor last, landed;

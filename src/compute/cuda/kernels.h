@@ -137,9 +137,19 @@ typedef struct attention_tile {
     int32_t partial;     /* split tiles: its first query among the queries that are split */
 } attention_tile;
 
+/* Keys and values of the step's rows that attention writes itself, where no sequence has more than ATTENTION_FRESH of
+ * them: rope's turning, of all dimensions, is done on the way, and so it is of q. */
+#define ATTENTION_FRESH 2
+
+typedef struct fresh_rows {
+    const float *k, *v;           /* k NULL: they are in the pages, and q is turned */
+    const float *cosines, *sines; /* [n_tokens, 64] */
+    int64_t kind;                 /* rope_kind */
+} fresh_rows;
+
 typedef struct attention_args {
     cuda_kv_layer layer;
-    const uint8_t *pages;
+    uint8_t *pages;
     int64_t page_bytes;
     const attention_tile *tiles;
     const int32_t *page_ids, *positions; /* positions: combine_row, of the step's rows */
@@ -151,6 +161,7 @@ typedef struct attention_args {
     int32_t units, warp_bytes; /* grid's units; shared memory of one warp */
     int32_t n_split, zero; /* staged: so many of tiles, the first, are split, the others walked */
     prepared p;            /* combine_row */
+    fresh_rows fresh;      /* staged, but for tiles of more than ATTENTION_ROWS */
 } attention_args;
 
 /* ---- products ------------------------------------------------------------------------------- */
@@ -245,9 +256,9 @@ const void *cuda_kernel_kv_read(void); /* grid: tokens */
 const void *cuda_kernel_matmul_f32(void);
 const void *cuda_kernel_attention_split(void); /* grid: units / 4, kv heads, tiles */
 /* On 9.0 (compute_90a), staged layers, by the most queries of a tile, at most ATTENTION_WIDE; together: warps that go
- * through a tile of at most ATTENTION_FEW, or 1; grid: kv heads by walked tiles, then, if not together, by split tiles
- * by units. */
-const void *cuda_kernel_attention_staged(int queries, int together, int32_t *threads,
+ * through a tile of at most ATTENTION_FEW, or 1; fresh: 1 if there are fresh_rows; grid: kv heads by walked tiles, then,
+ * if not together, by split tiles by units. */
+const void *cuda_kernel_attention_staged(int queries, int together, int fresh, int32_t *threads,
                                          int32_t *shared_bytes);
 const void *cuda_kernel_attention_combine(void);     /* grid: queries of a tile, kv heads, tiles */
 const void *cuda_kernel_attention_combine_row(void); /* grid: rows */

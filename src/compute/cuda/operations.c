@@ -2,9 +2,10 @@
  *
  * Three things are done beside that. What several launches of a step need of its rows is staged once.
  * A product's input, made halves, is kept while its source is unchanged, and operations whose results
- * products read (norm, gated) make it on their way. And two kinds of operation wait for the next one:
- * an addition, which a norm of its result takes along, and rotations, which the writing of keys takes
- * along; anything else that comes settles them first, so the order of effects is as called. */
+ * products read (norm, gated) make it on their way. And three kinds of operation wait for the next one:
+ * an addition, which a norm of its result takes along; rotations, which the writing of keys takes along; and
+ * that, which attention over them takes along. Anything else that comes settles them first, so the order of
+ * effects is as called. */
 #include <assert.h>
 #include <string.h>
 
@@ -216,10 +217,24 @@ static void settle_turns(cuda_backend *b)
     record(b, cuda_kernel_rope(), (uint32_t)b->turns.x[0].n_rows, (uint32_t)n, 256, &a, sizeof a);
 }
 
+static void settle_writing(cuda_backend *b)
+{
+    if (!b->writing.waiting)
+        return;
+    b->writing.waiting = 0;
+    kv_write_args a = b->writing.args;
+    a.slots = staged_slots(b);
+    int32_t heads, threads;
+    const void *kernel = cuda_kernel_kv_write(&a, &heads, &threads);
+    record(b, kernel, (uint32_t)b->writing.k.n_rows,
+           (uint32_t)((a.layer.n_kv_heads + heads - 1) / heads), (uint32_t)threads, &a, sizeof a);
+}
+
 void operations_settle(cuda_backend *b)
 {
     settle_addition(b);
     settle_turns(b);
+    settle_writing(b);
 }
 
 /* ---- rows and elements ------------------------------------------------------------------------------- */
@@ -400,6 +415,7 @@ static void apply_rope(backend *backend_, tensor x, int32_t head_dim, const rope
     cuda_backend *b = cuda_self(backend_);
     assert(x.n_cols % head_dim == 0 && r->n_rot <= head_dim && r->n_rot % 2 == 0);
     settle_addition(b);
+    settle_writing(b);
     if (b->turns.n == 2 ||
         (b->turns.n == 1 && (b->turns.rope != r || b->turns.positions != positions ||
                              b->turns.x[0].n_rows != x.n_rows || overlap(b->turns.x[0], x))))
@@ -439,21 +455,40 @@ static void kv_write(backend *backend_, kv_store *kv, int32_t layer, tensor k, t
     assert(k.n_rows == b->rows.n_tokens && v.n_rows == k.n_rows);
     assert(k.n_cols == l->n_kv_heads * l->key_dim && v.n_cols == l->n_kv_heads * l->value_dim);
     settle_addition(b);
+    settle_writing(b);
     step_need(b, (size_t)k.n_rows * 2 * sizeof(int32_t) + 4096);
-    kv_write_args a = {.rope = turns_taken_along(b, k, l->n_kv_heads)};
+    rope_args turns = turns_taken_along(b, k, l->n_kv_heads);
     operations_settle(b);
-    a.layer = *l;
-    a.pages = kv->pages;
-    a.page_bytes = kv->page_bytes;
-    a.k = k.data;
-    a.v = v.data;
-    a.slots = staged_slots(b);
+    b->writing.args = (kv_write_args){.layer = *l,
+                                      .pages = kv->pages,
+                                      .page_bytes = kv->page_bytes,
+                                      .k = k.data,
+                                      .v = v.data,
+                                      .rope = turns};
+    b->writing.waiting = 1;
+    b->writing.k = k;
+    b->writing.v = v;
     b->last = (tensor){0};
-    int32_t heads, threads;
-    const void *kernel = cuda_kernel_kv_write(&a, &heads, &threads);
-    record(b, kernel, (uint32_t)k.n_rows, (uint32_t)((l->n_kv_heads + heads - 1) / heads),
-           (uint32_t)threads, &a, sizeof a);
     finish(b);
+}
+
+/* The rows whose keys wait to be written, if attention with these arguments can do that; nobody reads turned queries
+ * and keys behind attention (backend.h). */
+static fresh_rows writing_taken_along(cuda_backend *b, const attention_plan *p,
+                                      const attention_args *a, tensor out)
+{
+    const kv_write_args *w = &b->writing.args;
+    const rope_args *r = &w->rope;
+    if (!b->writing.waiting || !p->staged || p->most_queries > ATTENTION_ROWS ||
+        p->most_rows > ATTENTION_FRESH || w->pages != a->pages ||
+        w->layer.offset != a->layer.offset || r->x[0] != a->q || !r->x[1] ||
+        r->n_heads[0] != a->n_heads || r->head_dim[0] != a->layer.key_dim ||
+        r->n_pairs * 2 != a->layer.key_dim || overlap(out, b->writing.k) ||
+        overlap(out, b->writing.v))
+        return (fresh_rows){0};
+    b->writing.waiting = 0;
+    return (fresh_rows){
+        .k = w->k, .v = w->v, .cosines = r->cosines, .sines = r->sines, .kind = r->kind};
 }
 
 static int32_t warp_bytes(const cuda_kv_layer *l, int walk)
@@ -464,8 +499,8 @@ static int32_t warp_bytes(const cuda_kv_layer *l, int walk)
 static void record_staged(cuda_backend *b, const attention_plan *p, attention_args *a)
 {
     int32_t threads, shared_bytes;
-    const void *kernel = cuda_kernel_attention_staged(p->most_queries, p->together, &threads,
-                                                      &shared_bytes);
+    const void *kernel = cuda_kernel_attention_staged(p->most_queries, p->together,
+                                                      a->fresh.k != NULL, &threads, &shared_bytes);
     a->tiles = p->split;
     a->n_tiles = p->n_split + p->n_walk;
     a->n_split = p->n_split;
@@ -480,9 +515,10 @@ static void attention(backend *backend_, tensor out, tensor q, kv_store *kv,
     const cuda_kv_layer *l = &kv->layers[o->layer];
     assert(o->n_heads % l->n_kv_heads == 0 && q.n_cols == o->n_heads * l->key_dim);
     assert(out.n_cols == o->n_heads * l->value_dim && q.n_rows == b->rows.n_tokens);
-    operations_settle(b);
+    settle_addition(b);
+    settle_turns(b);
     int32_t group = o->n_heads / l->n_kv_heads;
-    step_need(b, (size_t)b->rows.n_tokens * sizeof(int32_t) +
+    step_need(b, (size_t)b->rows.n_tokens * 2 * sizeof(int32_t) +
                      (size_t)b->rows.n_sequences * (size_t)page_stride(&b->rows) * sizeof(int32_t) +
                      ((size_t)b->rows.n_tokens * (size_t)group / ATTENTION_ROWS +
                       (size_t)b->rows.n_sequences) *
@@ -501,6 +537,8 @@ static void attention(backend *backend_, tensor out, tensor q, kv_store *kv,
                         .soft_cap = o->soft_cap};
     const attention_plan *p = attention_find_plan(b, l, group);
     a.units = p->units;
+    a.fresh = writing_taken_along(b, p, &a, out);
+    settle_writing(b);
     wrote(b, out);
     uint32_t heads = (uint32_t)l->n_kv_heads;
     if (p->staged) {

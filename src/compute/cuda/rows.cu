@@ -1,6 +1,7 @@
 /* compute/cuda/rows.cu: operations on rows and elements, one block a row where a row is summed up. */
 #include "compute/cuda/device.cuh"
 #include "compute/cuda/element.cuh"
+#include "compute/cuda/rope.cuh"
 #include "compute/exp_parts.h"
 
 /* ---- input of products ------------------------------------------------------------------------ */
@@ -607,8 +608,8 @@ __device__ __forceinline__ void rotate_heads(const rope_args &a, int which, int6
         float *p = x + i / a.n_pairs * dim + (a.kind == ROPE_NORMAL ? 2 * pair : pair);
         float *q = a.kind == ROPE_NORMAL ? p + 1 : p + a.n_pairs;
         float u = *p, v = *q, c = cosines[pair], s = sines[pair];
-        *p = fmaf(u, c, -__fmul_rn(v, s));
-        *q = fmaf(u, s, __fmul_rn(v, c));
+        *p = turned_first(u, v, c, s);
+        *q = turned_second(u, v, c, s);
     }
 }
 
@@ -700,31 +701,6 @@ static __global__ void kv_write_kernel(kv_write_args a)
     }
 }
 
-/* Four elements of a head of 128, from dimension 4 * lane on, turned as rotate_heads turns them; by a warp. */
-__device__ __forceinline__ float4 rotate_four(float4 x, float4 c, float4 s, int32_t kind)
-{
-    if (kind == ROPE_NORMAL)
-        return make_float4(
-            fmaf(x.x, c.x, -__fmul_rn(x.y, s.x)), fmaf(x.x, s.x, __fmul_rn(x.y, c.x)),
-            fmaf(x.z, c.y, -__fmul_rn(x.w, s.y)), fmaf(x.z, s.y, __fmul_rn(x.w, c.y)));
-    const bool second = threadIdx.x & 16;
-    float *e = &x.x, *cosine = &c.x, *sine = &s.x;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const float other = __shfl_xor_sync(0xFFFFFFFF, e[i], 16);
-        e[i] = second ? fmaf(other, sine[i], __fmul_rn(e[i], cosine[i]))
-                      : fmaf(e[i], cosine[i], -__fmul_rn(other, sine[i]));
-    }
-    return x;
-}
-
-__device__ __forceinline__ uint2 four_halves(float4 v)
-{
-    __half2 lo = __floats2half2_rn(saturated(v.x, 65504.0f), saturated(v.y, 65504.0f)),
-            hi = __floats2half2_rn(saturated(v.z, 65504.0f), saturated(v.w, 65504.0f));
-    return make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
-}
-
 #define PLAIN_WARPS 8
 #define PLAIN_HEADS 4 /* of queries whose loads are under way at once */
 
@@ -746,15 +722,7 @@ static __global__ void __launch_bounds__(PLAIN_WARPS * 32) kv_write_plain(kv_wri
     float4 *k = (float4 *)a.rope.x[1] + (token * l.n_kv_heads + head) * (STAGED_DIM / 4) + lane;
     const float *cosines = a.rope.cosines + token * (STAGED_DIM / 2),
                 *sines = a.rope.sines + token * (STAGED_DIM / 2);
-    float4 c, s;
-    if (kind == ROPE_NORMAL) {
-        const float2 two = ((const float2 *)cosines)[lane], other = ((const float2 *)sines)[lane];
-        c = make_float4(two.x, two.y, 0, 0);
-        s = make_float4(other.x, other.y, 0, 0);
-    } else {
-        c = ((const float4 *)cosines)[lane % 16];
-        s = ((const float4 *)sines)[lane % 16];
-    }
+    const lane_angles angles = load_angles(cosines, sines, kind, lane);
     float4 key = *k, heads[PLAIN_HEADS];
     const float4 value =
         ((const float4 *)a.v)[(token * l.n_kv_heads + head) * (STAGED_DIM / 4) + lane];
@@ -766,9 +734,9 @@ static __global__ void __launch_bounds__(PLAIN_WARPS * 32) kv_write_plain(kv_wri
 #pragma unroll
         for (int i = 0; i < PLAIN_HEADS; i++)
             if (first + i < group)
-                q[(first + i) * (STAGED_DIM / 4)] = rotate_four(heads[i], c, s, kind);
+                q[(first + i) * (STAGED_DIM / 4)] = turn_four(heads[i], angles, kind);
     }
-    key = rotate_four(key, c, s, kind);
+    key = turn_four(key, angles, kind);
     *k = key;
     uint8_t *to = a.pages + (int64_t)(slot / KV_PAGE_TOKENS) * a.page_bytes + l.offset +
                   head * l.head_bytes;

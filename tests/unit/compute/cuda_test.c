@@ -552,6 +552,68 @@ static void last_tokens_have_the_bits_of_whole_prompts(void **state)
     }
 }
 
+/* A step of few rows of each sequence, whose keys attention may write itself, and one that reads what it wrote. */
+static void few_rows_of_sequences_have_the_bits_of_whole_prompts(void **state)
+{
+    (void)state;
+    enum { MOST = 6 };
+    static const struct {
+        shape s;
+        int32_t n, firsts[MOST], counts[MOST];
+    } cases[] = {
+        {{8, 8, 128, 128, DTYPE_F16, 0, 0}, 6, {0, 31, 32, 63, 64, 127}, {1, 1, 1, 1, 1, 1}},
+        {{160, 160, 128, 128, DTYPE_F16, 0, 0}, 6, {0, 31, 32, 63, 64, 127}, {1, 1, 1, 1, 1, 1}},
+        {{160, 20, 128, 128, DTYPE_F16, 30, 0}, 6, {0, 31, 32, 63, 64, 127}, {1, 1, 1, 1, 1, 1}},
+        {{8, 2, 128, 128, DTYPE_F16, 0, 0}, 6, {0, 31, 32, 63, 62, 127}, {2, 2, 1, 2, 2, 2}},
+        {{16, 2, 128, 128, DTYPE_F16, 0, 70}, 6, {0, 31, 32, 63, 62, 127}, {2, 2, 1, 2, 2, 2}},
+        {{40, 2, 128, 128, DTYPE_F16, 0, 40}, 4, {0, 31, 63, 200}, {2, 2, 2, 1}},
+        {{2, 1, 128, 128, DTYPE_F16, 0, 0}, 1, {767}, {2}},
+        {{8, 1, 128, 128, DTYPE_F16, 0, 300}, 2, {767, 63}, {2, 1}},
+        {{8, 2, 128, 128, DTYPE_F16, 0, 0}, 3, {30, 62, 383}, {3, 4, 2}},
+        {{4, 2, 64, 64, DTYPE_F16, 0, 0}, 2, {31, 63}, {2, 1}},
+        {{4, 2, 128, 128, DTYPE_Q8_0, 0, 0}, 2, {31, 63}, {2, 1}},
+    };
+    rng r;
+    rng_init(&r, 9);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const shape *s = &cases[i].s;
+        const size_t cols = (size_t)s->n_heads * s->value_dim;
+        const int32_t n = cases[i].n;
+        sequence x[MOST];
+        const sequence *list[MOST];
+        float *out[MOST], *at[MOST];
+        int32_t firsts[MOST], ones[MOST];
+        kv_store *kv = open_pages(cuda, s);
+        for (int32_t j = 0; j < n; j++) {
+            firsts[j] = cases[i].firsts[j], ones[j] = 1;
+            const int32_t end = firsts[j] + cases[i].counts[j], from = 0;
+            x[j] = random_sequence(&r, s, end + 1, j, n);
+            list[j] = &x[j];
+            at[j] = out[j] = malloc((size_t)x[j].n * cols * sizeof **out);
+            if (firsts[j] > 0)
+                step(cuda, kv, s, &list[j], 1, &from, &firsts[j], &at[j]);
+            at[j] += (size_t)firsts[j] * cols;
+        }
+        step(cuda, kv, s, list, n, firsts, cases[i].counts, at);
+        for (int32_t j = 0; j < n; j++) {
+            firsts[j] += cases[i].counts[j];
+            at[j] = out[j] + (size_t)firsts[j] * cols;
+        }
+        step(cuda, kv, s, list, n, firsts, ones, at);
+        cuda->table->kv_close(cuda, kv);
+        for (int32_t j = 0; j < n; j++) {
+            char what[60];
+            snprintf(what, sizeof what, "case %zu, sequence %d", i, j);
+            float *truly = attend(truth, s, &x[j], x[j].n);
+            assert_close(out[j], truly, (size_t)x[j].n * cols, 3e-3, what);
+            float *wanted = attend(cuda, s, &x[j], x[j].n);
+            assert_equal_bits(out[j], wanted, (size_t)x[j].n * cols, what);
+            free(out[j]), free(wanted), free(truly);
+            free_sequence(&x[j]);
+        }
+    }
+}
+
 static void neighbours_in_a_batch_change_no_bit(void **state)
 {
     (void)state;
@@ -812,6 +874,7 @@ int main(void)
         cmocka_unit_test(attention_is_that_of_the_reference),
         cmocka_unit_test(chunks_change_no_bit_of_attention),
         cmocka_unit_test(last_tokens_have_the_bits_of_whole_prompts),
+        cmocka_unit_test(few_rows_of_sequences_have_the_bits_of_whole_prompts),
         cmocka_unit_test(neighbours_in_a_batch_change_no_bit),
         cmocka_unit_test(keys_and_values_are_read_back_and_copied_with_their_page),
         cmocka_unit_test(results_are_read_with_their_peaks),
