@@ -20,9 +20,11 @@
 #define MOST_WEIGHT    64   /* rows: beyond, an iteration's time is as good as it gets */
 #define CROWD_SHARE    0.5  /* of the streams: more prompts than so many are a crowd */
 #define LEAST_CROWD    2
-#define TILE_GAP       1.95 /* of the usual: a step of a tile that a prompt may fill */
-#define TILE_STREAMS   0.15 /* of a step: what streams are thought to add to a tile */
-#define TILE_STALE     1024 /* iterations after which a tile that was too slow is tried again */
+/* Of the usual: a step of a tile that a prompt may fill. A little above twice, as with the tile below a prompt would wait
+ * twice as long. */
+#define TILE_GAP     2.1
+#define TILE_STREAMS 0.15 /* of a step: what streams are thought to add to a tile */
+#define TILE_STALE   1024 /* iterations after which a tile that was too slow is tried again */
 
 /* Falls faster than it rises: what disturbs a measurement makes it longer, never shorter. */
 static void smooth(double *value, double sample, double share_up, double outlier)
@@ -108,7 +110,8 @@ static void note_tile(pace *p, const pace_load *load, double ns)
     if (i == p->n_tiles)
         p->tiles[p->n_tiles++] = (pace_tile){.end = load->tile};
     if (load->n_streams > 0) {
-        smooth(&tile->beside_ns, ns, SMOOTHING_UP, OUTLIER);
+        tile->beside_ns[1] = tile->beside_ns[0];
+        tile->beside_ns[0] = ns;
         tile->beside_at = p->iteration;
     } else {
         tile->alone_ns = tile->alone_ns > 0 ? fmin(tile->alone_ns, ns) : ns;
@@ -122,9 +125,10 @@ static double expected_tile(const pace *p, int32_t end, double step)
     if (i == p->n_tiles)
         return INFINITY;
     const pace_tile *tile = &p->tiles[i];
-    if (tile->beside_ns > 0 && p->iteration - tile->beside_at < TILE_STALE)
-        return tile->beside_ns;
-    return tile->alone_ns > 0 ? tile->alone_ns + TILE_STREAMS * step : INFINITY;
+    const double guess = tile->alone_ns > 0 ? tile->alone_ns + TILE_STREAMS * step : INFINITY;
+    if (tile->beside_ns[0] <= 0 || p->iteration - tile->beside_at >= TILE_STALE)
+        return guess;
+    return fmin(tile->beside_ns[0], tile->beside_ns[1] > 0 ? tile->beside_ns[1] : guess);
 }
 
 void pace_note(pace *p, uint64_t ns, const pace_load *load)

@@ -17,9 +17,10 @@
  *     position, since attention reads all rows before it. The second is the slope of a line
  *     through the last dozens of iterations, the first follows the last few
  *   - on devices that compute rows in whole tiles, the time of an iteration that ends in each tile. There a
- *     prompt gets the largest tile with which a gap is known to stay below twice the usual one: that twice
+ *     prompt gets the largest tile with which a gap is known to stay about twice the usual one or below: that twice
  *     the rows may take hardly longer is no news that a line could tell. What a tile takes beside streams
- *     is guessed from a prompt that ended in it alone, until one has filled it beside them
+ *     is guessed from a prompt that ended in it alone, until prompts have filled it beside them: what disturbs one
+ *     of these does not speak against the tile
  *
  * What disturbs an iteration (another process, the host) makes it longer, never shorter, and the
  * fewer its rows the more it seems to make of them. So all estimates fall faster than they rise, and
@@ -41,9 +42,9 @@
 /* Iterations whose last row is in the tile that ends with row end. */
 typedef struct pace_tile {
     int32_t end;
-    double alone_ns;    /* the least, of prompts without streams; 0: not seen yet */
-    double beside_ns;   /* beside streams, smoothed; 0: not seen yet */
-    uint64_t beside_at; /* iteration of the last measurement */
+    double alone_ns;     /* the least, of prompts without streams; 0: not seen yet */
+    double beside_ns[2]; /* beside streams, the last time and the one before; 0: not seen yet */
+    uint64_t beside_at;  /* iteration of the last measurement */
 } pace_tile;
 
 typedef struct pace {
