@@ -55,6 +55,18 @@ static void check(realm_status status, const realm_error *error)
 
 /* ---- random weights ------------------------------------------------------------------------------ */
 
+/* Without a mean, as weights are: minimums are the scales times half of the largest code. */
+static void center_block(uint8_t *block, uint32_t type)
+{
+    const uint16_t minimum = type == DTYPE_Q4_K ? 0x1218
+                                                : 0x124C; /* 7.5 and 15.5 times the scale */
+    memcpy(block + 2, &minimum, 2);
+    for (int i = 0; i < 4; i++) {
+        block[8 + i] = block[4 + i];
+        block[12 + i] = (uint8_t)((block[12 + i] & 15) * 17);
+    }
+}
+
 /* Bytes that are a matrix of a type with small numbers: the same for all matrices, whose copies on the
  * device are different memory. */
 static uint8_t *random_blocks(uint32_t type, size_t bytes)
@@ -85,6 +97,9 @@ static uint8_t *random_blocks(uint32_t type, size_t bytes)
             for (int j = 0; j < 2; j++)
                 if (scales[i].at[j] >= 0)
                     memcpy(data + at + scales[i].at[j], &scales[i].value, 2);
+    if (type == DTYPE_Q4_K || type == DTYPE_Q5_K)
+        for (size_t at = 0; at < bytes; at += block)
+            center_block(data + at, type);
     return data;
 }
 
@@ -94,7 +109,9 @@ typedef struct source {
     uint8_t *data;
 } source;
 
-static weight *make_weight(backend *b, uint32_t type, int32_t n_rows, int32_t n_cols)
+/* pair: what the source says of one. */
+static weight *make_weight(backend *b, uint32_t type, int32_t n_rows, int32_t n_cols,
+                           weight_source pair)
 {
     static source sources[32];
     static int n_sources;
@@ -107,7 +124,13 @@ static weight *make_weight(backend *b, uint32_t type, int32_t n_rows, int32_t n_
         free(sources[i].data);
         sources[i] = (source){type, bytes, random_blocks(type, bytes)};
     }
-    weight_source s = {type, n_rows, n_cols, sources[i].data, "random", 0};
+    weight_source s = {.type = type,
+                       .n_rows = n_rows,
+                       .n_cols = n_cols,
+                       .data = sources[i].data,
+                       .name = "random",
+                       .begins_pair = pair.begins_pair,
+                       .first = pair.first};
     weight *w = NULL;
     realm_error error;
     check(b->table->weight_open(b, &w, &s, &error), &error);
@@ -153,13 +176,19 @@ static uint32_t type_of(const char *quantization, const char *name, int32_t i, i
     return DTYPE_Q4_K;
 }
 
-static weight *matrix(network *n, const char *quantization, const char *name, int32_t i,
-                      int32_t rows, int32_t cols)
+static weight *matrix_of(network *n, const char *quantization, const char *name, int32_t i,
+                         int32_t rows, int32_t cols, weight_source pair)
 {
     uint32_t type = type_of(quantization, name, i, n->s->n_layers);
     if (strcmp(name, "embedding") != 0)
         n->weight_bytes += (double)dtype_row_bytes(type, (uint64_t)cols) * rows;
-    return make_weight(n->b, type, rows, cols);
+    return make_weight(n->b, type, rows, cols, pair);
+}
+
+static weight *matrix(network *n, const char *quantization, const char *name, int32_t i,
+                      int32_t rows, int32_t cols)
+{
+    return matrix_of(n, quantization, name, i, rows, cols, (weight_source){0});
 }
 
 static void open_tensor(network *n, tensor *t, int32_t rows, int32_t cols)
@@ -182,14 +211,17 @@ static void open_network(network *n, backend *b, const shape *s, const char *qua
         ones[i] = 1;
     weight_source gain = {DTYPE_F32, 1, e, ones, "gain", 0};
     check(b->table->weight_open(b, &n->gain, &gain, &error), &error);
-    for (int32_t i = 0; i < s->n_layers; i++)
+    for (int32_t i = 0; i < s->n_layers; i++) {
         n->layers[i] = (layer){.q = matrix(n, quantization, "q", i, e, e),
                                .k = matrix(n, quantization, "k", i, kv, e),
                                .v = matrix(n, quantization, "v", i, kv, e),
                                .o = matrix(n, quantization, "o", i, e, e),
-                               .gate = matrix(n, quantization, "gate", i, s->n_ff, e),
-                               .up = matrix(n, quantization, "up", i, s->n_ff, e),
                                .down = matrix(n, quantization, "down", i, e, s->n_ff)};
+        layer *l = &n->layers[i];
+        l->gate = matrix_of(n, quantization, "gate", i, s->n_ff, e,
+                            (weight_source){.begins_pair = 1});
+        l->up = matrix_of(n, quantization, "up", i, s->n_ff, e, (weight_source){.first = l->gate});
+    }
     tensor *wide[] = {&n->x, &n->kept, &n->normed, &n->projected, &n->q, &n->attention};
     for (size_t i = 0; i < sizeof wide / sizeof *wide; i++)
         open_tensor(n, wide[i], rows, e);
@@ -255,6 +287,16 @@ static void multiply(network *n, tensor out, tensor x, const weight *w)
     n->b->table->matmul(n->b, &out, x, &w, NULL, 1);
 }
 
+static void multiply_and_add(network *n, tensor x, tensor room, tensor in, const weight *w)
+{
+    if (n->b->table->matmul_add) {
+        n->b->table->matmul_add(n->b, x, room, in, w, 1);
+        return;
+    }
+    multiply(n, room, in, w);
+    n->b->table->add(n->b, x, x, room, 1);
+}
+
 /* One step as src/model/transformer.c makes it; outputs are the given rows. */
 static void walk(network *n, const step_rows *rows, const int32_t *tokens, const int32_t *outputs,
                  int32_t n_outputs)
@@ -284,15 +326,17 @@ static void walk(network *n, const step_rows *rows, const int32_t *tokens, const
             attention = some, x = kept;
         }
         tensor projected = front(n->projected, x.n_rows), normed2 = front(n->normed, x.n_rows);
-        multiply(n, projected, attention, l->o);
-        t->add(n->b, x, x, projected, 1);
+        multiply_and_add(n, x, projected, attention, l->o);
         tensor both[] = {front(n->gate, x.n_rows), front(n->up, x.n_rows)};
         const weight *gated[] = {l->gate, l->up};
         t->norm(n->b, normed2, x, NORM_RMS, n->gain, NULL, 1e-5f);
-        t->matmul(n->b, both, normed2, gated, NULL, 2);
-        t->gated(n->b, both[0], both[0], both[1], ACTIVATION_SILU);
-        multiply(n, projected, both[0], l->down);
-        t->add(n->b, x, x, projected, 1);
+        if (t->gated_matmul) {
+            t->gated_matmul(n->b, both[0], both[1], normed2, gated, ACTIVATION_SILU);
+        } else {
+            t->matmul(n->b, both, normed2, gated, NULL, 2);
+            t->gated(n->b, both[0], both[0], both[1], ACTIVATION_SILU);
+        }
+        multiply_and_add(n, x, projected, both[0], l->down);
     }
     tensor hidden = front(n->normed, n_outputs), logits = front(n->logits, n_outputs);
     t->norm(n->b, hidden, x, NORM_RMS, n->gain, NULL, 1e-5f);
@@ -475,7 +519,7 @@ static void bench_products(backend *b)
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         weight *ws[COPIES];
         for (int c = 0; c < COPIES; c++)
-            ws[c] = make_weight(b, types[i], ROWS, COLS);
+            ws[c] = make_weight(b, types[i], ROWS, COLS, (weight_source){0});
         printf("%-8s", dtype_name(types[i]));
         for (size_t t = 0; t < sizeof tokens / sizeof *tokens; t++) {
             double best = 1e9;

@@ -173,7 +173,11 @@ typedef struct weight_source {
     int32_t first_row; /* where the rows stand in the tensor of that name: 0 unless a part */
     struct weight_cache *cache; /* asked for the packed form and told of it (weight_cache.h); NULL:
                                    none. Stays until weight_close */
-    int from_file; /* 1: data is a clean mapping of a file, so that a backend which made its
+    /* Two matrices of one shape and type that only gated_matmul and, both together and without biases, matmul read may be
+     * opened as a pair: a backend may lay them out as one. */
+    int begins_pair;     /* 1: this is the first */
+    const weight *first; /* this is the second, of that; NULL: it is not */
+    int from_file;       /* 1: data is a clean mapping of a file, so that a backend which made its
                               own copy may drop the pages (madvise); 0: leave them */
 } weight_source;
 
@@ -303,6 +307,11 @@ typedef struct backend_table {
      * cache. up [as out] is written over. NULL: matmul and gated are all there is. */
     void (*gated_matmul)(backend *b, tensor out, tensor up, tensor x, const weight *const ws[2],
                          activation_kind kind);
+
+    /* x += scale * (w in): bit for bit what matmul and add give. room [as x] is written over. A norm of x that
+     * follows may be made along with it as products read it; other operations get its floats as long as x stays what it is
+     * then. NULL: matmul and add are all there is. */
+    void (*matmul_add)(backend *b, tensor x, tensor room, tensor in, const weight *w, float scale);
 
     /* out = x + scale * y, elementwise; out may be x. */
     void (*add)(backend *b, tensor out, tensor x, tensor y, float scale);

@@ -216,6 +216,11 @@ static int32_t layer_of_name(const char *name)
     return *end == '.' && n <= INT32_MAX ? (int32_t)n : -1;
 }
 
+static const weight *inner_of(const weight *w)
+{
+    return w ? weight_of(w)->inner : NULL;
+}
+
 static realm_status weight_open(backend *b, weight **out, const weight_source *source,
                                 realm_error *error)
 {
@@ -225,8 +230,10 @@ static realm_status weight_open(backend *b, weight **out, const weight_source *s
     if (!w)
         return realm_fail_memory(error, sizeof *w, "a weight");
     w->side = layer < 0 ? BACK : side_of_layer(s, layer);
+    weight_source there = *source;
+    there.first = inner_of(source->first);
     realm_status status =
-        table_of(s, w->side)->weight_open(s->parts[w->side], &w->inner, source, error);
+        table_of(s, w->side)->weight_open(s->parts[w->side], &w->inner, &there, error);
     if (status != REALM_OK) {
         free(w);
         return status;
@@ -245,11 +252,6 @@ static void weight_close(backend *b, weight *w)
     split_weight *own = (split_weight *)w;
     table_of(s, own->side)->weight_close(s->parts[own->side], own->inner);
     free(own);
-}
-
-static const weight *inner_of(const weight *w)
-{
-    return w ? weight_of(w)->inner : NULL;
 }
 
 /* ---- pages --------------------------------------------------------------------------------------- */
@@ -461,6 +463,20 @@ static void gated_matmul(backend *b, tensor out, tensor up, tensor x, const weig
     go(s, home, &out, 1);
 }
 
+static void matmul_add(backend *b, tensor x, tensor room, tensor in, const weight *w, float scale)
+{
+    split *s = self(b);
+    side on = weight_of(w)->side;
+    const backend_table *t = table_of(s, on);
+    if (on == s->at && t->matmul_add) {
+        t->matmul_add(s->parts[on], on_side(s, on, x), on_side(s, on, room), on_side(s, on, in),
+                      inner_of(w), scale);
+        return;
+    }
+    b->table->matmul(b, &room, in, &w, NULL, 1);
+    b->table->add(b, x, x, room, scale);
+}
+
 static void add(backend *b, tensor out, tensor x, tensor y, float scale)
 {
     split *s = self(b);
@@ -566,6 +582,7 @@ static const backend_table split_table = {
     .attention = attention,
     .gated = gated,
     .gated_matmul = gated_matmul,
+    .matmul_add = matmul_add,
     .add = add,
     .soft_cap = soft_cap,
     .gather = gather,

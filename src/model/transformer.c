@@ -123,8 +123,13 @@ static tensor keep_wanted(walk *w, tensor attention)
 static void add_to_stream(const walk *w, tensor y, matrix_slot matrix, norm_slot after)
 {
     tensor out = scratch_front(w->m->scratch.projected, w->x.n_rows, w->x.n_cols);
+    const layer_weights *l = layer_of(w);
+    if (w->t->matmul_add && w->n_groups == 0 && !l->bias[matrix] && !l->norm[after]) {
+        w->t->matmul_add(w->b, w->x, out, y, l->matrix[matrix], w->m->h.residual_scale);
+        return;
+    }
     project(w, &out, y, &matrix, 1);
-    if (layer_of(w)->norm[after] != NULL)
+    if (l->norm[after] != NULL)
         norm_with(w, out, out, after);
     w->t->add(w->b, w->x, w->x, out, w->m->h.residual_scale);
 }

@@ -121,8 +121,9 @@ static realm_status wrong_shape(const gguf_tensor *t, const char *name, int32_t 
                       name, t->dims[0], t->dims[1], t->dims[2], t->dims[3], n_cols, rows);
 }
 
-realm_status weights_open_piece(backend *b, weight **out, const gguf *g, const weight_piece *piece,
-                                weight_cache *cache, realm_error *error)
+/* pair: what the source says of one. */
+static realm_status open_piece(backend *b, weight **out, const gguf *g, const weight_piece *piece,
+                               weight_cache *cache, weight_source pair, realm_error *error)
 {
     const gguf_tensor *t = gguf_find_tensor(g, piece->name);
     if (t == NULL)
@@ -142,8 +143,16 @@ realm_status weights_open_piece(backend *b, weight **out, const gguf *g, const w
                             .name = piece->name,
                             .first_row = piece->first,
                             .cache = cache,
+                            .begins_pair = pair.begins_pair,
+                            .first = pair.first,
                             .from_file = gguf_shard_descriptor(g, t->shard) >= 0};
     return b->table->weight_open(b, out, &source, error);
+}
+
+realm_status weights_open_piece(backend *b, weight **out, const gguf *g, const weight_piece *piece,
+                                weight_cache *cache, realm_error *error)
+{
+    return open_piece(b, out, g, piece, cache, (weight_source){0}, error);
 }
 
 /* A gain or bias: elements first .. first + n of a vector of n_stored. */
@@ -193,9 +202,9 @@ static realm_status keep(loading *l, weight *opened, const char *name)
 }
 
 static realm_status load_matrix(loading *l, weight **out, const weight_piece *piece,
-                                const char *name)
+                                weight_source pair, const char *name)
 {
-    realm_status status = weights_open_piece(l->w->backend, out, l->g, piece, l->cache, l->error);
+    realm_status status = open_piece(l->w->backend, out, l->g, piece, l->cache, pair, l->error);
     return status == REALM_OK ? keep(l, *out, name) : status;
 }
 
@@ -243,8 +252,28 @@ static realm_status load_norm(loading *l, int32_t layer, norm_slot slot, layer_w
     return load_vector(l, &to->norm_bias[slot], name, n);
 }
 
+/* Gate and up, of one type and without biases, are a pair. */
+static int has_pair(const loading *l, int32_t layer)
+{
+    static const matrix_slot slots[] = {MATRIX_GATE, MATRIX_UP};
+    uint32_t types[2] = {0, 0};
+    for (int i = 0; i < 2; i++) {
+        weight_piece bias = piece_of(l->h, l->g, layer, slots[i], "bias");
+        const gguf_tensor *t = gguf_find_tensor(l->g,
+                                                weights_piece(l->h, l->g, layer, slots[i]).name);
+        char name[64];
+        snprintf(name, sizeof name, "blk.%d.%s.bias", (int)layer, matrix_rows[slots[i]].name);
+        if (t == NULL || gguf_find_tensor(l->g, bias.name) != NULL ||
+            gguf_find_tensor(l->g, name) != NULL)
+            return 0;
+        types[i] = t->type;
+    }
+    return types[0] == types[1];
+}
+
 static realm_status load_layer(loading *l, int32_t layer)
 {
+    int pair = has_pair(l, layer);
     layer_weights *to = &l->w->layers[layer];
     realm_status status = REALM_OK;
     for (int i = 0; i < NORM_COUNT && status == REALM_OK; i++)
@@ -254,7 +283,9 @@ static realm_status load_layer(loading *l, int32_t layer)
         char name[64];
         snprintf(name, sizeof name, "blk.%d.%s.weight", (int)layer, matrix_rows[i].name);
         weight_piece piece = weights_piece(l->h, l->g, layer, slot);
-        status = load_matrix(l, &to->matrix[i], &piece, name);
+        weight_source of = {.begins_pair = pair && slot == MATRIX_GATE,
+                            .first = pair && slot == MATRIX_UP ? to->matrix[MATRIX_GATE] : NULL};
+        status = load_matrix(l, &to->matrix[i], &piece, of, name);
         if (status == REALM_OK)
             status = load_bias(l, layer, slot, &to->bias[i]);
     }
@@ -269,7 +300,7 @@ static realm_status load_ends(loading *l)
         .name = "token_embd.weight", .n_rows = n_vocab, .n_stored = n_vocab, .n_cols = n_embd};
     weight_piece output = embd;
     snprintf(output.name, sizeof output.name, "output.weight");
-    realm_status status = load_matrix(l, &w->token_embd, &embd, embd.name);
+    realm_status status = load_matrix(l, &w->token_embd, &embd, (weight_source){0}, embd.name);
     if (status == REALM_OK)
         status = load_vector(l, &w->output_norm, "output_norm.weight", n_embd);
     if (status == REALM_OK && l->h->architecture->norm_bias)
@@ -278,7 +309,7 @@ static realm_status load_ends(loading *l)
         status = load_vector_if_present(l, &w->output_bias, "output.bias", n_vocab);
     w->output = w->token_embd;
     if (status == REALM_OK && gguf_find_tensor(l->g, output.name) != NULL)
-        status = load_matrix(l, &w->output, &output, output.name);
+        status = load_matrix(l, &w->output, &output, (weight_source){0}, output.name);
     return status;
 }
 

@@ -1,6 +1,7 @@
 /* compute/cuda/attention.cu: attention as any device has it, warps that read pages where they lie: split, its combination, and
  * walk. See attention.cuh. */
 #include "compute/cuda/attention.cuh"
+#include "compute/cuda/input.cuh"
 
 /* The tile's queries, scaled, as operands: [key_stride / 32][2 instructions][32 lanes] of 16 bytes. By
  * n_warps warps, of which this is one. */

@@ -10,6 +10,7 @@
  * all rows that it sees, and put them into their copy of a unit, which may have been made while they were not
  * in the page; the tile that has a row's first query puts them into the page as well. No warp reads them there. */
 #include "compute/cuda/attention.cuh"
+#include "compute/cuda/input.cuh"
 #include "compute/cuda/wgmma.cuh"
 
 #define STAGED_HALF (KV_PAGE_TOKENS * STAGED_DIM * 2) /* bytes of a page's keys of a head */
@@ -237,6 +238,28 @@ __device__ __forceinline__ void merge_weights(staged_sums<ROWS> &sums, const uni
     }
 }
 
+/* Results at column k and the next of a row of out, which is also the input of what comes; returns the larger
+ * magnitude. */
+__device__ __forceinline__ float put_results(const attention_args &a, int64_t row, int32_t k,
+                                             float x, float y)
+{
+    *(float2 *)(a.out + row * a.n_heads * STAGED_DIM + k) = make_float2(x, y);
+    if (a.p.halves)
+        store_pair(a.p, row, k, x, y, a.p.scale);
+    return fmaxf(fabsf(x), fabsf(y));
+}
+
+/* The largest result that four lanes beside each other have of a row. */
+__device__ __forceinline__ void put_largest(const attention_args &a, int64_t row, float largest,
+                                            int lane)
+{
+    if (!a.p.halves)
+        return;
+    const uint32_t most = __reduce_max_sync(0xFu << lane / 4 * 4, __float_as_uint(largest));
+    if (lane % 4 == 0)
+        raise_largest(&a.p.sums[row].largest, most);
+}
+
 /* The tile's results, or its sums of a unit alone as partials. */
 template <int ROWS>
 __device__ __forceinline__ void store_sums(const attention_args &a, const attention_tile &tile,
@@ -249,16 +272,25 @@ __device__ __forceinline__ void store_sums(const attention_args &a, const attent
         const int i = g + r * 8;
         if (i >= tile.n_queries)
             continue;
-        const query_place place = find_query(a, tile, kv_head, i);
-        float *to = walks ? a.out + (place.row * a.n_heads + place.head) * STAGED_DIM
-                          : partial_of(a, tile, kv_head, i, unit);
-        const float factor = walks ? __frcp_rn(sums.weights[r]) : 1.0f;
+        if (walks) {
+            const query_place place = find_query(a, tile, kv_head, i);
+            const float factor = __frcp_rn(sums.weights[r]);
+            float largest = 0;
+#pragma unroll
+            for (int d = 0; d < STAGED_KEPT; d++)
+                largest = fmaxf(largest,
+                                put_results(a, place.row, place.head * STAGED_DIM + d * 8 + t * 2,
+                                            __fmul_rn(sums.totals[d][r * 2], factor),
+                                            __fmul_rn(sums.totals[d][r * 2 + 1], factor)));
+            put_largest(a, place.row, largest, lane);
+            continue;
+        }
+        float *to = partial_of(a, tile, kv_head, i, unit);
 #pragma unroll
         for (int d = 0; d < STAGED_KEPT; d++)
-            *(float2 *)(to + d * 8 +
-                        t * 2) = make_float2(__fmul_rn(sums.totals[d][r * 2], factor),
-                                             __fmul_rn(sums.totals[d][r * 2 + 1], factor));
-        if (!walks && t == 0)
+            *(float2 *)(to + d * 8 + t * 2) = make_float2(sums.totals[d][r * 2],
+                                                          sums.totals[d][r * 2 + 1]);
+        if (t == 0)
             *(float2 *)(to + STAGED_DIM) = make_float2(sums.largest[r], sums.weights[r]);
     }
 }
@@ -547,13 +579,16 @@ template <bool FRESH> __device__ __forceinline__ void attend_together(const atte
     if (lane / 4 >= task.tile.n_queries)
         return;
     const query_place place = find_query(a, task.tile, task.kv_head, lane / 4);
-    float *to = a.out + (place.row * a.n_heads + place.head) * STAGED_DIM + lane % 4 * 2;
+    const int32_t first = place.head * STAGED_DIM + lane % 4 * 2;
     const float factor = __frcp_rn(weights);
+    float most = 0;
 #pragma unroll
     for (int k = 0; k < STAGED_KEPT / 2; k++)
         if (warp + k * n_warps < STAGED_KEPT)
-            *(float2 *)(to + (warp + k * n_warps) * 8) = make_float2(
-                __fmul_rn(totals[k].x, factor), __fmul_rn(totals[k].y, factor));
+            most = fmaxf(most, put_results(a, place.row, first + (warp + k * n_warps) * 8,
+                                           __fmul_rn(totals[k].x, factor),
+                                           __fmul_rn(totals[k].y, factor)));
+    put_largest(a, place.row, most, lane);
 }
 
 /* Tiles of up to WIDE_WARPS * 16 queries, a warp for each 16 of them, which read units in a ring together. */

@@ -106,12 +106,10 @@ static realm_status tensor_open(backend *backend_, tensor *out, int32_t n_rows, 
     tensor t = {NULL, n_rows, n_cols};
     cuda_use(b);
     cudaStreamSynchronize(b->stream);
-    realm_status status = cuda_reserve((void **)&b->prepared, &b->prepared_bytes,
-                                       prepared_size(n_rows, n_cols), "the input of products",
-                                       error);
+    realm_status status = inputs_reserve(b, n_rows, n_cols, error);
     if (status != REALM_OK)
         return status;
-    b->prepared_of = (tensor){0};
+    inputs_forget(b);
     cudaError_t code = cuda_take(b, (void **)&t.data, tensor_bytes(t));
     if (code == cudaSuccess)
         code = cudaMemsetAsync(t.data, 0, tensor_bytes(t), b->stream);
@@ -127,7 +125,8 @@ static void tensor_close(backend *backend_, tensor *t)
 {
     cuda_backend *b = cuda_self(backend_);
     cuda_use(b);
-    b->prepared_of = b->landed = b->last = (tensor){0};
+    inputs_forget(b);
+    b->landed = b->last = (tensor){0};
     cuda_give(b, t->data); /* after what was asked for before */
     *t = (tensor){0};
 }
@@ -138,7 +137,8 @@ static void write_tensor(backend *backend_, tensor to, const float *from)
     cuda_use(b);
     operations_settle(b);
     step_flush(b);
-    b->prepared_of = b->landed = (tensor){0};
+    inputs_forget(b);
+    b->landed = (tensor){0};
     if (b->failed || tensor_bytes(to) == 0)
         return;
     cuda_ok(b, cudaMemcpyAsync(to.data, from, tensor_bytes(to), cudaMemcpyHostToDevice, b->stream),
@@ -351,6 +351,7 @@ static void begin(backend *backend_, const step_rows *rows)
     step_flush(b);
     b->rows = *rows;
     b->in_step = 1;
+    inputs_begin(b);
     b->last = (tensor){0};
 }
 
@@ -374,7 +375,9 @@ static void close_backend(backend *backend_)
         cudaStreamSynchronize(b->stream);
     step_release(b);
     cuda_weights_release(b);
-    cudaFree(b->prepared);
+    cudaFree(b->prepared[0]);
+    cudaFree(b->prepared[1]);
+    cudaFree(b->sums);
     cudaFree(b->angles);
     cudaFree(b->partials);
     cudaFree(b->parts);
@@ -474,21 +477,28 @@ static cudaError_t allow_shared(const void *function, int32_t bytes)
 static cudaError_t prepare_product(cuda_backend *b, int32_t kind, int32_t k_scales, int which,
                                    size_t *part_bytes, int *most_blocks)
 {
-    matmul_kernel k = cuda_matmul_kernel(b, kind, k_scales, which);
-    int blocks = 0;
+    int32_t *resident = &b->resident[kind][k_scales][which];
+    cudaError_t code = cudaSuccess;
     if (!b->wgmma && which == MATMUL_64_WIDE)
         return cudaSuccess;
-    if (k.shared_bytes > b->shared_most && which != MATMUL_TILES)
-        return cudaSuccess;
-    cudaError_t code = allow_shared(k.function, k.shared_bytes);
-    if (code == cudaSuccess)
-        code = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, k.function, k.threads,
-                                                             (size_t)k.shared_bytes);
-    b->resident[kind][k_scales][which] = blocks * b->n_multiprocessors;
-    size_t bytes = (size_t)k.part_bytes * (size_t)(blocks * b->n_multiprocessors);
-    *part_bytes = bytes > *part_bytes ? bytes : *part_bytes;
-    *most_blocks = blocks > *most_blocks ? blocks : *most_blocks;
-    return code == cudaSuccess && blocks == 0 ? cudaErrorLaunchOutOfResources : code;
+    for (int epilogue = 0; epilogue < EPILOGUES && code == cudaSuccess; epilogue++) {
+        matmul_kernel k = cuda_matmul_kernel(b, kind, k_scales, which, epilogue);
+        int blocks = 0;
+        if (!k.function || (k.shared_bytes > b->shared_most && which != MATMUL_TILES))
+            continue;
+        code = allow_shared(k.function, k.shared_bytes);
+        if (code == cudaSuccess)
+            code = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, k.function, k.threads,
+                                                                 (size_t)k.shared_bytes);
+        if (code == cudaSuccess && blocks == 0)
+            code = cudaErrorLaunchOutOfResources;
+        int32_t all = blocks * b->n_multiprocessors;
+        *resident = epilogue == 0 || all < *resident ? all : *resident;
+        size_t bytes = (size_t)k.part_bytes * (size_t)all;
+        *part_bytes = bytes > *part_bytes ? bytes : *part_bytes;
+        *most_blocks = blocks > *most_blocks ? blocks : *most_blocks;
+    }
+    return code;
 }
 
 static cudaError_t prepare_kernels(cuda_backend *b)

@@ -10,6 +10,7 @@
  *     weights.c         from a file's bytes to packed tiles
  *     step.c            the block, the list, graphs
  *     operations.c      each operation as launches
+ *     inputs.c          the input of products
  *     products.c        which kernel multiplies
  *     attention_plan.c  how attention's work is cut
  *     reading.c         results on their way to the host
@@ -131,11 +132,27 @@ typedef struct cuda_backend {
     staged_rows staged;
     uint64_t weight_bytes;
 
-    /* The input of products, and whose it is: rows of prepared_of, or nobody's if data is NULL. */
-    uint8_t *prepared;
+    /* The input of products, and whose it is: rows of prepared_of, or nobody's if data is NULL (inputs.c). */
+    uint8_t *
+        prepared[2]; /* taken in turn, so that a product can make the next input of what it reads */
     size_t prepared_bytes;
+    int prepared_now;
     tensor prepared_of;
-    int64_t prepared_stride;
+    prepared input;
+    row_sums *sums;
+    size_t sums_bytes;
+    int32_t next_sums, sums_stride;
+    struct { /* the last norm: out is the norm of x, or nobody's */
+        tensor out, x;
+        const float *gain;
+        const row_sums *before;
+        float epsilon;
+        int lacks_floats; /* out has not been written */
+    } normed;
+    tensor attended; /* attention's last results, or rows of them */
+    tensor
+        stream_of; /* what was normed last, as it was or as it has grown since, and the sums of that norm */
+    row_sums *stream_sums;
 
     float *angles; /* cosines and sines of a step's ropes */
     size_t angles_bytes, angles_used;
@@ -145,6 +162,13 @@ typedef struct cuda_backend {
     int32_t *counters;
 
     /* Recorded later, because what follows may take them along (operations.c). */
+    struct { /* x += scale * w in, by way of room */
+        int waiting;
+        tensor x, room;
+        prepared in;
+        const packed *w;
+        float scale;
+    } product;
     struct {
         int waiting;
         tensor out, x, y;
@@ -256,12 +280,61 @@ void operations_settle(cuda_backend *b);
 /* Fills the operations' rows of the table. */
 void operations_fill(backend_table *table);
 
+static inline size_t tensor_elements(tensor t)
+{
+    return (size_t)t.n_rows * (size_t)t.n_cols;
+}
+
+/* Threads of a block that has one row, four columns each: a function of the row's length alone, as sums
+ * of floats depend on it. */
+static inline uint32_t cuda_row_threads(int32_t n_cols)
+{
+    return n_cols >= 4096 ? 1024 : ((uint32_t)n_cols + 127) / 128 * 32;
+}
+
 static inline int32_t cuda_power_of_two(int32_t n, int32_t least)
 {
     while (least < n)
         least *= 2;
     return least;
 }
+
+/* ---- inputs.c ---------------------------------------------------------------------------------------- */
+
+/* Room for an input of so many rows and columns. The device must be idle; what was prepared is lost. */
+realm_status inputs_reserve(cuda_backend *b, int64_t n_rows, int64_t n_cols, realm_error *error);
+/* Nothing is known of any tensor, and at a step's begin. */
+void inputs_forget(cuda_backend *b);
+void inputs_begin(cuda_backend *b);
+int tensors_overlap(tensor a, tensor b);
+/* out has a new content, or will have when what is recorded next has run. */
+void inputs_wrote(cuda_backend *b, tensor out);
+
+/* Whether so many rows are prepared in tiles, for stream.cu, or as matmul.cu reads them. */
+int inputs_are_tiles(const cuda_backend *b, int32_t n_rows);
+int inputs_fit(const cuda_backend *b, tensor x);
+/* x as halves: rows of what is prepared, or made now. */
+prepared inputs_prepare(cuda_backend *b, tensor x);
+/* The same as FINAL; p is what inputs_prepare gave last. */
+prepared inputs_settle(cuda_backend *b, prepared p);
+/* Where an operation that writes out, by whole rows, also puts it as a product's input, or in parts. Nowhere (halves is
+ * NULL) if it does not fit; in parts: it must fit. Both after inputs_wrote. */
+prepared inputs_along(cuda_backend *b, tensor out);
+prepared inputs_in_parts(cuda_backend *b, tensor out);
+/* out, just written, are results of attention, which are smaller than others. */
+void inputs_attended(cuda_backend *b, tensor out);
+/* Records a norm by RMS of x, whose rows a says: x alone, or what is added to become x. */
+void inputs_norm(cuda_backend *b, tensor out, tensor x, norm_args *a);
+/* The place of a norm that a product makes as it adds to x, which must have been normed before (inputs_sums_of). Its floats
+ * are made when they are asked for, until x changes. */
+prepared inputs_norm_in_parts(cuda_backend *b, tensor out, tensor x, const float *gain,
+                              float epsilon);
+/* x is about to be read as floats. */
+void inputs_need_floats(cuda_backend *b, tensor x);
+/* The sums of x when it was last normed, before anything was added to it; NULL: it never was. */
+row_sums *inputs_sums_of(const cuda_backend *b, tensor x);
+/* out becomes rows of x, as a says: with them goes what is known of them. Instead of inputs_wrote. */
+void inputs_gathered(cuda_backend *b, tensor out, rows_args *a, tensor x);
 
 /* ---- attention_plan.c ----------------------------------------------------------------------------- */
 
@@ -271,7 +344,9 @@ const attention_plan *attention_find_plan(cuda_backend *b, const cuda_kv_layer *
 
 /* ---- products.c ----------------------------------------------------------------------------------- */
 
-matmul_kernel cuda_matmul_kernel(const cuda_backend *b, int32_t kind, int32_t k_scales, int which);
+/* function is NULL if it does not have the epilogue. */
+matmul_kernel cuda_matmul_kernel(const cuda_backend *b, int32_t kind, int32_t k_scales, int which,
+                                 int epilogue);
 /* Of the kernels that can run here (resident), for so many tokens and tiles of rows. */
 int products_choose(const cuda_backend *b, const int32_t resident[MATMUL_KERNELS], int32_t n_tokens,
                     int64_t tiles);

@@ -1,5 +1,5 @@
 /* compute/cuda/device.cuh: what all kernels share: waiting for the step's previous kernel, sums over a
- * block in a fixed order, and the input of products.
+ * block in a fixed order.
  *
  * Bits: no kernel uses atomics on floats, and the threads of a block are a function of the row's length
  * alone, so a row's result does not depend on the grid. Where two kernels must agree to the bit, the
@@ -142,31 +142,6 @@ __device__ __forceinline__ float largest_of(float4 v)
     return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
 }
 
-/* Where, in a tile of 8 tokens by 64 columns, a token's chunk of eight halves stands: swizzled, so that
- * eight tokens' chunks are in eight banks. */
-__device__ __forceinline__ int prepared_chunk(int token, int chunk)
-{
-    return token * PACKED_COLS + (chunk ^ token) * 8;
-}
-
-/* Columns k .. k+3 of a token's prepared input. */
-__device__ __forceinline__ void store_prepared(const prepared &p, int64_t token, int32_t k,
-                                               float4 v, float factor)
-{
-    __half2 lo = __floats2half2_rn(v.x * factor, v.y * factor),
-            hi = __floats2half2_rn(v.z * factor, v.w * factor);
-    if (p.tiles) {
-        uint16_t *tile = p.halves + (int64_t)(k / PACKED_COLS) * p.n_stride * PACKED_COLS +
-                         token / 8 * (8 * PACKED_COLS);
-        int row = (int)(token % 8), chunk = k % 64 / 32 * 4 + k % 8 / 4 * 2, pair = k % 32 / 8 * 2;
-        *(__half2 *)(tile + prepared_chunk(row, chunk) + pair) = lo;
-        *(__half2 *)(tile + prepared_chunk(row, chunk + 1) + pair) = hi;
-        return;
-    }
-    uint16_t *to = p.halves + ((int64_t)(k / 32) * p.n_stride + token) * 32 + k % 32;
-    *(uint2 *)to = make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
-}
-
 /* The largest of a cluster's blocks; the same in all. With one block a cluster it is v. */
 __device__ __forceinline__ float cluster_max(float v, float *shared)
 {
@@ -209,29 +184,6 @@ __device__ __forceinline__ int32_t value_place(int32_t token, int32_t d)
 __device__ __forceinline__ int32_t padded_cols(int32_t n_cols)
 {
     return (n_cols + PACKED_COLS - 1) / PACKED_COLS * PACKED_COLS;
-}
-
-/* Vectors of a row that a thread keeps in registers; what is beyond is read again. */
-#define KEPT 2
-
-/* Puts a row of n_cols floats as a product's input; by the threads of a block, of which each has made
- * elements 4i .. 4i+3 with i = thread, thread + threads, ...: the first KEPT vectors are given, zeros
- * beyond the row's end, the others stand in row. largest is the thread's own. */
-__device__ __forceinline__ void prepare_row(const prepared &p, const float4 kept[KEPT],
-                                            const float *row, int32_t n_cols, int64_t token,
-                                            float largest, float *scratch)
-{
-    float inverse, factor = scale_for(block_max(largest, scratch), &inverse);
-    const int32_t padded = padded_cols(n_cols), first = (int32_t)threadIdx.x * 4,
-                  step = (int32_t)blockDim.x * 4;
-#pragma unroll
-    for (int i = 0; i < KEPT; i++)
-        if (first + i * step < padded)
-            store_prepared(p, token, first + i * step, kept[i], factor);
-    for (int32_t k = first + KEPT * step; k < padded; k += step)
-        store_prepared(p, token, k, load_four(row, k, n_cols), factor);
-    if (threadIdx.x == 0)
-        p.scales[token] = inverse;
 }
 
 #endif

@@ -15,17 +15,40 @@ extern "C" {
 
 /* ---- activations as halves ------------------------------------------------------------------ */
 
-/* The input of products: x as halves, and beside it what each row was divided by, a power of two that puts
- * its largest element between 2^13 and 2^14. Halves lie as [ceil(n_cols / 32), n_stride tokens, 32]; for
+/* What is known of a row of a product's input, for those who only add to it: all blocks of a launch do, in whatever
+ * order, without a bit of difference. Zeros before the first one. */
+typedef struct row_sums {
+    unsigned long long squares; /* normed: the sum of squares, in fixed point (input.cuh) */
+    uint32_t largest;           /* bits of the largest magnitude */
+    float inverse; /* normed: 1 / RMS, once a product, or its norm, has worked it out */
+} row_sums;
+
+/* How the halves of a prepared input came to be, and what results are multiplied by (input.cuh). */
+enum {
+    PREPARED_FINAL, /* by somebody who had whole rows: scales say by what */
+    PREPARED_PLAIN, /* with `scale`, which may turn out not to fit */
+    PREPARED_NORMED /* of rows before they were divided by their RMS, with a scale guessed, which may not fit */
+};
+
+/* The input of products: rows as halves, multiplied by a power of two each. Halves lie as
+ * [ceil(n_cols / 32), n_stride tokens, 32]; for
  * stream.cu in tiles that shared memory takes and wgmma reads as they are: [ceil(n_cols / 64), n_stride / 8]
  * of 8 tokens by 8 chunks of 8 halves. Chunk 4c + 2m + h holds columns 32c + 8t + 4m + 2h and the next, for
  * t = 0 .. 3: instruction m of half tile c multiplies columns in packed.h's order. Token i's chunk j
  * stands at place j ^ i. */
 typedef struct prepared {
-    uint16_t *halves; /* NULL: do not prepare */
-    float *scales;    /* [n_tokens] */
-    int64_t n_stride; /* tokens, whole groups of 8 */
-    int64_t tiles;    /* 1: in tiles */
+    uint16_t *halves;       /* NULL: do not prepare */
+    float *scales;          /* [n_tokens] what results are multiplied by, if FINAL */
+    row_sums *sums;         /* [n_tokens]; FINAL: NULL unless normed */
+    const row_sums *before; /* normed: of the same rows when last normed; NULL: never */
+    const float *from;      /* [n_tokens, n_cols] what halves were made of */
+    const float *gain;      /* normed: [n_cols], or NULL */
+    int64_t n_stride;       /* tokens, whole groups of 8 */
+    int32_t tiles, n_cols;  /* tiles: 1: in tiles */
+    int32_t state;          /* PREPARED_* */
+    float epsilon;          /* normed */
+    float scale;            /* otherwise: what nearly always fits rows of this kind */
+    int32_t zero;
 } prepared;
 
 /* ---- rows ----------------------------------------------------------------------------------- */
@@ -166,6 +189,14 @@ typedef struct attention_args {
 
 /* ---- products ------------------------------------------------------------------------------- */
 
+/* What becomes of results. */
+enum {
+    EPILOGUE_STORE,
+    EPILOGUE_NORM, /* out[0] += factor * result, which is made the normed input of the next product (NORMED) */
+    EPILOGUE_GATED, /* of a pair: out[0] = activation(gate) * up, which is made the next input (PLAIN) */
+    EPILOGUES
+};
+
 #define MATMUL_WEIGHTS 3 /* of one kind that share the input, in one launch */
 
 typedef struct matmul_args {
@@ -173,12 +204,16 @@ typedef struct matmul_args {
     float *out[MATMUL_WEIGHTS];
     const float *bias[MATMUL_WEIGHTS];
     prepared x;
+    prepared next;         /* EPILOGUE_NORM, EPILOGUE_GATED: the input of what comes next */
     const float *x_floats; /* F32 weights */
     float *parts;          /* stream.cu: sums of places that several blocks share */
     int32_t *counters;     /* and two counts of each (stream.cu); zeros between launches */
     int32_t first_block[MATMUL_WEIGHTS + 1];
     int32_t count, n_tokens;
     int32_t whole, share; /* stream.cu: a block's whole places, its segments of a shared one */
+    int32_t epilogue, activation; /* activation: GATED, an activation_kind */
+    float factor;                 /* NORM: of what is added */
+    int32_t zero;
 } matmul_args;
 
 /* Kernels by the most tokens they take at once: 8 (LONG: of so many rows that blocks may be twice as tall),
@@ -206,27 +241,27 @@ typedef struct matmul_kernel {
     int32_t part_bytes; /* of matmul_args.parts, a block */
 } matmul_kernel;
 
-matmul_kernel cuda_kernel_matmul_f16(int which);
-matmul_kernel cuda_kernel_matmul_q8(int which);
-matmul_kernel cuda_kernel_matmul_q4(int which);
-matmul_kernel cuda_kernel_matmul_q4k(int which);
-matmul_kernel cuda_kernel_matmul_q5(int which);
-matmul_kernel cuda_kernel_matmul_q5k(int which);
-matmul_kernel cuda_kernel_matmul_q6(int which);
-matmul_kernel cuda_kernel_matmul_q3(int which);
-matmul_kernel cuda_kernel_matmul_q2(int which);
-matmul_kernel cuda_kernel_matmul_t4(int which);
+matmul_kernel cuda_kernel_matmul_f16(int which, int epilogue);
+matmul_kernel cuda_kernel_matmul_q8(int which, int epilogue);
+matmul_kernel cuda_kernel_matmul_q4(int which, int epilogue);
+matmul_kernel cuda_kernel_matmul_q4k(int which, int epilogue);
+matmul_kernel cuda_kernel_matmul_q5(int which, int epilogue);
+matmul_kernel cuda_kernel_matmul_q5k(int which, int epilogue);
+matmul_kernel cuda_kernel_matmul_q6(int which, int epilogue);
+matmul_kernel cuda_kernel_matmul_q3(int which, int epilogue);
+matmul_kernel cuda_kernel_matmul_q2(int which, int epilogue);
+matmul_kernel cuda_kernel_matmul_t4(int which, int epilogue);
 /* Those by wgmma, where compiled for it (compute_90a): stream.cu. */
-matmul_kernel cuda_kernel_stream_f16(int which);
-matmul_kernel cuda_kernel_stream_q8(int which);
-matmul_kernel cuda_kernel_stream_q4(int which);
-matmul_kernel cuda_kernel_stream_q4k(int which);
-matmul_kernel cuda_kernel_stream_q5(int which);
-matmul_kernel cuda_kernel_stream_q5k(int which);
-matmul_kernel cuda_kernel_stream_q6(int which);
-matmul_kernel cuda_kernel_stream_q3(int which);
-matmul_kernel cuda_kernel_stream_q2(int which);
-matmul_kernel cuda_kernel_stream_t4(int which);
+matmul_kernel cuda_kernel_stream_f16(int which, int epilogue);
+matmul_kernel cuda_kernel_stream_q8(int which, int epilogue);
+matmul_kernel cuda_kernel_stream_q4(int which, int epilogue);
+matmul_kernel cuda_kernel_stream_q4k(int which, int epilogue);
+matmul_kernel cuda_kernel_stream_q5(int which, int epilogue);
+matmul_kernel cuda_kernel_stream_q5k(int which, int epilogue);
+matmul_kernel cuda_kernel_stream_q6(int which, int epilogue);
+matmul_kernel cuda_kernel_stream_q3(int which, int epilogue);
+matmul_kernel cuda_kernel_stream_q2(int which, int epilogue);
+matmul_kernel cuda_kernel_stream_t4(int which, int epilogue);
 
 /* ---- making weights ------------------------------------------------------------------------- */
 
@@ -235,14 +270,20 @@ typedef struct pack_args {
     const uint8_t *rows; /* raw rows of the file, row_bytes apart, from first_row on */
     int64_t row_bytes;
     int32_t first_row, n_rows; /* first_row is a multiple of PACKED_ROWS */
+    int32_t which, zero;       /* which: of a pair */
 } pack_args;
 
 const void *cuda_kernel_pack(void);       /* grid: row tiles, block: 256 */
 const void *cuda_kernel_row_scales(void); /* grid: rows, block: 32 */
 
 const void *cuda_kernel_prepare(void); /* grid: rows */
-const void *cuda_kernel_gated(void);   /* grid: parts of a row, a cluster; rows */
-const void *cuda_kernel_add(void);     /* grid: elements / 1024, block: 256 */
+/* Makes an input (rows_args.p) of n_elements rows FINAL; grid: rows / SETTLE_ROWS, block: SETTLE_ROWS. */
+#define SETTLE_ROWS 128
+const void *cuda_kernel_settle(void);
+const void *
+cuda_kernel_clear(void); /* out .. out + n_elements, words of 16 bytes; grid: elements / 256 */
+const void *cuda_kernel_gated(void); /* grid: parts of a row, a cluster; rows */
+const void *cuda_kernel_add(void);   /* grid: elements / 1024, block: 256 */
 const void *cuda_kernel_soft_cap(void);
 const void *cuda_kernel_gather(void);             /* grid: rows */
 const void *cuda_kernel_results(void);            /* grid: 1 + peaks / 32, rows; block: 1024 */

@@ -68,9 +68,12 @@ template <int NT, int RT, int DEPTH> struct few_memory {
     static constexpr int stage = x + (has_x ? depth * 1024 : 0);
     static constexpr int fitting = 6144 / x, most = (has_x ? 6 : 8) / depth;
     static constexpr int stages = fitting < 3 ? 3 : fitting > most ? most : fitting;
-    static constexpr int ring = stages * stage;  /* of one warp */
-    static constexpr int sets = NT <= 4 ? 2 : 1; /* of sums: one is filled while one is added up */
-    static constexpr int row = PACKED_ROWS + 4;  /* no two lanes of a store meet in a bank */
+    static constexpr int ring = stages * stage; /* of one warp */
+    /* Tiles of rows whose sums are added up together; as measured. */
+    static constexpr int at_once = RT == 2 && NT == 1 && KIND != PACKED_F16 ? 2 : 1;
+    /* Of sums: one of each of those tiles, or one is filled while one is added up. */
+    static constexpr int sets = NT <= 4 ? 2 : 1;
+    static constexpr int row = PACKED_ROWS + 4; /* no two lanes of a store meet in a bank */
     static constexpr int set = NT * 8 * row;
     static constexpr int bytes = PACKED_SEGMENTS * (ring + sets * set * (int)sizeof(float));
 };
@@ -81,13 +84,65 @@ struct few_cursor {
     int32_t block, k, small_step;
 };
 
+/* What the tokens' results are multiplied by and, for EPILOGUE_NORM, what their elements are, into shared memory; by
+ * the thread of each. Whether its row's halves are to be remade. */
+template <int EPILOGUE>
+__device__ __forceinline__ bool read_factors(const matmul_args &a, float *factors, float *guesses)
+{
+    const int token = (int)threadIdx.x;
+    if (token >= a.n_tokens)
+        return false;
+    if (EPILOGUE == EPILOGUE_NORM)
+        guesses[token] = power_of_two(guess_bits(a.next.before[token].inverse));
+    factors[token] = input_factor(a.x, token, blockIdx.x == 0);
+    return factors[token] < 0;
+}
+
+/* By 16 lanes that have the results of a tile's rows, of either of the pair 8. */
+__device__ __forceinline__ void gate(const matmul_args &a, int32_t row_tile, int32_t token, float v,
+                                     uint32_t *largest)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    const float up = __shfl_xor_sync(0xFFFFu << lane / 16 * 16, v, 8);
+    if (lane % 16 >= 8)
+        return;
+    const float made = put_gated(a, row_tile * 8 + (int32_t)lane % 8, token, v, up);
+    const uint32_t most = __reduce_max_sync(0xFFu << lane / 8 * 8, __float_as_uint(fabsf(made)));
+    if (lane % 8 == 0)
+        atomicMax(largest + token, most);
+}
+
+/* By 16 lanes whose rows are beside each other. */
+__device__ __forceinline__ void add_normed(const matmul_args &a, int32_t row, int32_t token,
+                                           float v, float old, float gain, float guess)
+{
+    const uint32_t lane = threadIdx.x % 32, mask = 0xFFFFu << lane / 16 * 16;
+    const float x = fmaf(a.factor, v, old), made = __fmul_rn(x, gain);
+    a.out[0][(int64_t)token * a.w[0].n_rows + row] = x;
+    store_one(a.next, token, row, made, guess * (1 << NORMED_SIZE_BITS));
+    float square = square_of(x, guess);
+#pragma unroll
+    for (int bit = 1; bit < 16; bit *= 2)
+        square = __fadd_rn(square, __shfl_xor_sync(mask, square, bit));
+    uint32_t largest = __float_as_uint(fabsf(made));
+    const unsigned long long squares = join_squares(square, largest);
+    largest = __reduce_max_sync(mask, largest);
+    if (lane % 16 == 0) {
+        raise_largest(&a.next.sums[token].largest, largest);
+        add_squares(&a.next.sums[token].squares, squares);
+    }
+}
+
 /* NT: groups of 8 tokens; RT: tiles of 16 rows; DEPTH: tiles of a stage; BLOCKS on a multiprocessor. */
-template <int NT, int RT, int DEPTH, int BLOCKS>
+template <int NT, int RT, int DEPTH, int BLOCKS, int EPILOGUE>
 static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmul_args a)
 {
     using memory = few_memory<NT, RT, DEPTH>;
     constexpr int depth = memory::depth;
-    extern __shared__ uint4 shared[];
+    /* Behind what follows, whose size is anything; see few_memory on places. */
+    extern __shared__ __align__(128) uint4 shared[];
+    __shared__ float factors[NT * 8], guesses[NT * 8]; /* of tokens */
+    __shared__ uint32_t largest[NT * 8]; /* GATED: of what the block has made of them */
     allow_next();
     const int lane = (int)threadIdx.x % 32, segment = (int)threadIdx.x / 32, g = lane / 4,
               t = lane % 4;
@@ -117,8 +172,11 @@ static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmu
         keep(small_both);
     }
     few_cursor at;
+    auto weight_at = [&](int32_t block) {
+        return EPILOGUE == EPILOGUE_STORE ? find_weight(a, block) : 0;
+    };
     auto find_rows = [&](int32_t block) {
-        const int which = find_weight(a, block);
+        const int which = weight_at(block);
         const packed &w = a.w[which];
         const int32_t row_tile = (block - a.first_block[which]) * RT, supers = (k_tiles + 3) / 4;
         const int32_t rows = row_tile / PACKED_SLAB_TILES, part = row_tile % PACKED_SLAB_TILES;
@@ -204,11 +262,16 @@ static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmu
         }
         copy_commit();
     };
+    if (EPILOGUE == EPILOGUE_GATED && threadIdx.x < NT * 8)
+        largest[threadIdx.x] = 0; /* long before anybody adds to it: there are barriers between */
+    auto ask_weights = [&] {
+        for (int i = 0; i < memory::stages - 1 && first < end && at.block < n_blocks; i++) {
+            copy_weights(ring + i * memory::stage, depth == 1 || at.k + 1 < end);
+            advance();
+        }
+    };
     find_rows((int32_t)blockIdx.x);
-    for (int i = 0; i < memory::stages - 1 && first < end && at.block < n_blocks; i++) {
-        copy_weights(ring + i * memory::stage, depth == 1 || at.k + 1 < end);
-        advance();
-    }
+    ask_weights();
     auto load_x = [&](uint4 b[NT], const uint16_t *from, bool valid) {
 #pragma unroll
         for (int nt = 0; nt < NT; nt++)
@@ -219,41 +282,92 @@ static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmu
     uint32_t table[4];
     load_table(table, a.w[0].table);
     int set = 0;
-    /* The segments of a block's rows, in order from zero. */
+    /* The block's threads go over so many tiles of rows at once, each having so many of their results: tile by tile,
+     * token by token, row by row. Beyond the tokens that there are they have none. */
+    constexpr int at_once = memory::at_once, results = at_once * NT * 8 * PACKED_ROWS,
+                  each = (results + PACKED_SEGMENTS * 32 - 1) / (PACKED_SEGMENTS * 32);
+    struct one {
+        int tile, token, row;
+    };
+    auto find = [&](int i) {
+        const int at = (int)threadIdx.x / PACKED_ROWS + i * (PACKED_SEGMENTS * 32 / PACKED_ROWS),
+                  row = (int)threadIdx.x % PACKED_ROWS;
+        return at_once == 1 ? one{0, at, row} : one{at / (NT * 8), at % (NT * 8), row};
+    };
+    /* EPILOGUE_NORM: what is added to, and gains, asked for while the rows before are multiplied. */
+    float old[RT / at_once][each] = {}, gain[RT / at_once][each] = {};
+    auto ask_old = [&](int32_t block) {
+#pragma unroll
+        for (int rt = 0; rt < RT && EPILOGUE == EPILOGUE_NORM && block < n_blocks; rt += at_once)
+#pragma unroll
+            for (int i = 0; i < each; i++) {
+                const one r = find(i);
+                const int32_t place = (block * RT + rt + r.tile) * PACKED_ROWS + r.row;
+                gain[rt / at_once][i] = a.next.gain ? a.next.gain[place] : 1.0f;
+                old[rt / at_once][i] = r.token < n_tokens
+                                           ? a.out[0][(int64_t)r.token * a.w[0].n_rows + place]
+                                           : 0.0f;
+            }
+    };
+    bool remade = false, misfit = false; /* misfit: the thread's token's halves do not fit */
+    /* The segments of a block's rows, in order from zero. False: nothing was done, as some token's halves do not fit. */
     auto finish = [&](int32_t block) {
-        const int which = find_weight(a, block);
+        const int which = weight_at(block);
         const int32_t row_tile = (block - a.first_block[which]) * RT;
+        if (at_once > 1)
+            __syncthreads(); /* the sums before have been read */
 #pragma unroll
-        for (int rt = 0; rt < RT; rt++) {
-            float *here = sums + set * PACKED_SEGMENTS * memory::set;
+        for (int rt = 0; rt < RT; rt += at_once) {
+            float *const here = sums + (at_once > 1 ? 0 : set) * PACKED_SEGMENTS * memory::set;
 #pragma unroll
-            for (int nt = 0; nt < NT; nt++)
+            for (int j = 0; j < at_once; j++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    here[segment * memory::set + (nt * 8 + t * 2 + i % 2) * memory::row + g +
-                         i / 2 * 8] = acc[rt][nt][i];
-                    acc[rt][nt][i] = 0;
-                }
-            __syncthreads();
-            for (int i = (int)threadIdx.x; i < NT * 8 * PACKED_ROWS; i += PACKED_SEGMENTS * 32) {
+                for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        here[(j * PACKED_SEGMENTS + segment) * memory::set +
+                             (nt * 8 + t * 2 + i % 2) * memory::row + g + i / 2 * 8] =
+                            acc[rt + j][nt][i];
+                        acc[rt + j][nt][i] = 0;
+                    }
+            if (__syncthreads_or(misfit))
+                return false;
+#pragma unroll
+            for (int i = 0; i < each; i++) {
+                const one r = find(i);
+                const int32_t tile = row_tile + rt + r.tile, place = tile * PACKED_ROWS + r.row;
+                if (r.token >= n_tokens)
+                    continue;
                 float sum = 0;
-                int token = i / PACKED_ROWS, row = i % PACKED_ROWS;
-                if (token >= a.n_tokens)
-                    break;
 #pragma unroll
                 for (int s = 0; s < PACKED_SEGMENTS; s++)
-                    sum = __fadd_rn(sum, here[s * memory::set + token * memory::row + row]);
-                store(a, which, (row_tile + rt) * PACKED_ROWS + row, token, sum);
+                    sum = __fadd_rn(sum, here[(r.tile * PACKED_SEGMENTS + s) * memory::set +
+                                              r.token * memory::row + r.row]);
+                if (EPILOGUE == EPILOGUE_STORE && place >= a.w[which].n_rows)
+                    continue;
+                const float v = result(a, which, place, sum, factors[r.token]);
+                if (EPILOGUE == EPILOGUE_NORM)
+                    add_normed(a, place, r.token, v, old[rt / at_once][i], gain[rt / at_once][i],
+                               guesses[r.token]);
+                else if (EPILOGUE == EPILOGUE_GATED)
+                    gate(a, tile, r.token, v, largest);
+                else
+                    put_result(a, which, place, r.token, v);
             }
             if (memory::sets == 1)
                 __syncthreads();
-            else
+            else if (at_once == 1)
                 set ^= 1;
         }
+        ask_old(block + (int32_t)gridDim.x);
+        return true;
     };
     await_inputs(); /* weights are nobody's output */
-    {
-        int32_t k = first;
+    const uint32_t ring_end = ring + memory::ring;
+    /* Once, unless some token's halves do not fit, which is known when the first rows are done. */
+    for (;;) {
+        uint4 b[2 * depth][NT]; /* of half tiles */
+        int32_t block = (int32_t)blockIdx.x, k = first;
         next_x = first_x;
         for (int i = 0; i < memory::stages - 1 && first < end; i++) {
             copy_x(ring + i * memory::stage, depth == 1 || k + 1 < end);
@@ -262,65 +376,81 @@ static __global__ void __launch_bounds__(PACKED_SEGMENTS * 32, BLOCKS) few(matmu
             if (k >= end)
                 next_x = first_x, k = first;
         }
-    }
-    int32_t block = (int32_t)blockIdx.x, k = first;
-    if (first == end) {
-        for (; block < n_blocks; block += (int32_t)gridDim.x)
-            finish(block);
-        return;
-    }
-    uint4 b[2 * depth][NT]; /* of half tiles */
-    if (!memory::has_x)
-#pragma unroll
-        for (int h = 0; h < 2 * depth; h++)
-            load_x(b[h], first_x + h * step, h < 2 || first + 1 < end);
-    const uint16_t *x = first_x;
-    const uint32_t ring_end = ring + memory::ring;
-    uint32_t now = ring, next = ring_end - memory::stage;
-    while (block < n_blocks) {
-        copy_wait<memory::stages - 2>();
-        __syncwarp();
-        fetch(next);
-        raw<KIND> in[depth][RT];
-#pragma unroll
-        for (int i = 0; i < memory::tiles; i++) {
-            const uint32_t small = now + memory::smalls + i * memory::small;
-            load_parts<KIND>(in[i / RT][i % RT], now + i * memory::planes, small,
-                             small + memory::scales, K_SCALES, lane);
-        }
-        if (memory::has_x)
+        if (!memory::has_x && first < end)
 #pragma unroll
             for (int h = 0; h < 2 * depth; h++)
-                b[h][0] = load_16(now + x_from + h * 512);
-        next = now;
-        now += memory::stage;
-        now = now == ring_end ? ring : now;
-        const bool last = k + depth >= end;
-        k = last ? first : k + depth;
-        const uint16_t *const x_now = x;
-        x = last ? first_x : x + 2 * depth * step;
+                load_x(b[h], first_x + h * step, h < 2 || first + 1 < end);
+        ask_old(block);
+        if (!remade)
+            misfit = read_factors<EPILOGUE>(a, factors, guesses);
+        bool fits = true;
+        if (first == end)
+            for (; block < n_blocks && fits; block += (int32_t)gridDim.x)
+                fits = finish(block);
+        const uint16_t *x = first_x;
+        uint32_t now = ring, next = ring_end - memory::stage;
+        k = first;
+        while (block < n_blocks && fits) {
+            copy_wait<memory::stages - 2>();
+            __syncwarp();
+            fetch(next);
+            raw<KIND> in[depth][RT];
 #pragma unroll
-        for (int h = 0; h < 2 * depth; h++) {
-            if (!memory::has_x && memory::early)
-                load_x(b[1 - h], h == 0 ? x_now + step : x, true);
-#pragma unroll
-            for (int rt = 0; rt < RT; rt++) {
-                uint32_t f[2][4];
-                fragment<KIND>(f, in[h / 2][rt], h % 2, t / 2, K_SCALES, table);
-#pragma unroll
-                for (int m = 0; m < 2; m++)
-#pragma unroll
-                    for (int nt = 0; nt < NT; nt++)
-                        multiply(acc[rt][nt], f[m], m == 0 ? b[h][nt].x : b[h][nt].z,
-                                 m == 0 ? b[h][nt].y : b[h][nt].w);
+            for (int i = 0; i < memory::tiles; i++) {
+                const uint32_t small = now + memory::smalls + i * memory::small;
+                load_parts<KIND>(in[i / RT][i % RT], now + i * memory::planes, small,
+                                 small + memory::scales, K_SCALES, lane);
             }
-            if (!memory::has_x && !memory::early)
-                load_x(b[h], x + h * step, h < 2 || k + 1 < end);
+            if (memory::has_x)
+#pragma unroll
+                for (int h = 0; h < 2 * depth; h++)
+                    b[h][0] = load_16(now + x_from + h * 512);
+            next = now;
+            now += memory::stage;
+            now = now == ring_end ? ring : now;
+            const bool last = k + depth >= end;
+            k = last ? first : k + depth;
+            const uint16_t *const x_now = x;
+            x = last ? first_x : x + 2 * depth * step;
+#pragma unroll
+            for (int h = 0; h < 2 * depth; h++) {
+                if (!memory::has_x && memory::early)
+                    load_x(b[1 - h], h == 0 ? x_now + step : x, true);
+#pragma unroll
+                for (int rt = 0; rt < RT; rt++) {
+                    uint32_t f[2][4];
+                    fragment<KIND>(f, in[h / 2][rt], h % 2, t / 2, K_SCALES, table);
+#pragma unroll
+                    for (int m = 0; m < 2; m++)
+#pragma unroll
+                        for (int nt = 0; nt < NT; nt++)
+                            multiply(acc[rt][nt], f[m], m == 0 ? b[h][nt].x : b[h][nt].z,
+                                     m == 0 ? b[h][nt].y : b[h][nt].w);
+                }
+                if (!memory::has_x && !memory::early)
+                    load_x(b[h], x + h * step, h < 2 || k + 1 < end);
+            }
+            if (last) {
+                fits = finish(block);
+                block += (int32_t)gridDim.x;
+            }
         }
-        if (last) {
-            finish(block);
-            block += (int32_t)gridDim.x;
-        }
+        if (fits)
+            break;
+        copy_wait<0>();
+        remake_rows(a.x, factors, n_tokens, blockIdx.x == 0);
+        remade = true;
+        misfit = false;
+#pragma unroll
+        for (int i = 0; i < RT * NT * 4; i++)
+            acc[i / (NT * 4)][i / 4 % NT][i % 4] = 0;
+        find_rows((int32_t)blockIdx.x);
+        ask_weights();
+    }
+    if (EPILOGUE == EPILOGUE_GATED) {
+        __syncthreads();
+        if (threadIdx.x < n_tokens)
+            raise_largest(&a.next.sums[threadIdx.x].largest, largest[threadIdx.x]);
     }
 }
 
@@ -403,7 +533,7 @@ static __global__ void __launch_bounds__(256, BLOCKS) tiles(matmul_args a)
     static_assert(WR * RT * PACKED_ROWS == TILE_ROWS && WR * WT == 8,
                   "a block is 128 rows and 8 warps");
     static_assert(STAGES * s::bytes <= 99 << 10, "a block of any device has room for this");
-    extern __shared__ uint4 shared[];
+    extern __shared__ __align__(128) uint4 shared[];
     allow_next();
     const uint32_t stages = (uint32_t)__cvta_generic_to_shared(shared);
     const int which = find_weight(a, (int32_t)blockIdx.x);
@@ -485,15 +615,25 @@ static __global__ void __launch_bounds__(256, BLOCKS) tiles(matmul_args a)
         for (int nt = 0; nt < NT; nt++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                store(a, which, (block_tile + row_warp * RT + rt) * PACKED_ROWS + g + i / 2 * 8,
-                      first_token + (token_warp * NT + nt) * 8 + t * 2 + i % 2, total[rt][nt][i]);
+                store_final(
+                    a, which, (block_tile + row_warp * RT + rt) * PACKED_ROWS + g + i / 2 * 8,
+                    first_token + (token_warp * NT + nt) * 8 + t * 2 + i % 2, total[rt][nt][i]);
 }
 
 /* ---- the list ---------------------------------------------------------------------------------- */
 
-template <int NT, int RT, int DEPTH, int BLOCKS> static matmul_kernel few_kernel(void)
+template <int NT, int RT, int DEPTH, int BLOCKS> static matmul_kernel few_kernel(int epilogue)
 {
-    return {(const void *)few<NT, RT, DEPTH, BLOCKS>,
+    const void *function = (const void *)few<NT, RT, DEPTH, BLOCKS, EPILOGUE_STORE>;
+    if (epilogue == EPILOGUE_NORM)
+        function = (const void *)few<NT, RT, DEPTH, BLOCKS, EPILOGUE_NORM>;
+    if (epilogue == EPILOGUE_GATED) { /* with more it costs more than a kernel of its own */
+        if constexpr (NT <= 2)
+            function = (const void *)few<NT, RT, DEPTH, BLOCKS, EPILOGUE_GATED>;
+        else
+            return {};
+    }
+    return {function,
             PACKED_ROWS * RT,
             NT * 8,
             PACKED_SEGMENTS * 32,
@@ -502,20 +642,22 @@ template <int NT, int RT, int DEPTH, int BLOCKS> static matmul_kernel few_kernel
             0};
 }
 
-extern "C" matmul_kernel MATMUL_NAME(int which)
+extern "C" matmul_kernel MATMUL_NAME(int which, int epilogue)
 {
     constexpr bool f16 = KIND == PACKED_F16;
     constexpr int tall = f16 ? 1 : 2; /* two blocks' rings must have room */
     constexpr int deep = f16 ? 1 : 2, deep_beside = KIND == PACKED_Q4 || KIND == PACKED_T4 ? 2 : 1;
     switch (which) {
-    case MATMUL_8: return few_kernel<1, 1, deep, 2>();
-    case MATMUL_8_LONG: return few_kernel<1, 2, 1, 2>();
-    case MATMUL_16: return few_kernel<2, tall, deep_beside, 4 - tall>();
-    case MATMUL_16_SHORT: return few_kernel<2, 1, deep, 2>();
-    case MATMUL_32: return few_kernel < 4, 2, 1, f16 ? 1 : 2 > ();
-    case MATMUL_32_SHORT: return few_kernel<4, 2, deep, 1>();
-    case MATMUL_64: return few_kernel<8, 2, 1, 1>();
+    case MATMUL_8: return few_kernel<1, 1, deep, 2>(epilogue);
+    case MATMUL_8_LONG: return few_kernel<1, 2, 1, 2>(epilogue);
+    case MATMUL_16: return few_kernel<2, tall, deep_beside, 4 - tall>(epilogue);
+    case MATMUL_16_SHORT: return few_kernel<2, 1, deep, 2>(epilogue);
+    case MATMUL_32: return few_kernel < 4, 2, 1, f16 ? 1 : 2 > (epilogue);
+    case MATMUL_32_SHORT: return few_kernel<4, 2, deep, 1>(epilogue);
+    case MATMUL_64: return few_kernel<8, 2, 1, 1>(epilogue);
     default:
+        if (epilogue != EPILOGUE_STORE)
+            return {};
         return {(const void *)tiles<4, 2, 2, 8, 1>, TILE_ROWS, 128, 256,
                 STAGES * stage<128>::bytes,         0,         0};
     }

@@ -2,26 +2,14 @@
  *
  * Three things are done beside that. What several launches of a step need of its rows is staged once.
  * A product's input, made halves, is kept while its source is unchanged, and operations whose results
- * products read (norm, gated) make it on their way. And three kinds of operation wait for the next one:
- * an addition, which a norm of its result takes along; rotations, which the writing of keys takes along; and
- * that, which attention over them takes along. Anything else that comes settles them first, so the order of
- * effects is as called. */
+ * products read (norm, gated) make it on their way (inputs.c). And four kinds of operation wait for the next one:
+ * a product that adds to the stream, which then also makes the norm that follows; an addition, which a norm of its
+ * result takes along; rotations, which the writing of keys takes along; and that, which attention over them takes along.
+ * Anything else that comes settles them first, so the order of effects is as called. */
 #include <assert.h>
 #include <string.h>
 
 #include "compute/cuda/cuda_backend.h"
-
-static size_t elements(tensor t)
-{
-    return (size_t)t.n_rows * (size_t)t.n_cols;
-}
-
-/* Threads of a block that has one row, four columns each: a function of the row's length alone, as sums
- * depend on it. */
-static uint32_t row_threads(int32_t n_cols)
-{
-    return n_cols >= 4096 ? 1024 : ((uint32_t)n_cols + 127) / 128 * 32;
-}
 
 static const packed *packed_of(const weight *w)
 {
@@ -38,16 +26,10 @@ static const float *vector_of(const weight *w, int32_t n)
     return (const float *)(const void *)packed_of(w)->planes;
 }
 
-static int overlap(tensor a, tensor b)
-{
-    return a.data < b.data + elements(b) && b.data < a.data + elements(a);
-}
-
 /* out has a new content. */
 static void wrote(cuda_backend *b, tensor out)
 {
-    if (b->prepared_of.data && overlap(out, b->prepared_of))
-        b->prepared_of = (tensor){0};
+    inputs_wrote(b, out);
     b->landed = (tensor){0};
     b->last = out;
 }
@@ -123,54 +105,6 @@ static const int32_t *staged_page_ids(cuda_backend *b)
     return b->staged.page_ids = device;
 }
 
-/* ---- input of products ------------------------------------------------------------------------------ */
-
-/* The most tokens of the kernels that read activations as they lie (matmul.cu): with more, on 9.0, tiles are wanted. */
-static int32_t few_tokens_most(const cuda_backend *b)
-{
-    return b->wgmma ? 32 : 64;
-}
-
-static prepared prepared_at(const cuda_backend *b, int32_t n_rows)
-{
-    return (prepared){.halves = (uint16_t *)(void *)(b->prepared + prepared_scale_bytes(n_rows)),
-                      .scales = (float *)(void *)b->prepared,
-                      .n_stride = (n_rows + 7) / 8 * 8,
-                      .tiles = b->wgmma && n_rows > few_tokens_most(b)};
-}
-
-/* Where an operation that writes out also puts it as a product's input; none if it does not fit. */
-static prepared prepare_along(cuda_backend *b, tensor out)
-{
-    wrote(b, out);
-    if (prepared_size(out.n_rows, out.n_cols) > b->prepared_bytes)
-        return (prepared){0};
-    b->prepared_of = out;
-    return prepared_at(b, out.n_rows);
-}
-
-/* x as halves: rows of what is prepared, or made now. */
-static prepared prepare(cuda_backend *b, tensor x)
-{
-    tensor of = b->prepared_of;
-    if (of.data && of.n_cols == x.n_cols && x.data >= of.data &&
-        x.data + elements(x) <= of.data + elements(of) &&
-        (size_t)(x.data - of.data) % (size_t)x.n_cols == 0) {
-        prepared p = prepared_at(b, of.n_rows);
-        size_t first = (size_t)(x.data - of.data) / (size_t)x.n_cols;
-        p.halves += first * (p.tiles ? PACKED_COLS : 32);
-        p.scales += first;
-        /* Tiles are for products of many tokens, and eight tokens are one piece of them. */
-        if (!p.tiles || (x.n_rows > few_tokens_most(b) && first % 8 == 0))
-            return p;
-    }
-    assert(prepared_size(x.n_rows, x.n_cols) <= b->prepared_bytes);
-    b->prepared_of = x;
-    rows_args a = {.x = x.data, .p = prepared_at(b, x.n_rows), .n_cols = x.n_cols};
-    record(b, cuda_kernel_prepare(), (uint32_t)x.n_rows, 1, row_threads(x.n_cols), &a, sizeof a);
-    return a.p;
-}
-
 /* ---- what waits -------------------------------------------------------------------------------------- */
 
 static void settle_addition(cuda_backend *b)
@@ -182,9 +116,9 @@ static void settle_addition(cuda_backend *b)
     rows_args a = {.out = out.data,
                    .x = b->addition.x.data,
                    .y = b->addition.y.data,
-                   .n_elements = (int64_t)elements(out),
+                   .n_elements = (int64_t)tensor_elements(out),
                    .factor = b->addition.scale};
-    uint32_t blocks = (uint32_t)((elements(out) + 1023) / 1024);
+    uint32_t blocks = (uint32_t)((tensor_elements(out) + 1023) / 1024);
     record(b, cuda_kernel_add(), blocks, 1, 256, &a, sizeof a);
 }
 
@@ -230,8 +164,25 @@ static void settle_writing(cuda_backend *b)
            (uint32_t)((a.layer.n_kv_heads + heads - 1) / heads), (uint32_t)threads, &a, sizeof a);
 }
 
+static void record_product(cuda_backend *b, matmul_args *a, const packed *w, prepared x);
+
+/* The product alone; then an addition waits. */
+static void settle_product(cuda_backend *b)
+{
+    if (!b->product.waiting)
+        return;
+    b->product.waiting = 0;
+    matmul_args a = {.n_tokens = b->product.x.n_rows, .out = {b->product.room.data}};
+    record_product(b, &a, b->product.w, b->product.in);
+    b->addition.waiting = 1;
+    b->addition.out = b->addition.x = b->product.x;
+    b->addition.y = b->product.room;
+    b->addition.scale = b->product.scale;
+}
+
 void operations_settle(cuda_backend *b)
 {
+    settle_product(b);
     settle_addition(b);
     settle_turns(b);
     settle_writing(b);
@@ -253,14 +204,26 @@ static void embed(backend *backend_, tensor out, const weight *w, const int32_t 
     finish(b);
 }
 
+/* The product that waits adds to x and makes what products read of its norm. */
+static void multiply_and_norm(cuda_backend *b, tensor out, tensor x, const float *gain,
+                              float epsilon)
+{
+    b->product.waiting = 0;
+    matmul_args a = {.n_tokens = x.n_rows,
+                     .out = {x.data},
+                     .epilogue = EPILOGUE_NORM,
+                     .factor = b->product.scale,
+                     .next = inputs_norm_in_parts(b, out, x, gain, epsilon)};
+    record_product(b, &a, b->product.w, b->product.in);
+    b->landed = (tensor){0};
+    b->last = out;
+}
+
 static void norm(backend *backend_, tensor out, tensor x, norm_kind kind, const weight *gain,
                  const weight *bias, float epsilon)
 {
     cuda_backend *b = cuda_self(backend_);
     assert(out.n_rows == x.n_rows && out.n_cols == x.n_cols);
-    int along = b->addition.waiting && b->addition.out.data == x.data && b->turns.n == 0 &&
-                b->addition.out.n_cols == x.n_cols && b->addition.out.n_rows == x.n_rows &&
-                !overlap(out, x);
     norm_args a = {.out = out.data,
                    .x = x.data,
                    .gain = vector_of(gain, x.n_cols),
@@ -268,6 +231,19 @@ static void norm(backend *backend_, tensor out, tensor x, norm_kind kind, const 
                    .n_cols = x.n_cols,
                    .kind = (int32_t)kind,
                    .epsilon = epsilon};
+    /* Norms of heads are rotated next, not multiplied. */
+    int is_input = (!b->in_step || out.n_rows <= b->rows.n_tokens) && inputs_fit(b, out);
+    int is_rms = is_input && kind == NORM_RMS && !bias;
+    if (is_rms && b->product.waiting && b->product.x.data == x.data && b->turns.n == 0 &&
+        b->product.x.n_rows == x.n_rows && !tensors_overlap(out, x)) {
+        multiply_and_norm(b, out, x, a.gain, epsilon);
+        return;
+    }
+    settle_product(b);
+    inputs_need_floats(b, x);
+    int along = b->addition.waiting && b->addition.out.data == x.data && b->turns.n == 0 &&
+                b->addition.out.n_cols == x.n_cols && b->addition.out.n_rows == x.n_rows &&
+                !tensors_overlap(out, x);
     if (along) {
         b->addition.waiting = 0;
         a.sum = x.data;
@@ -276,24 +252,32 @@ static void norm(backend *backend_, tensor out, tensor x, norm_kind kind, const 
         a.factor = b->addition.scale;
     }
     operations_settle(b);
-    /* Norms of heads are rotated next, not multiplied. */
-    if (b->in_step && out.n_rows > b->rows.n_tokens)
+    if (is_rms) {
+        inputs_norm(b, out, x, &a);
+        b->landed = (tensor){0};
+        b->last = out;
+    } else {
         wrote(b, out);
-    else
-        a.p = prepare_along(b, out);
-    record(b, cuda_kernel_norm(&a), (uint32_t)x.n_rows, 1, row_threads(x.n_cols), &a, sizeof a);
+        a.p = is_input ? inputs_along(b, out) : (prepared){0};
+        record(b, cuda_kernel_norm(&a), (uint32_t)x.n_rows, 1, cuda_row_threads(x.n_cols), &a,
+               sizeof a);
+    }
     finish(b);
 }
 
 static void gated(backend *backend_, tensor out, tensor gate, tensor up, activation_kind kind)
 {
     cuda_backend *b = cuda_self(backend_);
-    assert(elements(out) == elements(gate) && elements(gate) == elements(up));
+    assert(tensor_elements(out) == tensor_elements(gate) &&
+           tensor_elements(gate) == tensor_elements(up));
     operations_settle(b);
+    inputs_need_floats(b, gate);
+    inputs_need_floats(b, up);
+    wrote(b, out);
     rows_args a = {.out = out.data,
                    .x = gate.data,
                    .y = up.data,
-                   .p = prepare_along(b, out),
+                   .p = inputs_along(b, out),
                    .n_cols = out.n_cols,
                    .kind = (int32_t)kind};
     /* Parts are whole tiles of columns (rows.cu). A cluster's blocks agree on the largest element, so
@@ -301,18 +285,32 @@ static void gated(backend *backend_, tensor out, tensor gate, tensor up, activat
     uint32_t parts = b->major >= 9 && out.n_cols >= 2048 ? 8 : 1;
     int32_t tiles = (out.n_cols + PACKED_COLS - 1) / PACKED_COLS;
     int32_t part = (tiles + (int32_t)parts - 1) / (int32_t)parts * PACKED_COLS;
-    step_record_cluster(b, cuda_kernel_gated(), parts, (uint32_t)out.n_rows, row_threads(part), &a,
-                        sizeof a);
+    step_record_cluster(b, cuda_kernel_gated(), parts, (uint32_t)out.n_rows, cuda_row_threads(part),
+                        &a, sizeof a);
     finish(b);
+}
+
+/* x stays known as what was normed: it has grown. */
+static void grew(cuda_backend *b, tensor x)
+{
+    row_sums *sums = inputs_sums_of(b, x);
+    wrote(b, x);
+    if (sums)
+        b->stream_of = x;
 }
 
 static void add(backend *backend_, tensor out, tensor x, tensor y, float scale)
 {
     cuda_backend *b = cuda_self(backend_);
-    assert(elements(out) == elements(x) && elements(x) == elements(y));
+    assert(tensor_elements(out) == tensor_elements(x) && tensor_elements(x) == tensor_elements(y));
     operations_settle(b);
-    wrote(b, out);
-    b->addition.waiting = elements(out) > 0;
+    inputs_need_floats(b, x);
+    inputs_need_floats(b, y);
+    if (out.data == x.data)
+        grew(b, out);
+    else
+        wrote(b, out);
+    b->addition.waiting = tensor_elements(out) > 0;
     b->addition.out = out;
     b->addition.x = x;
     b->addition.y = y;
@@ -324,9 +322,11 @@ static void soft_cap(backend *backend_, tensor x, float cap)
 {
     cuda_backend *b = cuda_self(backend_);
     operations_settle(b);
+    inputs_need_floats(b, x);
     wrote(b, x);
-    rows_args a = {.out = x.data, .x = x.data, .n_elements = (int64_t)elements(x), .factor = cap};
-    record(b, cuda_kernel_soft_cap(), (uint32_t)((elements(x) + 1023) / 1024), 1, 256, &a,
+    rows_args a = {
+        .out = x.data, .x = x.data, .n_elements = (int64_t)tensor_elements(x), .factor = cap};
+    record(b, cuda_kernel_soft_cap(), (uint32_t)((tensor_elements(x) + 1023) / 1024), 1, 256, &a,
            sizeof a);
     finish(b);
 }
@@ -350,14 +350,18 @@ static void gather(backend *backend_, tensor out, tensor x, const int32_t *rows)
     cuda_backend *b = cuda_self(backend_);
     assert(out.n_cols == x.n_cols);
     operations_settle(b);
-    wrote(b, out);
-    if (overlap(out, x)) {
+    inputs_need_floats(b, x);
+    if (tensors_overlap(out, x)) {
+        wrote(b, out);
         gather_in_order(b, out, x, rows);
     } else {
         rows_args a = {.out = out.data,
                        .x = x.data,
                        .rows = step_stage(b, rows, (size_t)out.n_rows * sizeof *rows),
                        .n_cols = x.n_cols};
+        inputs_gathered(b, out, &a, x);
+        b->landed = (tensor){0};
+        b->last = out;
         record(b, cuda_kernel_gather(), (uint32_t)out.n_rows, 1, 256, &a, sizeof a);
     }
     finish(b);
@@ -414,11 +418,14 @@ static void apply_rope(backend *backend_, tensor x, int32_t head_dim, const rope
 {
     cuda_backend *b = cuda_self(backend_);
     assert(x.n_cols % head_dim == 0 && r->n_rot <= head_dim && r->n_rot % 2 == 0);
+    settle_product(b);
     settle_addition(b);
     settle_writing(b);
+    inputs_need_floats(b, x);
     if (b->turns.n == 2 ||
-        (b->turns.n == 1 && (b->turns.rope != r || b->turns.positions != positions ||
-                             b->turns.x[0].n_rows != x.n_rows || overlap(b->turns.x[0], x))))
+        (b->turns.n == 1 &&
+         (b->turns.rope != r || b->turns.positions != positions ||
+          b->turns.x[0].n_rows != x.n_rows || tensors_overlap(b->turns.x[0], x))))
         settle_turns(b);
     wrote(b, x);
     if (x.n_rows > 0 && r->n_rot > 0) {
@@ -454,6 +461,7 @@ static void kv_write(backend *backend_, kv_store *kv, int32_t layer, tensor k, t
     const cuda_kv_layer *l = &kv->layers[layer];
     assert(k.n_rows == b->rows.n_tokens && v.n_rows == k.n_rows);
     assert(k.n_cols == l->n_kv_heads * l->key_dim && v.n_cols == l->n_kv_heads * l->value_dim);
+    settle_product(b);
     settle_addition(b);
     settle_writing(b);
     step_need(b, (size_t)k.n_rows * 2 * sizeof(int32_t) + 4096);
@@ -483,8 +491,8 @@ static fresh_rows writing_taken_along(cuda_backend *b, const attention_plan *p,
         p->most_rows > ATTENTION_FRESH || w->pages != a->pages ||
         w->layer.offset != a->layer.offset || r->x[0] != a->q || !r->x[1] ||
         r->n_heads[0] != a->n_heads || r->head_dim[0] != a->layer.key_dim ||
-        r->n_pairs * 2 != a->layer.key_dim || overlap(out, b->writing.k) ||
-        overlap(out, b->writing.v))
+        r->n_pairs * 2 != a->layer.key_dim || tensors_overlap(out, b->writing.k) ||
+        tensors_overlap(out, b->writing.v))
         return (fresh_rows){0};
     b->writing.waiting = 0;
     return (fresh_rows){
@@ -540,7 +548,11 @@ static void attention(backend *backend_, tensor out, tensor q, kv_store *kv,
     a.fresh = writing_taken_along(b, p, &a, out);
     settle_writing(b);
     wrote(b, out);
+    inputs_attended(b, out);
     uint32_t heads = (uint32_t)l->n_kv_heads;
+    /* Tiles in pieces cost more than a kernel of their own. */
+    if (p->staged && p->n_split == 0 && inputs_fit(b, out) && !inputs_are_tiles(b, out.n_rows))
+        a.p = inputs_in_parts(b, out);
     if (p->staged) {
         record_staged(b, p, &a);
     } else if (p->n_walk > 0) {
@@ -561,9 +573,9 @@ static void attention(backend *backend_, tensor out, tensor q, kv_store *kv,
                         (uint32_t)p->n_split, 128, (uint32_t)a.warp_bytes, &a, sizeof a);
         if (p->n_walk == 0 && l->value_dim % 8 == 0) {
             a.positions = staged_positions(b, b->rows.positions, b->rows.n_tokens);
-            a.p = prepare_along(b, out);
+            a.p = inputs_along(b, out);
             record(b, cuda_kernel_attention_combine_row(), (uint32_t)out.n_rows, 1,
-                   row_threads(out.n_cols), &a, sizeof a);
+                   cuda_row_threads(out.n_cols), &a, sizeof a);
         } else {
             step_record(b, cuda_kernel_attention_combine(), (uint32_t)p->most_queries, heads,
                         (uint32_t)p->n_split, 64, 0, &a, sizeof a);
@@ -588,7 +600,49 @@ static void multiply_floats(cuda_backend *b, tensor out, tensor x, const weight 
 /* One launch can have both. */
 static int alike(const packed *a, const packed *b)
 {
-    return a->kind == b->kind && a->k_scales == b->k_scales && a->table == b->table;
+    return a->kind == b->kind && a->k_scales == b->k_scales && a->table == b->table && !a->pair &&
+           !b->pair;
+}
+
+/* The kernel for a's tokens and weights of so many tiles of rows. */
+static int choose(const cuda_backend *b, const packed *w, int32_t n_tokens, int64_t tiles,
+                  int is_wide)
+{
+    return is_wide ? products_choose_wide(n_tokens)
+                   : products_choose(b, b->resident[w->kind][w->k_scales], n_tokens, tiles);
+}
+
+/* Of a's weights, which are alike; tiles: of all their rows. */
+static void record_alike(cuda_backend *b, matmul_args *a, prepared x, int64_t tiles)
+{
+    const packed *w = &a->w[0];
+    int which = choose(b, w, a->n_tokens, tiles, (int)x.tiles);
+    matmul_kernel k = cuda_matmul_kernel(b, w->kind, w->k_scales, which, a->epilogue);
+    /* Kernels for few tokens look for themselves whether halves fit. */
+    a->x = which <= MATMUL_64 ? x : inputs_settle(b, x);
+    a->parts = b->parts;
+    a->counters = b->counters;
+    for (int32_t j = 0; j < a->count; j++)
+        a->first_block[j + 1] = a->first_block[j] +
+                                (a->w[j].n_rows + k.tile_rows - 1) / k.tile_rows;
+    int32_t blocks = a->first_block[a->count], resident = b->resident[w->kind][w->k_scales][which];
+    int32_t token_blocks = (a->n_tokens + k.tile_tokens - 1) / k.tile_tokens;
+    if (k.persistent == 2) {
+        blocks = products_divide(a, blocks * token_blocks, resident);
+        token_blocks = 1;
+    } else if (k.persistent && blocks > resident) {
+        blocks = resident;
+    }
+    step_record(b, k.function, (uint32_t)blocks, (uint32_t)token_blocks, 1, (uint32_t)k.threads,
+                (uint32_t)k.shared_bytes, a, sizeof *a);
+}
+
+/* A product of one weight, or of a pair, with what a says beside. */
+static void record_product(cuda_backend *b, matmul_args *a, const packed *w, prepared x)
+{
+    a->count = 1;
+    a->w[0] = *w;
+    record_alike(b, a, x, w->row_tiles);
 }
 
 /* Weights from .. on that are of one kind, at most MATMUL_WEIGHTS; returns the next. */
@@ -596,32 +650,27 @@ static int32_t multiply_alike(cuda_backend *b, const tensor *outs, tensor x,
                               const weight *const *ws, const weight *const *biases, int32_t from,
                               int32_t count, prepared p)
 {
-    matmul_args a = {.x = p, .n_tokens = x.n_rows, .parts = b->parts, .counters = b->counters};
-    int32_t kind = packed_of(ws[from])->kind, k_scales = packed_of(ws[from])->k_scales, i = from;
+    matmul_args a = {.n_tokens = x.n_rows};
+    int32_t i = from;
+    if (packed_of(ws[i])->pair) {
+        assert(i + 1 < count && packed_of(ws[i])->planes == packed_of(ws[i + 1])->planes);
+        assert(!biases || (!biases[i] && !biases[i + 1]));
+        a.out[0] = outs[i].data;
+        a.out[1] = outs[i + 1].data;
+        record_product(b, &a, packed_of(ws[i]), p);
+        return i + 2;
+    }
     int64_t tiles = 0;
     for (int32_t j = from; j < count && alike(packed_of(ws[j]), packed_of(ws[from])); j++)
         tiles += packed_of(ws[j])->row_tiles;
-    int which = p.tiles ? products_choose_wide(x.n_rows)
-                        : products_choose(b, b->resident[kind][k_scales], x.n_rows, tiles);
-    matmul_kernel k = cuda_matmul_kernel(b, kind, k_scales, which);
     for (; i < count && a.count < MATMUL_WEIGHTS && alike(packed_of(ws[i]), packed_of(ws[from]));
          i++) {
         int32_t j = a.count++;
         a.w[j] = *packed_of(ws[i]);
         a.out[j] = outs[i].data;
         a.bias[j] = biases ? vector_of(biases[i], ws[i]->n_rows) : NULL;
-        a.first_block[j + 1] = a.first_block[j] + (ws[i]->n_rows + k.tile_rows - 1) / k.tile_rows;
     }
-    int32_t blocks = a.first_block[a.count], resident = b->resident[kind][k_scales][which];
-    int32_t token_blocks = (x.n_rows + k.tile_tokens - 1) / k.tile_tokens;
-    if (k.persistent == 2) {
-        blocks = products_divide(&a, blocks * token_blocks, resident);
-        token_blocks = 1;
-    } else if (k.persistent && blocks > resident) {
-        blocks = resident;
-    }
-    step_record(b, k.function, (uint32_t)blocks, (uint32_t)token_blocks, 1, (uint32_t)k.threads,
-                (uint32_t)k.shared_bytes, &a, sizeof a);
+    record_alike(b, &a, p, tiles);
     return i;
 }
 
@@ -630,10 +679,11 @@ static void multiply_rows(cuda_backend *b, const tensor *outs, tensor x, const w
 {
     for (int32_t i = 0; i < count;) {
         if (packed_of(ws[i])->kind == PACKED_F32) {
+            inputs_need_floats(b, x);
             multiply_floats(b, outs[i], x, ws[i], biases ? biases[i] : NULL);
             i++;
         } else {
-            i = multiply_alike(b, outs, x, ws, biases, i, count, prepare(b, x));
+            i = multiply_alike(b, outs, x, ws, biases, i, count, inputs_prepare(b, x));
         }
     }
 }
@@ -662,6 +712,69 @@ static void matmul(backend *backend_, const tensor *outs, tensor x, const weight
     finish(b);
 }
 
+/* Whether a product of x has the epilogue. */
+static int has_epilogue(const cuda_backend *b, const packed *w, tensor x, int epilogue)
+{
+    if (w->kind == PACKED_F32 || !inputs_fit(b, x))
+        return 0;
+    int which = choose(b, w, x.n_rows, w->row_tiles, inputs_are_tiles(b, x.n_rows));
+    return cuda_matmul_kernel(b, w->kind, w->k_scales, which, epilogue).function != NULL;
+}
+
+/* x as an input that a product takes as it is, whatever is prepared until that is recorded. */
+static prepared prepare_for(cuda_backend *b, tensor x)
+{
+    prepared p = inputs_prepare(b, x);
+    return p.tiles ? inputs_settle(b, p) : p;
+}
+
+static void gated_matmul(backend *backend_, tensor out, tensor up, tensor x,
+                         const weight *const ws[2], activation_kind kind)
+{
+    cuda_backend *b = cuda_self(backend_);
+    const packed *w = packed_of(ws[0]);
+    if (!w->pair || out.n_cols % PACKED_COLS != 0 || !inputs_fit(b, out) ||
+        !has_epilogue(b, w, x, EPILOGUE_GATED)) {
+        const tensor outs[] = {out, up};
+        matmul(backend_, outs, x, ws, NULL, 2);
+        gated(backend_, out, out, up, kind);
+        return;
+    }
+    operations_settle(b);
+    prepared in = prepare_for(b, x);
+    wrote(b, up);
+    wrote(b, out);
+    matmul_args a = {.n_tokens = x.n_rows,
+                     .out = {out.data},
+                     .epilogue = EPILOGUE_GATED,
+                     .activation = (int32_t)kind};
+    a.next = inputs_in_parts(b, out);
+    assert(a.next.tiles == in.tiles);
+    record_product(b, &a, w, in);
+    finish(b);
+}
+
+static void matmul_add(backend *backend_, tensor x, tensor room, tensor in, const weight *w_,
+                       float scale)
+{
+    cuda_backend *b = cuda_self(backend_);
+    const packed *w = packed_of(w_);
+    operations_settle(b);
+    if (!b->in_step || x.n_cols % PACKED_COLS != 0 || !inputs_sums_of(b, x) ||
+        !has_epilogue(b, w, in, EPILOGUE_NORM)) {
+        matmul(backend_, &room, in, &w_, NULL, 1);
+        add(backend_, x, x, room, scale);
+        return;
+    }
+    b->product.in = prepare_for(b, in);
+    grew(b, x);
+    b->product.waiting = x.n_rows > 0;
+    b->product.x = x;
+    b->product.room = room;
+    b->product.w = w;
+    b->product.scale = scale;
+}
+
 /* The products' kernels: 8, 16, 32 or 64 tokens, then tiles. */
 static int32_t filled_rows(const backend *b, int32_t n_rows)
 {
@@ -681,6 +794,8 @@ void operations_fill(backend_table *table)
     table->kv_write = kv_write;
     table->attention = attention;
     table->gated = gated;
+    table->gated_matmul = gated_matmul;
+    table->matmul_add = matmul_add;
     table->add = add;
     table->soft_cap = soft_cap;
     table->gather = gather;

@@ -4,6 +4,12 @@
  * here. Blocks of 16 rows; a warp a tile. */
 #include "compute/cuda/element.cuh"
 
+/* Where a row of the file stands. */
+__device__ __forceinline__ int32_t packed_row(const pack_args &a, int32_t row)
+{
+    return a.w.pair ? PACKED_PAIR_ROW(row, a.which) : row;
+}
+
 /* The power of two taken out of a row whose type's range is not a half's. */
 static __global__ void row_scales_kernel(pack_args a)
 {
@@ -26,7 +32,9 @@ static __global__ void row_scales_kernel(pack_args a)
         float inverse;
         scale_for(largest, &inverse);
         /* A scale times a code of up to 128 is a half too. */
-        ((float *)a.w.row_scales)[a.first_row + row] = type == DTYPE_BF16 ? inverse : inverse * 256;
+        ((float *)a.w.row_scales)[packed_row(a, a.first_row + row)] = type == DTYPE_BF16
+                                                                          ? inverse
+                                                                          : inverse * 256;
     }
 }
 
@@ -164,15 +172,16 @@ static __global__ void pack_kernel(pack_args a)
             if (row - a.first_row >= a.n_rows || k >= w.n_cols)
                 continue;
             const uint8_t *from = a.rows + (int64_t)(row - a.first_row) * a.row_bytes;
-            packed_place p = packed_find(w, row, k);
+            const int32_t place = packed_row(a, row);
+            packed_place p = packed_find(w, place, k);
             uint8_t *tile = (uint8_t *)w.planes + p.planes;
             uint32_t code = file_code(w.type, from, k);
             if (w.type == DTYPE_BF16)
                 code = __half_as_ushort(
-                    __float2half_rn(__uint_as_float(code << 16) / w.row_scales[row]));
+                    __float2half_rn(__uint_as_float(code << 16) / w.row_scales[place]));
             pack_code(w, tile, p, code);
             if (w.kind != PACKED_F16 && p.t == 0 && i == 0)
-                pack_scales(a, from, p, c, k, w.row_scales ? w.row_scales[row] : 1.0f);
+                pack_scales(a, from, p, c, k, w.row_scales ? w.row_scales[place] : 1.0f);
         }
     }
 }

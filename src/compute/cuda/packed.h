@@ -26,7 +26,10 @@
  * Where scales are bytes, "supers" hold the halves that multiply them, once a 256 columns, also of eight
  * tiles together. Types whose
  * scales may not fit a half (BF16, Q8_K, MXFP4) have a power of two a row taken out of them. F32
- * matrices are rows as in the file and are multiplied in F32. */
+ * matrices are rows as in the file and are multiplied in F32.
+ *
+ * Two matrices of one shape and type that are always multiplied together (gate and up) may be one, a pair: each tile
+ * has 8 rows of the first, then the same 8 of the second, so that a thread has both numbers of what is made of them. */
 #ifndef REALM_COMPUTE_CUDA_PACKED_H
 #define REALM_COMPUTE_CUDA_PACKED_H
 
@@ -64,7 +67,12 @@ typedef struct packed {
     int32_t k_scales; /* Q4, Q5: scales are bytes with supers */
     int32_t table;    /* T4: 0 IQ4, 1 FP4 */
     int32_t type;     /* dtype in the file */
+    int32_t pair;     /* rows of each of two matrices; 0: it is one */
+    int32_t zero;
 } packed;
+
+/* Of a pair: where row r of matrix 0 or 1 stands. */
+#define PACKED_PAIR_ROW(r, which) ((r) / 8 * 16 + (which)*8 + (r) % 8)
 
 #ifdef __CUDACC__
 #define PACKED_FUNCTION static constexpr __host__ __device__ __forceinline__

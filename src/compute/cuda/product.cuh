@@ -3,7 +3,9 @@
 #ifndef REALM_COMPUTE_CUDA_PRODUCT_CUH
 #define REALM_COMPUTE_CUDA_PRODUCT_CUH
 
+#include "compute/cuda/activation.cuh"
 #include "compute/cuda/fragments.cuh"
+#include "compute/cuda/input.cuh"
 
 #define KIND     MATMUL_KIND
 #define K_SCALES MATMUL_K_SCALES /* 0 or 1: packed.k_scales */
@@ -20,18 +22,49 @@ __device__ __forceinline__ int find_weight(const matmul_args &a, int32_t block)
     return (a.count > 1 && block >= a.first_block[1]) + (a.count > 2 && block >= a.first_block[2]);
 }
 
-__device__ __forceinline__ void store(const matmul_args &a, int which, int32_t row, int32_t token,
-                                      float sum)
+/* A result: factor is the input's (input.cuh). */
+__device__ __forceinline__ float result(const matmul_args &a, int which, int32_t row, float sum,
+                                        float factor)
 {
-    const packed &w = a.w[which];
-    if (row >= w.n_rows || token >= a.n_tokens)
-        return;
-    float v = __fmul_rn(sum, a.x.scales[token]);
-    if (w.row_scales)
-        v = __fmul_rn(v, w.row_scales[row]);
+    float v = __fmul_rn(sum, factor);
+    if (a.w[which].row_scales)
+        v = __fmul_rn(v, a.w[which].row_scales[row]);
     if (a.bias[which])
         v = __fadd_rn(v, a.bias[which][row]);
-    a.out[which][(int64_t)token * w.n_rows + row] = v;
+    return v;
+}
+
+/* Stores a result of a weight, or of either of a pair. */
+__device__ __forceinline__ void put_result(const matmul_args &a, int which, int32_t row,
+                                           int32_t token, float v)
+{
+    const packed &w = a.w[which];
+    if (w.pair == 0) {
+        if (row < w.n_rows)
+            a.out[which][(int64_t)token * w.n_rows + row] = v;
+        return;
+    }
+    const int32_t own = row / 16 * 8 + row % 8;
+    if (own < w.pair)
+        a.out[row / 8 % 2][(int64_t)token * w.pair + own] = v;
+}
+
+/* Where the input is FINAL. */
+__device__ __forceinline__ void store_final(const matmul_args &a, int which, int32_t row,
+                                            int32_t token, float sum)
+{
+    if (row < a.w[which].n_rows && token < a.n_tokens)
+        put_result(a, which, row, token, result(a, which, row, sum, a.x.scales[token]));
+}
+
+/* EPILOGUE_GATED, of one row of each of the pair; returns the element. */
+__device__ __forceinline__ float put_gated(const matmul_args &a, int32_t row, int32_t token,
+                                           float gate, float up)
+{
+    const float v = activate(gate, a.activation) * up;
+    a.out[0][(int64_t)token * a.w[0].pair + row] = v;
+    store_one(a.next, token, row, v, a.next.scale);
+    return v;
 }
 
 #endif

@@ -2,38 +2,47 @@
 #include "compute/cuda/cuda_backend.h"
 
 #ifdef REALM_CUDA_WGMMA
-static matmul_kernel stream_kernel(int32_t kind, int32_t k_scales, int which)
+static matmul_kernel stream_kernel(int32_t kind, int32_t k_scales, int which, int epilogue)
 {
     switch (kind) {
-    case PACKED_F16: return cuda_kernel_stream_f16(which);
-    case PACKED_Q8: return cuda_kernel_stream_q8(which);
-    case PACKED_Q4: return k_scales ? cuda_kernel_stream_q4k(which) : cuda_kernel_stream_q4(which);
-    case PACKED_Q5: return k_scales ? cuda_kernel_stream_q5k(which) : cuda_kernel_stream_q5(which);
-    case PACKED_Q6: return cuda_kernel_stream_q6(which);
-    case PACKED_Q3: return cuda_kernel_stream_q3(which);
-    case PACKED_Q2: return cuda_kernel_stream_q2(which);
-    default: return cuda_kernel_stream_t4(which);
+    case PACKED_F16: return cuda_kernel_stream_f16(which, epilogue);
+    case PACKED_Q8: return cuda_kernel_stream_q8(which, epilogue);
+    case PACKED_Q4:
+        return k_scales ? cuda_kernel_stream_q4k(which, epilogue)
+                        : cuda_kernel_stream_q4(which, epilogue);
+    case PACKED_Q5:
+        return k_scales ? cuda_kernel_stream_q5k(which, epilogue)
+                        : cuda_kernel_stream_q5(which, epilogue);
+    case PACKED_Q6: return cuda_kernel_stream_q6(which, epilogue);
+    case PACKED_Q3: return cuda_kernel_stream_q3(which, epilogue);
+    case PACKED_Q2: return cuda_kernel_stream_q2(which, epilogue);
+    default: return cuda_kernel_stream_t4(which, epilogue);
     }
 }
 #endif
 
-matmul_kernel cuda_matmul_kernel(const cuda_backend *b, int32_t kind, int32_t k_scales, int which)
+matmul_kernel cuda_matmul_kernel(const cuda_backend *b, int32_t kind, int32_t k_scales, int which,
+                                 int epilogue)
 {
 #ifdef REALM_CUDA_WGMMA
     if (b->wgmma && which >= MATMUL_64_WIDE)
-        return stream_kernel(kind, k_scales, which);
+        return stream_kernel(kind, k_scales, which, epilogue);
 #else
     (void)b;
 #endif
     switch (kind) {
-    case PACKED_F16: return cuda_kernel_matmul_f16(which);
-    case PACKED_Q8: return cuda_kernel_matmul_q8(which);
-    case PACKED_Q4: return k_scales ? cuda_kernel_matmul_q4k(which) : cuda_kernel_matmul_q4(which);
-    case PACKED_Q5: return k_scales ? cuda_kernel_matmul_q5k(which) : cuda_kernel_matmul_q5(which);
-    case PACKED_Q6: return cuda_kernel_matmul_q6(which);
-    case PACKED_Q3: return cuda_kernel_matmul_q3(which);
-    case PACKED_Q2: return cuda_kernel_matmul_q2(which);
-    default: return cuda_kernel_matmul_t4(which);
+    case PACKED_F16: return cuda_kernel_matmul_f16(which, epilogue);
+    case PACKED_Q8: return cuda_kernel_matmul_q8(which, epilogue);
+    case PACKED_Q4:
+        return k_scales ? cuda_kernel_matmul_q4k(which, epilogue)
+                        : cuda_kernel_matmul_q4(which, epilogue);
+    case PACKED_Q5:
+        return k_scales ? cuda_kernel_matmul_q5k(which, epilogue)
+                        : cuda_kernel_matmul_q5(which, epilogue);
+    case PACKED_Q6: return cuda_kernel_matmul_q6(which, epilogue);
+    case PACKED_Q3: return cuda_kernel_matmul_q3(which, epilogue);
+    case PACKED_Q2: return cuda_kernel_matmul_q2(which, epilogue);
+    default: return cuda_kernel_matmul_t4(which, epilogue);
     }
 }
 

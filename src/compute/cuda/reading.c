@@ -66,6 +66,7 @@ void cuda_read(backend *backend_, float *to, tensor from)
     cuda_backend *b = cuda_self(backend_);
     cuda_use(b);
     operations_settle(b);
+    inputs_need_floats(b, from);
     step_flush(b);
     if (!b->failed && tensor_bytes(from) > 0 && !read_landed(b, to, from)) {
         cuda_ok(
@@ -170,6 +171,7 @@ void cuda_read_peaks(backend *backend_, float *const *to, float *const *peaks,
     size_t n = (size_t)from.n_rows;
     cuda_use(b);
     operations_settle(b);
+    inputs_need_floats(b, from);
     if (!b->failed && !all_pinned(to, peaks, from.n_rows)) {
         read_by_rows(backend_, to, peaks, wishes, from);
         return;

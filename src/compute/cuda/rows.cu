@@ -1,6 +1,7 @@
 /* compute/cuda/rows.cu: operations on rows and elements, one block a row where a row is summed up. */
-#include "compute/cuda/device.cuh"
+#include "compute/cuda/activation.cuh"
 #include "compute/cuda/element.cuh"
+#include "compute/cuda/input.cuh"
 #include "compute/cuda/rope.cuh"
 #include "compute/exp_parts.h"
 
@@ -26,15 +27,40 @@ static __global__ void prepare_kernel(rows_args a)
     prepare_row(a.p, kept, x, a.n_cols, blockIdx.x, largest, scratch);
 }
 
-/* As block_max, of numbers whose bits are in order: none is negative or NaN. */
-__device__ __forceinline__ float block_most(float v, float *scratch)
+/* Whoever made the halves had a part of each row alone. A thread a row; blocks remake those that do not fit. */
+static __global__ void settle_kernel(rows_args a)
 {
-    uint32_t most = __reduce_max_sync(0xFFFFFFFF, __float_as_uint(v));
-    if (threadIdx.x % 32 == 0)
-        scratch[threadIdx.x / 32] = __uint_as_float(most);
-    __syncthreads();
-    most = threadIdx.x % 32 < blockDim.x / 32 ? __float_as_uint(scratch[threadIdx.x % 32]) : 0;
-    return __uint_as_float(__reduce_max_sync(0xFFFFFFFF, most));
+    __shared__ float factors[SETTLE_ROWS];
+    const int32_t first = (int32_t)blockIdx.x * SETTLE_ROWS, thread = (int32_t)threadIdx.x;
+    allow_next();
+    await_inputs();
+    bool misfit = false;
+    if (first + thread < a.n_elements) {
+        const float factor = input_factor(a.p, first + thread, true);
+        a.p.scales[first + thread] = factors[thread] = factor;
+        misfit = factor < 0;
+    }
+    if (!__syncthreads_or(misfit))
+        return;
+    for (int32_t i = 0; i < SETTLE_ROWS && first + i < a.n_elements; i++) {
+        if (factors[i] >= 0)
+            continue;
+        const float2 made = remake_row(a.p, first + i);
+        if (thread == 0) {
+            a.p.scales[first + i] = made.x;
+            if (a.p.state == PREPARED_NORMED)
+                a.p.sums[first + i].inverse = made.y;
+        }
+    }
+}
+
+static __global__ void clear_kernel(rows_args a)
+{
+    allow_next();
+    await_inputs();
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < a.n_elements)
+        ((uint4 *)a.out)[i] = make_uint4(0, 0, 0, 0);
 }
 
 /* ---- norms ------------------------------------------------------------------------------------ */
@@ -83,8 +109,8 @@ __device__ __forceinline__ float norm_sum(float4 v, int32_t k, int32_t n_cols, f
     return total;
 }
 
-/* An optional addition comes first: the stream grows by a sublayer's result and is normed for the next
- * in one go. */
+/* Of heads, and with means and biases. An optional addition comes first: the stream grows by a sublayer's result and
+ * is normed for the next in one go. */
 static __global__ void norm_kernel(norm_args a)
 {
     __shared__ float scratch[3][33];
@@ -138,22 +164,24 @@ static __global__ void norm_kernel(norm_args a)
         prepare_row(a.p, kept, a.out + at, n, blockIdx.x, largest, scratch[2]);
 }
 
-/* The same, bit for bit, for the usual case: RMS, no bias, whole tiles of at most VECTORS * 4096 columns. With few
- * rows all wait for what is one chain of instructions in each thread, so it has no branches that this case does not
- * need, and every load before the first store. Its few registers let it in beside blocks of a product. */
-template <int VECTORS> static __global__ void __launch_bounds__(1024) norm_plain(norm_args a)
+/* Norms by RMS whose results products read (input.cuh). With few rows all wait for what is one chain of instructions in
+ * each thread, so it has no branches that whole tiles of at most VECTORS * 4096 columns do not need, and every load
+ * before the first store. Its few registers let it in beside blocks of a product. */
+template <int VECTORS>
+static __global__ void __launch_bounds__(1024, VECTORS == 1 ? 2 : 1) norm_whole(norm_args a)
 {
-    __shared__ float scratch[2][33];
+    __shared__ block_scratch scratch;
     const int32_t n = a.n_cols, first = (int32_t)threadIdx.x * 4, step = (int32_t)blockDim.x * 4;
     const int64_t at = (int64_t)blockIdx.x * n + first;
     float4 v[VECTORS], y[VECTORS], gain[VECTORS];
-    float total = 0, largest = 0, inverse;
+    row_part part = {0, 0};
     allow_next();
 #pragma unroll
     for (int i = 0; i < VECTORS; i++)
         gain[i] = first + i * step < n && a.gain ? *(const float4 *)(a.gain + first + i * step)
                                                  : make_float4(1, 1, 1, 1);
     await_inputs();
+    const float before = a.p.before ? a.p.before[blockIdx.x].inverse : 0;
 #pragma unroll
     for (int i = 0; i < VECTORS; i++) {
         v[i] = y[i] = make_float4(0, 0, 0, 0);
@@ -163,68 +191,82 @@ template <int VECTORS> static __global__ void __launch_bounds__(1024) norm_plain
                 y[i] = *(const float4 *)(a.y + at + i * step);
         }
     }
+    const int bits = guess_bits(before);
+    const float guess = power_of_two(bits), scale = power_of_two(bits + NORMED_SIZE_BITS);
 #pragma unroll
     for (int i = 0; i < VECTORS; i++) {
         float *x = &v[i].x, *more = &y[i].x;
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            x[e] = a.y ? fmaf(a.factor, more[e], x[e]) : x[e];
-            total = fmaf(x[e], x[e], total);
-        }
-    }
-    total = block_sum(total, scratch[0]);
-#pragma unroll
-    for (int i = 0; i < VECTORS; i++)
-        y[i] = v[i]; /* the sum, stored when nothing waits */
-    inverse = 1.0f / sqrtf(total / (float)n + a.epsilon);
-#pragma unroll
-    for (int i = 0; i < VECTORS; i++) {
-        float *x = &v[i].x, *g = &gain[i].x;
-#pragma unroll
         for (int e = 0; e < 4; e++)
-            x[e] = __fmul_rn(__fmul_rn(x[e], inverse), g[e]);
-        largest = fmaxf(largest, largest_of(v[i]));
+            x[e] = a.y ? fmaf(a.factor, more[e], x[e]) : x[e];
+        add_four(part, v[i], times(v[i], gain[i]), guess);
+        if (a.y && first + i * step < n)
+            *(float4 *)(a.sum + at + i * step) = v[i];
     }
-    if (a.p.halves)
-        largest = block_most(largest, scratch[1]);
-    float scale, factor = scale_for(largest, &scale);
+    part = block_part(part, scratch);
+    float inverse, factor;
+    if (normed_fits(a.p, part.squares, part.largest, bits, &inverse) && a.p.before) {
+        factor = __fmul_rn(inverse, power_of_two(-bits - NORMED_SIZE_BITS));
+#pragma unroll
+        for (int i = 0; i < VECTORS; i++)
+            if (first + i * step < n)
+                store_prepared(a.p, blockIdx.x, first + i * step, times(v[i], gain[i]), scale);
+    } else {
+        const float2 made = remake_row(a.p, blockIdx.x);
+        factor = made.x;
+        inverse = made.y;
+    }
 #pragma unroll
     for (int i = 0; i < VECTORS; i++)
-        if (first + i * step < n) {
-            if (a.p.halves)
-                store_prepared(a.p, blockIdx.x, first + i * step, v[i], factor);
-            if (a.y)
-                *(float4 *)(a.sum + at + i * step) = y[i];
-            *(float4 *)(a.out + at + i * step) = v[i];
-        }
-    if (a.p.halves && threadIdx.x == 0)
-        a.p.scales[blockIdx.x] = scale;
+        if (first + i * step < n)
+            *(float4 *)(a.out + at + i * step) = times(
+                times(v[i], make_float4(inverse, inverse, inverse, inverse)), gain[i]);
+    if (threadIdx.x == 0) {
+        a.p.scales[blockIdx.x] = factor;
+        a.p.sums[blockIdx.x].inverse = inverse;
+    }
+}
+
+/* The same, bit for bit, of any number of columns. */
+static __global__ void norm_any(norm_args a)
+{
+    __shared__ block_scratch scratch;
+    const int64_t at = (int64_t)blockIdx.x * a.n_cols;
+    const int32_t first = (int32_t)threadIdx.x * 4, step = (int32_t)blockDim.x * 4, n = a.n_cols;
+    row_part part = {0, 0};
+    allow_next();
+    await_inputs();
+    const int bits = guess_bits(a.p.before ? a.p.before[blockIdx.x].inverse : 0);
+    const float guess = power_of_two(bits);
+    for (int32_t k = first; k - first < n; k += step) {
+        const float4 v = k < n ? norm_input(a, at, k) : make_float4(0, 0, 0, 0);
+        add_four(part, v, k < n ? times(v, norm_gain(a, k)) : v, guess);
+    }
+    part = block_part(part, scratch);
+    const float *row = (a.y ? a.sum : a.x) + at;
+    float inverse, factor;
+    if (normed_fits(a.p, part.squares, part.largest, bits, &inverse) && a.p.before) {
+        factor = __fmul_rn(inverse, power_of_two(-bits - NORMED_SIZE_BITS));
+        for (int32_t k = first; k < padded_cols(n); k += step)
+            store_prepared(a.p, blockIdx.x, k, times(load_four(row, k, n), norm_gain(a, k)),
+                           power_of_two(bits + NORMED_SIZE_BITS));
+    } else {
+        const float2 made = remake_row(a.p, blockIdx.x);
+        factor = made.x;
+        inverse = made.y;
+    }
+    for (int32_t k = first; k < n; k += step)
+        store_four(
+            a.out + at, k, n,
+            times(times(load_four(row, k, n), make_float4(inverse, inverse, inverse, inverse)),
+                  norm_gain(a, k)));
+    if (threadIdx.x == 0) {
+        a.p.scales[blockIdx.x] = factor;
+        a.p.sums[blockIdx.x].inverse = inverse;
+    }
 }
 
 /* ---- elements --------------------------------------------------------------------------------- */
-
-__device__ __forceinline__ float activate(float x, int32_t kind)
-{
-    if (x == -INFINITY)
-        return -0.0f; /* not -inf / inf */
-    if (kind == ACTIVATION_SILU)
-        return x / (1.0f + expf(-x));
-    if (kind == ACTIVATION_GELU_TANH) {
-        float u = 0.79788456080286536f * fmaf(0.044715f, x * x * x, x);
-        return x / (1.0f + expf(-2.0f * u));
-    }
-    return 0.5f * x * erfcf(-x * 0.70710678118654752f);
-}
-
-__device__ __forceinline__ float4 gated_four(float4 x, float4 y, int32_t kind)
-{
-    if (kind == ACTIVATION_SILU) /* once for all four */
-        return make_float4(
-            activate(x.x, ACTIVATION_SILU) * y.x, activate(x.y, ACTIVATION_SILU) * y.y,
-            activate(x.z, ACTIVATION_SILU) * y.z, activate(x.w, ACTIVATION_SILU) * y.w);
-    return make_float4(activate(x.x, kind) * y.x, activate(x.y, kind) * y.y,
-                       activate(x.z, kind) * y.z, activate(x.w, kind) * y.w);
-}
 
 /* A cluster of blocks a row, which agree on its largest element; blocks y of gridDim.x parts. */
 static __global__ void gated_kernel(rows_args a)
@@ -246,7 +288,8 @@ static __global__ void gated_kernel(rows_args a)
     }
     if (!a.p.halves)
         return;
-    float inverse, factor = scale_for(cluster_max(block_most(largest, scratch), cluster), &inverse);
+    float inverse,
+        factor = plain_scale(a.p, cluster_max(block_most(largest, scratch), cluster), &inverse);
     for (int32_t k = from + (int32_t)threadIdx.x * 4; k < end; k += (int32_t)blockDim.x * 4)
         store_prepared(a.p, blockIdx.y, k,
                        part <= (int32_t)blockDim.x * 4 ? kept : load_four(a.out + at, k, n),
@@ -281,6 +324,8 @@ static __global__ void gather_kernel(rows_args a)
     float *out = a.out + (int64_t)blockIdx.x * a.n_cols;
     for (int32_t k = (int32_t)threadIdx.x; k < a.n_cols; k += (int32_t)blockDim.x)
         out[k] = x[k];
+    if (a.p.before && threadIdx.x == 0)
+        a.p.sums[blockIdx.x].inverse = a.p.before[a.rows[blockIdx.x]].inverse;
 }
 
 /* ---- results for the host ---------------------------------------------------------------------- */
@@ -816,6 +861,8 @@ static __global__ void matmul_f32_kernel(matmul_args a)
         return (const void *)name##_kernel;                                                        \
     }
 KERNEL(prepare)
+KERNEL(settle)
+KERNEL(clear)
 KERNEL(gated)
 KERNEL(add)
 KERNEL(soft_cap)
@@ -829,7 +876,9 @@ KERNEL(matmul_f32)
 
 extern "C" const void *cuda_kernel_norm(const norm_args *a)
 {
-    if (a->kind != NORM_RMS || a->bias || a->n_cols % PACKED_COLS != 0 || a->n_cols > 2 * 4096)
+    if (a->p.state != PREPARED_NORMED)
         return (const void *)norm_kernel;
-    return a->n_cols <= 4096 ? (const void *)norm_plain<1> : (const void *)norm_plain<2>;
+    if (a->n_cols % PACKED_COLS != 0 || a->n_cols > 2 * 4096)
+        return (const void *)norm_any;
+    return a->n_cols <= 4096 ? (const void *)norm_whole<1> : (const void *)norm_whole<2>;
 }

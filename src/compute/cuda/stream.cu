@@ -25,7 +25,8 @@
 #define THREADS      (CONSUMERS + 128)
 #define PART_SUMS    (PACKED_SEGMENTS - 1) /* the most of a share */
 #define SHARED_BYTES 232448                /* that a block may have */
-#define PATIENCE     16                    /* readings of a counter, 0.7 us each */
+#define STATIC_BYTES 1024
+#define PATIENCE     16 /* readings of a counter, 0.7 us each */
 
 #define SLAB_BYTES  ((int)packed_slab_bytes(KIND, K_SCALES))
 #define SUPER_BYTES (PACKED_SLAB_TILES * (int)packed_super_bytes(KIND, K_SCALES))
@@ -38,7 +39,7 @@ template <int TOKENS> struct stream_shape {
     static constexpr int slab_place = TOKENS * PACKED_COLS * 2;
     static constexpr int super_place = slab_place + SLAB_BYTES;
     static constexpr int stage = (super_place + SUPER_BYTES + 1023) / 1024 * 1024;
-    static constexpr int stages = (SHARED_BYTES - 1024 - 512) / stage;
+    static constexpr int stages = (SHARED_BYTES - 1024 - STATIC_BYTES) / stage;
     /* Then two barriers a stage: full and empty. Stages begin at multiples of 1024. */
     static constexpr int dynamic = stages * stage + stages * 16 + 1024;
 };
@@ -397,11 +398,12 @@ __device__ __forceinline__ bool bring_part(int32_t *counter, int32_t segments, i
 
 /* Results of a place for the rows of a thread. */
 template <typename S> struct stream_rows {
-    float
-        *out; /* of the first of its two rows, which are 8 apart, and of the place's first token */
-    const float *scales;
+    float *out[2];       /* of its rows, which are 8 apart, and of the place's first token */
+    const float *scales; /* of the place's tokens */
     float row_scale[2], bias[2];
     int32_t n_rows, n_tokens; /* of the product; tokens from the place's first on */
+    int32_t row;              /* the first of its rows; of a pair: the one of either */
+    int32_t first_token;      /* of the place */
     bool there[2], scaled, biased;
 
     __device__ __forceinline__ void open(const matmul_args &a, const stream_block &s, int32_t place,
@@ -410,50 +412,103 @@ template <typename S> struct stream_rows {
         const int32_t rows = place / s.token_blocks, token_block = place - rows * s.token_blocks;
         const int which = find_weight(a, rows);
         const packed &w = a.w[which];
-        const int32_t row = (rows - a.first_block[which]) * SLAB_ROWS + warp * PACKED_ROWS +
-                            lane / 4;
-        n_rows = w.n_rows;
-        n_tokens = a.n_tokens - token_block * S::tokens;
-        scales = a.x.scales + token_block * S::tokens;
-        out = a.out[which] + (int64_t)token_block * S::tokens * n_rows + row;
+        const int32_t at = (rows - a.first_block[which]) * SLAB_ROWS + warp * PACKED_ROWS +
+                           lane / 4;
+        first_token = token_block * S::tokens;
+        row = w.pair ? at / PACKED_ROWS * 8 + lane / 4 : at;
+        n_rows = w.pair ? w.pair : w.n_rows;
+        n_tokens = a.n_tokens - first_token;
+        scales = a.x.scales + first_token;
         scaled = w.row_scales != nullptr;
         biased = a.bias[which] != nullptr;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            there[r] = row + r * 8 < n_rows;
-            row_scale[r] = there[r] && scaled ? w.row_scales[row + r * 8] : 1.0f;
-            bias[r] = there[r] && biased ? a.bias[which][row + r * 8] : 0.0f;
+            const int32_t own = w.pair ? row : row + r * 8;
+            there[r] = own < n_rows;
+            out[r] = a.out[w.pair ? r : which] + (int64_t)first_token * n_rows + own;
+            row_scale[r] = there[r] && scaled ? w.row_scales[at + r * 8] : 1.0f;
+            bias[r] = there[r] && biased ? a.bias[which][own] : 0.0f;
         }
     }
 
-    /* Eight tokens' sums, as the instruction has them. */
-    __device__ __forceinline__ void store(int group, int lane, const float sums[4])
-    {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int32_t token = group * 8 + lane % 4 * 2 + i;
-            if (token >= n_tokens)
-                continue;
-            const float scale = scales[token];
-#pragma unroll
-            for (int r = 0; r < 2; r++) { /* as product.cuh's store */
-                float v = __fmul_rn(sums[r * 2 + i], scale);
-                if (scaled)
-                    v = __fmul_rn(v, row_scale[r]);
-                if (biased)
-                    v = __fadd_rn(v, bias[r]);
-                if (there[r])
-                    out[(int64_t)token * n_rows + r * 8] = v;
-            }
-        }
+    __device__ __forceinline__ float result(int r, float sum, float scale) const
+    { /* as product.cuh's */
+        float v = __fmul_rn(sum, scale);
+        if (scaled)
+            v = __fmul_rn(v, row_scale[r]);
+        if (biased)
+            v = __fadd_rn(v, bias[r]);
+        return v;
     }
 };
 
-/* Groups from .. end-1 of a shared place: adds up the parts and stores the sums. */
+/* Eight tokens' sums, as the instruction has them. */
 template <typename S>
+__device__ __forceinline__ void store_group(const stream_rows<S> &rows, int group, int lane,
+                                            const float sums[4])
+{
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int32_t token = group * 8 + lane % 4 * 2 + i;
+        if (token >= rows.n_tokens)
+            continue;
+        const float scale = rows.scales[token];
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+            if (rows.there[r])
+                rows.out[r][(int64_t)token * rows.n_rows] = rows.result(r, sums[r * 2 + i], scale);
+    }
+}
+
+/* N groups of eight tokens of a pair from group on. largest: of the block's elements of each of a place's tokens, in
+ * shared memory. */
+template <typename S, int N>
+__device__ __forceinline__ void gate_groups(const matmul_args &a, const stream_rows<S> &rows,
+                                            int group, int lane, const float *sums,
+                                            uint32_t *largest)
+{
+    const int32_t first = group * 8 + lane % 4 * 2, n_tokens = rows.n_tokens; /* of the place */
+    float v[N * 2];
+#pragma unroll
+    for (int j = 0; j < N * 2; j++) {
+        const int32_t token = first + j / 2 * 8 + j % 2;
+        v[j] = token < n_tokens ? rows.scales[token] : 0;
+    }
+    const auto gate = [&](int32_t kind) {
+#pragma unroll
+        for (int j = 0; j < N * 2; j++) {
+            const float *const sum = sums + j / 2 * 4 + j % 2;
+            v[j] = activate(rows.result(0, sum[0], v[j]), kind) * rows.result(1, sum[2], v[j]);
+        }
+    };
+    if (a.activation == ACTIVATION_SILU) /* without branches, many at once */
+        gate(ACTIVATION_SILU);
+    else
+        gate(a.activation);
+    if (!rows.there[0])
+        return;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        /* The next input is in tiles, as this one is. */
+        uint16_t *const halves =
+            prepared_place(a.next, rows.first_token + first + i, rows.row & ~1) + (rows.row & 1);
+        float *const out = rows.out[0] + (int64_t)(first + i) * rows.n_rows;
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            if (first + j * 8 + i < n_tokens) {
+                out[(int64_t)j * 8 * rows.n_rows] = v[j * 2 + i];
+                *(__half *)(halves +
+                            j * 8 * PACKED_COLS) = __float2half_rn(v[j * 2 + i] * a.next.scale);
+                atomicMax(largest + first + j * 8 + i, __float_as_uint(fabsf(v[j * 2 + i])));
+            }
+    }
+}
+
+/* Groups from .. end-1 of a shared place: adds up the parts and stores the sums. */
+template <typename S, int EPILOGUE>
 __device__ __forceinline__ void add_slice(const matmul_args &a, const stream_block &s,
                                           int32_t place, int32_t from, int32_t end, int lane,
-                                          stream_rows<S> &rows)
+                                          const stream_rows<S> &rows, uint32_t *largest)
 {
     int32_t at[PACKED_SEGMENTS];
 #pragma unroll
@@ -475,7 +530,10 @@ __device__ __forceinline__ void add_slice(const matmul_args &a, const stream_blo
                 sums[2] = __fadd_rn(sums[2], v[j].z);
                 sums[3] = __fadd_rn(sums[3], v[j].w);
             }
-        rows.store(group, lane, sums);
+        if (EPILOGUE == EPILOGUE_GATED)
+            gate_groups<S, 1>(a, rows, group, lane, sums, largest);
+        else
+            store_group(rows, group, lane, sums);
     }
 }
 
@@ -517,8 +575,22 @@ __device__ __forceinline__ void added_slices(const stream_block &s, int32_t *cou
         counter[0] = counter[1] = 0;
 }
 
+/* What the block has found of the tokens from first on goes to memory. By all that multiply. */
 template <typename S>
-__device__ __forceinline__ void consume(const matmul_args &a, const stream_block &s, int32_t *last)
+__device__ __forceinline__ void put_largest(const matmul_args &a, uint32_t *largest, int32_t first)
+{
+    const int32_t token = (int32_t)threadIdx.x;
+    consumers_meet();
+    if (token < S::tokens && first + token < a.n_tokens) {
+        raise_largest(&a.next.sums[first + token].largest, largest[token]);
+        largest[token] = 0;
+    }
+    consumers_meet();
+}
+
+template <typename S, int EPILOGUE>
+__device__ __forceinline__ void consume(const matmul_args &a, const stream_block &s,
+                                        uint32_t *largest, int32_t *last)
 {
     const int32_t first_part = (int32_t)blockIdx.x * PART_SUMS;
     stream_sums<S> m;
@@ -553,10 +625,13 @@ __device__ __forceinline__ void consume(const matmul_args &a, const stream_block
                 const int32_t slices = find_slices(s, counter, run.count, last);
                 for (int32_t i = 0; i < s.pieces; i++)
                     if (slices >> i & 1)
-                        add_slice<S>(a, s, run.place, S::groups * i / s.pieces,
-                                     S::groups * (i + 1) / s.pieces, m.lane, rows);
+                        add_slice<S, EPILOGUE>(a, s, run.place, S::groups * i / s.pieces,
+                                               S::groups * (i + 1) / s.pieces, m.lane, rows,
+                                               largest);
                 if (threadIdx.x == 0)
                     added_slices(s, counter, __popc(slices));
+                if (EPILOGUE == EPILOGUE_GATED && s.token_blocks > 1)
+                    put_largest<S>(a, largest, rows.first_token);
                 continue;
             }
             if (!is_owner || !others_are_there(s, counter, last)) {
@@ -568,19 +643,31 @@ __device__ __forceinline__ void consume(const matmul_args &a, const stream_block
             add_parts<S>(a, s, run.place, is_owner, total);
         }
         rows.open(a, s, run.place, m.warp, m.lane);
+        if (EPILOGUE == EPILOGUE_GATED)
 #pragma unroll
-        for (int i = 0; i < S::groups; i++)
-            rows.store(i, m.lane, total + i * 4);
+            for (int i = 0; i < S::groups; i += 8)
+                gate_groups<S, 8>(a, rows, i, m.lane, total + i * 4, largest);
+        else
+#pragma unroll
+            for (int i = 0; i < S::groups; i++)
+                store_group(rows, i, m.lane, total + i * 4);
+        if (EPILOGUE == EPILOGUE_GATED && s.token_blocks > 1)
+            put_largest<S>(a, largest, rows.first_token);
     }
+    if (EPILOGUE == EPILOGUE_GATED && s.token_blocks == 1)
+        put_largest<S>(a, largest, 0);
 }
 
 #endif
 
-template <typename S> static __global__ void __launch_bounds__(THREADS, 1) stream(matmul_args a)
+template <typename S, int EPILOGUE>
+static __global__ void __launch_bounds__(THREADS, 1) stream(matmul_args a)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ uint8_t shared[];
     __shared__ int32_t last;
+    __shared__ uint32_t largest[S::tokens];
+    const int thread = (int)threadIdx.x;
     stream_block s;
     s.base = ((uint32_t)__cvta_generic_to_shared(shared) + 1023) / 1024 * 1024;
     s.full = s.base + S::stages * S::stage;
@@ -592,28 +679,30 @@ template <typename S> static __global__ void __launch_bounds__(THREADS, 1) strea
     s.share = a.share;
     find_share(s, a.first_block[a.count] * s.token_blocks, (int32_t)blockIdx.x);
     allow_next();
-    if (threadIdx.x == 0) {
+    if (thread == 0) {
         for (int i = 0; i < S::stages; i++) {
             barrier_init(s.full + i * 8, 1);
             barrier_init(s.empty + i * 8, CONSUMERS / 32);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
+    if (EPILOGUE == EPILOGUE_GATED && thread < S::tokens)
+        largest[thread] = 0;
     __syncthreads();
-    if (threadIdx.x >= CONSUMERS) {
+    if (thread >= CONSUMERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-        if (threadIdx.x == CONSUMERS)
+        if (thread == CONSUMERS)
             fetch<S>(a, s);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-        consume<S>(a, s, &last);
+        consume<S, EPILOGUE>(a, s, largest, &last);
     }
 #endif
 }
 
-template <typename S> static matmul_kernel stream_kernel(void)
+template <typename S, int EPILOGUE> static matmul_kernel stream_kernel(void)
 {
-    return {(const void *)stream<S>,
+    return {(const void *)stream<S, EPILOGUE>,
             SLAB_ROWS,
             S::tokens,
             THREADS,
@@ -622,8 +711,18 @@ template <typename S> static matmul_kernel stream_kernel(void)
             PART_SUMS * SLAB_ROWS * S::tokens * (int)sizeof(float)};
 }
 
-extern "C" matmul_kernel MATMUL_NAME(int which)
+/* Norms of more than 32 tokens are made of whole rows, by kernels of their own: here they would cost more. */
+extern "C" matmul_kernel MATMUL_NAME(int which, int epilogue)
 {
-    return which == MATMUL_64_WIDE ? stream_kernel<stream_shape<64>>()
-                                   : stream_kernel<stream_shape<128>>();
+    using few = stream_shape<64>;
+    using many = stream_shape<128>;
+    switch (epilogue) {
+    case EPILOGUE_NORM: return {};
+    case EPILOGUE_GATED:
+        return which == MATMUL_64_WIDE ? stream_kernel<few, EPILOGUE_GATED>()
+                                       : stream_kernel<many, EPILOGUE_GATED>();
+    default:
+        return which == MATMUL_64_WIDE ? stream_kernel<few, EPILOGUE_STORE>()
+                                       : stream_kernel<many, EPILOGUE_STORE>();
+    }
 }

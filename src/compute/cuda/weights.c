@@ -124,8 +124,12 @@ static realm_status upload(cuda_backend *b, cuda_weight *w, const weight_source 
                                               : b->upload_device[i];
         if (code == cudaSuccess)
             code = cudaMemcpyAsync(to, b->upload_host[i], bytes, cudaMemcpyHostToDevice, b->stream);
-        pack_args a = {
-            .w = w->p, .rows = to, .row_bytes = (int64_t)row_bytes, .first_row = row, .n_rows = n};
+        pack_args a = {.w = w->p,
+                       .rows = to,
+                       .row_bytes = (int64_t)row_bytes,
+                       .first_row = row,
+                       .n_rows = n,
+                       .which = source->first != NULL};
         if (code == cudaSuccess && w->p.kind != PACKED_F32)
             code = pack_piece(b, &a);
         if (code == cudaSuccess)
@@ -170,10 +174,15 @@ static realm_status allocate(cuda_backend *b, cuda_weight *w, realm_error *error
     return REALM_OK;
 }
 
+/* The second of a pair has its rows among the first's. */
 static realm_status open_matrix(cuda_backend *b, cuda_weight *w, const weight_source *source,
                                 realm_error *error)
 {
-    realm_status status = allocate(b, w, error);
+    realm_status status = REALM_OK;
+    if (source->first && w->p.pair)
+        w->p = ((const cuda_weight *)source->first)->p;
+    else
+        status = allocate(b, w, error);
     if (status == REALM_OK)
         status = upload(b, w, source, error);
     return status;
@@ -219,8 +228,7 @@ realm_status cuda_weight_open(backend *backend_, weight **out, const weight_sour
     if (status != REALM_OK)
         return status;
     /* Products need room for the input of at least eight tokens. */
-    status = cuda_reserve((void **)&b->prepared, &b->prepared_bytes,
-                          prepared_size(8, source->n_cols), "the input of products", error);
+    status = inputs_reserve(b, 8, source->n_cols, error);
     if (status != REALM_OK)
         return status;
     cuda_weight *w = calloc(1, sizeof *w);
@@ -236,6 +244,11 @@ realm_status cuda_weight_open(backend *backend_, weight **out, const weight_sour
         .k_scales = source->type == DTYPE_Q4_K || source->type == DTYPE_Q5_K,
         .table = source->type == DTYPE_MXFP4,
         .type = (int32_t)source->type};
+    if ((source->begins_pair || source->first) && w->p.kind != PACKED_F32) {
+        w->p.pair = source->n_rows;
+        w->p.row_tiles = (source->n_rows + 7) / 8;
+        w->p.n_rows = w->p.row_tiles * PACKED_ROWS;
+    }
     status = source->n_rows == 1 && is_float(source->type) ? open_row(b, w, source, error)
                                                            : open_matrix(b, w, source, error);
     b->weight_bytes += w->bytes;

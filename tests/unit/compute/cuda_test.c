@@ -349,6 +349,199 @@ static void products_that_share_an_input_are_those_alone(void **state)
     free(x);
 }
 
+/* ---- products that make what follows them --------------------------------------------------------- */
+
+enum { CHAIN_COLS = 512, CHAIN_FF = 704, CHAIN_ROWS = 150 };
+
+typedef struct chain {
+    weight *gain[2], *through, *back, *pair[2], *down;
+    void *data[7]; /* the backend's to read until weights are closed */
+    activation_kind activation;
+    float scale; /* of what is added */
+} chain;
+
+static weight *open_of_pair(backend *b, uint32_t type, const void *data, const weight *first)
+{
+    realm_error error;
+    weight *w;
+    weight_source s = {.type = type,
+                       .n_rows = CHAIN_FF,
+                       .n_cols = CHAIN_COLS,
+                       .data = data,
+                       .name = "pair",
+                       .begins_pair = first == NULL,
+                       .first = first};
+    assert_status(b->table->weight_open(b, &w, &s, &error), REALM_OK, error);
+    return w;
+}
+
+static chain open_chain(backend *b, uint32_t type, activation_kind activation, float scale)
+{
+    rng r;
+    rng_init(&r, type);
+    chain c = {.activation = activation, .scale = scale};
+    for (int i = 0; i < 2; i++) {
+        float *gain = random_floats(&r, CHAIN_COLS, 1);
+        c.gain[i] = open_weight(b, DTYPE_F32, 1, CHAIN_COLS, gain);
+        c.data[5 + i] = gain;
+    }
+    const struct {
+        weight **to;
+        int32_t rows, cols;
+    } all[] = {{&c.through, CHAIN_COLS, CHAIN_COLS},
+               {&c.back, CHAIN_COLS, CHAIN_COLS},
+               {&c.pair[0], CHAIN_FF, CHAIN_COLS},
+               {&c.pair[1], CHAIN_FF, CHAIN_COLS},
+               {&c.down, CHAIN_COLS, CHAIN_FF}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        /* 704 columns are no whole blocks of 256. */
+        uint32_t of = i == 4 && dtype_block_elements(type) == 256 ? DTYPE_Q8_0 : type;
+        uint8_t *data = random_weights(&r, of, all[i].rows, all[i].cols);
+        if (i == 2 || i == 3)
+            *all[i].to = open_of_pair(b, of, data, i == 3 ? c.pair[0] : NULL);
+        else
+            *all[i].to = open_weight(b, of, all[i].rows, all[i].cols, data);
+        c.data[i] = data;
+    }
+    return c;
+}
+
+static void close_chain(backend *b, chain *c)
+{
+    weight *all[] = {c->gain[0], c->gain[1], c->through, c->back, c->pair[0], c->pair[1], c->down};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        b->table->weight_close(b, all[i]);
+        free(c->data[i]);
+    }
+}
+
+static void multiply_and_add(backend *b, tensor x, tensor room, tensor in, const weight *w,
+                             float scale)
+{
+    if (b->table->matmul_add) {
+        b->table->matmul_add(b, x, room, in, w, scale);
+        return;
+    }
+    b->table->matmul(b, &room, in, &w, NULL, 1);
+    b->table->add(b, x, x, room, scale);
+}
+
+/* Two sublayers and the norm after them, as a model has them, of n rows, after the first of which only the last `kept`
+ * go on. results: the stream, its norm, and a product of that, [kept, CHAIN_COLS] each. apart: with a product and a gate
+ * instead of both at once, as where adapters come between. */
+static void run_chain(backend *b, const chain *c, const float *x0, int32_t n, int32_t kept,
+                      int apart, float *const results[3])
+{
+    const backend_table *t = b->table;
+    int32_t numbers[CHAIN_ROWS], zeros[CHAIN_ROWS] = {0}, page = 0;
+    const int32_t *tables[1] = {&page};
+    step_rows rows = {n, numbers, zeros, 1, tables};
+    tensor all[6], ff[2];
+    for (int i = 0; i < 6; i++)
+        all[i] = i == 0 ? open_tensor(b, n, CHAIN_COLS, x0) : poisoned(b, n, CHAIN_COLS);
+    for (int i = 0; i < 2; i++)
+        ff[i] = poisoned(b, n, CHAIN_FF);
+    tensor x = all[0], normed = all[1], q = all[2], room = all[3];
+    for (int32_t i = 0; i < n; i++)
+        numbers[i] = i;
+    t->begin(b, &rows);
+    t->norm(b, normed, x, NORM_RMS, c->gain[0], NULL, 1e-6f);
+    t->matmul(b, &q, normed, (const weight *const *)&c->through, NULL, 1);
+    if (kept < n) {
+        int32_t order[CHAIN_ROWS];
+        for (int32_t i = 0; i < kept; i++)
+            order[i] = n - kept + i;
+        t->gather(b, tensor_rows(all[4], 0, kept), q, order);
+        t->gather(b, tensor_rows(all[5], 0, kept), x, order);
+        q = tensor_rows(all[4], 0, kept), x = tensor_rows(all[5], 0, kept);
+        normed = tensor_rows(normed, 0, kept), room = tensor_rows(room, 0, kept);
+    }
+    tensor both[] = {tensor_rows(ff[0], 0, kept), tensor_rows(ff[1], 0, kept)};
+    multiply_and_add(b, x, room, q, c->back, c->scale);
+    t->norm(b, normed, x, NORM_RMS, c->gain[1], NULL, 1e-6f);
+    if (t->gated_matmul && !apart) {
+        t->gated_matmul(b, both[0], both[1], normed, (const weight *const *)c->pair, c->activation);
+    } else {
+        t->matmul(b, both, normed, (const weight *const *)c->pair, NULL, 2);
+        t->gated(b, both[0], both[0], both[1], c->activation);
+    }
+    if (apart) {
+        t->matmul(b, &room, both[0], (const weight *const *)&c->down, NULL, 1);
+        t->add(b, x, x, room, c->scale);
+    } else {
+        multiply_and_add(b, x, room, both[0], c->down, c->scale);
+    }
+    t->norm(b, normed, x, NORM_RMS, c->gain[0], NULL, 1e-6f);
+    tensor out = tensor_rows(all[2], 0, kept);
+    t->matmul(b, &out, normed, (const weight *const *)&c->through, NULL, 1);
+    t->end(b);
+    t->read(b, results[0], x);
+    t->read(b, results[1], normed);
+    t->read(b, results[2], out);
+    for (int i = 0; i < 6; i++)
+        t->tensor_close(b, &all[i]);
+    for (int i = 0; i < 2; i++)
+        t->tensor_close(b, &ff[i]);
+}
+
+/* Sizes of what is added and of rows: next to each other, and far beyond what scales are guessed for. */
+static void chains_of_products_are_those_of_the_reference_in_any_batch(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t type;
+        activation_kind activation;
+        float scale, size;
+    } cases[] = {
+        {DTYPE_Q4_K, ACTIVATION_SILU, 0.01f, 1},        {DTYPE_Q4_K, ACTIVATION_SILU, 1e6f, 1e-3f},
+        {DTYPE_Q6_K, ACTIVATION_GELU_TANH, 0.001f, 30}, {DTYPE_Q8_K, ACTIVATION_GELU, 1e-5f, 1e-6f},
+        {DTYPE_F16, ACTIVATION_SILU, 0.05f, 1e6f},      {DTYPE_BF16, ACTIVATION_SILU, 1e-9f, 1},
+        {DTYPE_MXFP4, ACTIVATION_SILU, 0.01f, 1},       {DTYPE_Q5_0, ACTIVATION_SILU, 0.01f, 1}};
+    static const int32_t batches[] = {1, 7, 8, 9, 16, 30, 33, 64, 65};
+    const size_t n = (size_t)CHAIN_ROWS * CHAIN_COLS;
+    float *wanted[3], *whole[3], *part[3];
+    rng r;
+    rng_init(&r, 8);
+    for (int i = 0; i < 3; i++) {
+        wanted[i] = malloc(n * sizeof(float));
+        whole[i] = malloc(n * sizeof(float));
+        part[i] = malloc(n * sizeof(float));
+    }
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        float *x = random_floats(&r, n, cases[i].size);
+        for (int32_t k = 0; k < CHAIN_COLS; k++) /* some rows are others' size */
+            x[5 * CHAIN_COLS + k] *= 1e4f, x[11 * CHAIN_COLS + k] *= 1e-5f;
+        x[3 * CHAIN_COLS + 77] *= 3000; /* and one has an element alone */
+        chain on_truth = open_chain(truth, cases[i].type, cases[i].activation, cases[i].scale),
+              c = open_chain(cuda, cases[i].type, cases[i].activation, cases[i].scale);
+        char what[60];
+        snprintf(what, sizeof what, "case %zu", i);
+        run_chain(truth, &on_truth, x, CHAIN_ROWS, CHAIN_ROWS, 0, wanted);
+        run_chain(cuda, &c, x, CHAIN_ROWS, CHAIN_ROWS, 0, whole);
+        for (int j = 0; j < 3; j++)
+            for (size_t row = 0; row < CHAIN_ROWS; row++)
+                assert_close(whole[j] + row * CHAIN_COLS, wanted[j] + row * CHAIN_COLS, CHAIN_COLS,
+                             1e-2, what);
+        for (int32_t first = 0, k = 0; first < CHAIN_ROWS; first += batches[k++ % 9]) {
+            int32_t count = batches[k % 9] < CHAIN_ROWS - first ? batches[k % 9]
+                                                                : CHAIN_ROWS - first;
+            for (int way = 0; way < 3; way++) {
+                int32_t kept = way == 1 ? (count + 1) / 2 : count;
+                run_chain(cuda, &c, x + (size_t)first * CHAIN_COLS, count, kept, way == 2, part);
+                for (int j = 0; j < 3; j++)
+                    assert_equal_bits(part[j],
+                                      whole[j] + (size_t)(first + count - kept) * CHAIN_COLS,
+                                      (size_t)kept * CHAIN_COLS, what);
+            }
+        }
+        close_chain(truth, &on_truth);
+        close_chain(cuda, &c);
+        free(x);
+    }
+    for (int i = 0; i < 3; i++)
+        free(wanted[i]), free(whole[i]), free(part[i]);
+}
+
 /* ---- attention ---------------------------------------------------------------------------------- */
 
 typedef struct shape {
@@ -871,6 +1064,7 @@ int main(void)
         cmocka_unit_test(products_that_blocks_share_are_those_of_the_reference),
         cmocka_unit_test(products_of_few_columns_work),
         cmocka_unit_test(products_that_share_an_input_are_those_alone),
+        cmocka_unit_test(chains_of_products_are_those_of_the_reference_in_any_batch),
         cmocka_unit_test(attention_is_that_of_the_reference),
         cmocka_unit_test(chunks_change_no_bit_of_attention),
         cmocka_unit_test(last_tokens_have_the_bits_of_whole_prompts),
