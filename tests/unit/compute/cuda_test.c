@@ -1054,7 +1054,8 @@ static void what_cannot_be_is_refused(void **state)
     cuda->table->tensor_close(cuda, &t);
 }
 
-int main(void)
+/* test_compute_cuda [PATTERN]: all, or those whose names match, as a slow sanitizer may want. */
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_and_elements_are_those_of_the_reference),
@@ -1081,6 +1082,8 @@ int main(void)
     }
     if (backend_cpu_open(&truth, &(backend_cpu_options){.reference = 1}, &error) != REALM_OK)
         return 1;
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
     int failed = cmocka_run_group_tests_name("cuda", tests, NULL, NULL);
     cuda->table->close(cuda);
     truth->table->close(truth);
