@@ -15,8 +15,10 @@
 #include "compute/cuda/cuda_backend.h"
 
 #define STEP_BLOCK_BYTES ((size_t)1 << 20)
-/* A list shorter than this is not worth a graph. */
+/* A list shorter than this is not worth a graph, nor is a step of more rows: it takes longer than the host takes to launch
+ * it, and the step in which its graph is made would be late for the streams in it. */
 #define GRAPH_LAUNCHES_MIN 16
+#define GRAPH_ROWS_MOST    64
 /* Of a step's first part: two layers, which take longer than to record the others. */
 #define FIRST_LAUNCHES  24
 #define GRAPH_TIMES_MIN 3
@@ -267,11 +269,12 @@ static int make_graph(cuda_backend *b, step_graph *g)
 }
 
 /* Making a graph takes as long as a step, so a list is launched as it is until it comes twice in a row, as those
- * of generation do, or for the fourth time: pieces of prompts beside streams are seldom alike. */
+ * of generation do, or for the fourth time. */
 static void run_list(cuda_backend *b)
 {
     step *s = &b->step;
-    step_graph *g = s->n_launches >= GRAPH_LAUNCHES_MIN ? find_graph(s) : NULL;
+    int is_worth_it = s->n_launches >= GRAPH_LAUNCHES_MIN && b->rows.n_tokens <= GRAPH_ROWS_MOST;
+    step_graph *g = is_worth_it ? find_graph(s) : NULL;
     int lasts = g != NULL && (g->graph || (g->times > 0 && g->used + STEP_PARTS > s->tick) ||
                               g->times >= GRAPH_TIMES_MIN);
     if (g != NULL) {
