@@ -559,6 +559,8 @@ static realm_status open_backend(backend **out, int32_t index, realm_error *erro
         return realm_fail_memory(error, sizeof *b, "the CUDA backend");
     pthread_mutex_init(&b->host_mutex, NULL);
     operations_fill(&table);
+    products_fill(&table);
+    attention_fill(&table);
     b->head.table = &table;
     realm_status status = set_up(b, index, error);
     if (status != REALM_OK) {

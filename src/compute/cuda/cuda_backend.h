@@ -9,9 +9,10 @@
  *     backend_cuda.c    the table, memory, tensors, pages
  *     weights.c         from a file's bytes to packed tiles
  *     step.c            the block, the list, graphs
- *     operations.c      each operation as launches
+ *     operations.c      operations on rows and elements as launches; what waits
  *     inputs.c          the input of products
- *     products.c        which kernel multiplies
+ *     products.c        products as launches
+ *     attention.c       rotations, the writing of keys, attention as launches
  *     attention_plan.c  how attention's work is cut
  *     reading.c         results on their way to the host
  *     *.cu              the kernels; kernels.h says what each takes
@@ -22,6 +23,7 @@
 #ifndef REALM_COMPUTE_CUDA_CUDA_BACKEND_H
 #define REALM_COMPUTE_CUDA_CUDA_BACKEND_H
 
+#include <assert.h>
 #include <cuda_runtime_api.h>
 #include <pthread.h>
 
@@ -248,6 +250,13 @@ void *step_stage_room(cuda_backend *b, size_t n, void **host);
 void step_record(cuda_backend *b, const void *function, uint32_t grid_x, uint32_t grid_y,
                  uint32_t grid_z, uint32_t threads, uint32_t shared_bytes, const void *arguments,
                  size_t size);
+/* The usual ones: a grid of two dimensions, no shared memory asked for. */
+static inline void step_record_rows(cuda_backend *b, const void *function, uint32_t grid_x,
+                                    uint32_t grid_y, uint32_t threads, const void *arguments,
+                                    size_t size)
+{
+    step_record(b, function, grid_x, grid_y, 1, threads, 0, arguments, size);
+}
 /* The same with clusters of all blocks along x, which is at most 8. */
 void step_record_cluster(cuda_backend *b, const void *function, uint32_t grid_x, uint32_t grid_y,
                          uint32_t threads, const void *arguments, size_t size);
@@ -275,10 +284,35 @@ void cuda_weights_release(cuda_backend *b);
 
 /* ---- operations.c -------------------------------------------------------------------------------- */
 
-/* Records what waits; every reading of results comes after it. */
+/* Records what waits, all or one kind of it; every reading of results comes after it. */
 void operations_settle(cuda_backend *b);
-/* Fills the operations' rows of the table. */
+void operations_settle_product(cuda_backend *b);
+void operations_settle_addition(cuda_backend *b);
+/* out has a new content. */
+void operations_wrote(cuda_backend *b, tensor out);
+/* The same of the stream, which was added to: it stays known as what was normed. */
+void operations_grew(cuda_backend *b, tensor x);
+/* At an operation's end: outside of a step it runs at once. */
+void operations_finish(cuda_backend *b);
+/* Each fills its operations' rows of the table. */
 void operations_fill(backend_table *table);
+void products_fill(backend_table *table);
+void attention_fill(backend_table *table);
+
+static inline const packed *cuda_packed_of(const weight *w)
+{
+    return &((const cuda_weight *)w)->p;
+}
+
+/* A gain or bias of n elements, or NULL. */
+static inline const float *cuda_vector_of(const weight *w, int32_t n)
+{
+    if (!w)
+        return NULL;
+    assert(w->type == DTYPE_F32 && (int64_t)w->n_rows * w->n_cols == n);
+    (void)n;
+    return (const float *)(const void *)cuda_packed_of(w)->planes;
+}
 
 static inline size_t tensor_elements(tensor t)
 {
@@ -342,6 +376,12 @@ void inputs_gathered(cuda_backend *b, tensor out, rows_args *a, tensor x);
  * page ids are staged. */
 const attention_plan *attention_find_plan(cuda_backend *b, const cuda_kv_layer *l, int32_t group);
 
+/* ---- attention.c ---------------------------------------------------------------------------------- */
+
+/* Record what waits: rotations, and keys and values that are to be written. */
+void attention_settle_turns(cuda_backend *b);
+void attention_settle_writing(cuda_backend *b);
+
 /* ---- products.c ----------------------------------------------------------------------------------- */
 
 /* function is NULL if it does not have the epilogue. */
@@ -352,6 +392,8 @@ int products_choose(const cuda_backend *b, const int32_t resident[MATMUL_KERNELS
                     int64_t tiles);
 /* Of those whose activations are tiles. */
 int products_choose_wide(int32_t n_tokens);
+/* Records a product of one weight, or of a pair, with what a says beside. */
+void products_record(cuda_backend *b, matmul_args *a, const packed *w, prepared x);
 /* Divides so many places among blocks (stream.cu), at most as many as can run at once, and says how many blocks. */
 int32_t products_divide(matmul_args *a, int32_t places, int32_t resident);
 

@@ -1,5 +1,10 @@
-/* compute/cuda/products.c: which kernel multiplies, and what its blocks do. */
+/* compute/cuda/products.c: products as launches of kernels: which kernel multiplies, what its blocks do, and what becomes
+ * of results. */
+#include <assert.h>
+
 #include "compute/cuda/cuda_backend.h"
+
+/* ---- which kernel --------------------------------------------------------------------------------- */
 
 #ifdef REALM_CUDA_WGMMA
 static matmul_kernel stream_kernel(int32_t kind, int32_t k_scales, int which, int epilogue)
@@ -99,4 +104,214 @@ int products_choose(const cuda_backend *b, const int32_t resident[MATMUL_KERNELS
 int products_choose_wide(int32_t n_tokens)
 {
     return n_tokens <= 64 ? MATMUL_64_WIDE : MATMUL_TILES;
+}
+
+/* ---- launches ------------------------------------------------------------------------------------------ */
+
+static void multiply_floats(cuda_backend *b, tensor out, tensor x, const weight *w,
+                            const weight *bias)
+{
+    matmul_args a = {.x_floats = x.data, .count = 1, .n_tokens = x.n_rows};
+    a.w[0] = *cuda_packed_of(w);
+    a.out[0] = out.data;
+    a.bias[0] = cuda_vector_of(bias, w->n_rows);
+    step_record_rows(b, cuda_kernel_matmul_f32(), (uint32_t)(w->n_rows + 3) / 4,
+                     (uint32_t)(x.n_rows + 3) / 4, 128, &a, sizeof a);
+}
+
+/* One launch can have both. */
+static int alike(const packed *a, const packed *b)
+{
+    return a->kind == b->kind && a->k_scales == b->k_scales && a->table == b->table && !a->pair &&
+           !b->pair;
+}
+
+/* The kernel for a's tokens and weights of so many tiles of rows. */
+static int choose(const cuda_backend *b, const packed *w, int32_t n_tokens, int64_t tiles,
+                  int is_wide)
+{
+    return is_wide ? products_choose_wide(n_tokens)
+                   : products_choose(b, b->resident[w->kind][w->k_scales], n_tokens, tiles);
+}
+
+/* Of a's weights, which are alike; tiles: of all their rows. */
+static void record_alike(cuda_backend *b, matmul_args *a, prepared x, int64_t tiles)
+{
+    const packed *w = &a->w[0];
+    int which = choose(b, w, a->n_tokens, tiles, (int)x.tiles);
+    matmul_kernel k = cuda_matmul_kernel(b, w->kind, w->k_scales, which, a->epilogue);
+    /* Kernels for few tokens look for themselves whether halves fit. */
+    a->x = which <= MATMUL_64 ? x : inputs_settle(b, x);
+    a->parts = b->parts;
+    a->counters = b->counters;
+    for (int32_t j = 0; j < a->count; j++)
+        a->first_block[j + 1] = a->first_block[j] +
+                                (a->w[j].n_rows + k.tile_rows - 1) / k.tile_rows;
+    int32_t blocks = a->first_block[a->count], resident = b->resident[w->kind][w->k_scales][which];
+    int32_t token_blocks = (a->n_tokens + k.tile_tokens - 1) / k.tile_tokens;
+    if (k.persistent == 2) {
+        blocks = products_divide(a, blocks * token_blocks, resident);
+        token_blocks = 1;
+    } else if (k.persistent && blocks > resident) {
+        blocks = resident;
+    }
+    step_record(b, k.function, (uint32_t)blocks, (uint32_t)token_blocks, 1, (uint32_t)k.threads,
+                (uint32_t)k.shared_bytes, a, sizeof *a);
+}
+
+/* A product of one weight, or of a pair, with what a says beside. */
+void products_record(cuda_backend *b, matmul_args *a, const packed *w, prepared x)
+{
+    a->count = 1;
+    a->w[0] = *w;
+    record_alike(b, a, x, w->row_tiles);
+}
+
+/* Weights from .. on that are of one kind, at most MATMUL_WEIGHTS; returns the next. */
+static int32_t multiply_alike(cuda_backend *b, const tensor *outs, tensor x,
+                              const weight *const *ws, const weight *const *biases, int32_t from,
+                              int32_t count, prepared p)
+{
+    matmul_args a = {.n_tokens = x.n_rows};
+    int32_t i = from;
+    if (cuda_packed_of(ws[i])->pair) {
+        assert(i + 1 < count && cuda_packed_of(ws[i])->planes == cuda_packed_of(ws[i + 1])->planes);
+        assert(!biases || (!biases[i] && !biases[i + 1]));
+        a.out[0] = outs[i].data;
+        a.out[1] = outs[i + 1].data;
+        products_record(b, &a, cuda_packed_of(ws[i]), p);
+        return i + 2;
+    }
+    int64_t tiles = 0;
+    for (int32_t j = from; j < count && alike(cuda_packed_of(ws[j]), cuda_packed_of(ws[from])); j++)
+        tiles += cuda_packed_of(ws[j])->row_tiles;
+    for (; i < count && a.count < MATMUL_WEIGHTS &&
+           alike(cuda_packed_of(ws[i]), cuda_packed_of(ws[from]));
+         i++) {
+        int32_t j = a.count++;
+        a.w[j] = *cuda_packed_of(ws[i]);
+        a.out[j] = outs[i].data;
+        a.bias[j] = biases ? cuda_vector_of(biases[i], ws[i]->n_rows) : NULL;
+    }
+    record_alike(b, &a, p, tiles);
+    return i;
+}
+
+static void multiply_rows(cuda_backend *b, const tensor *outs, tensor x, const weight *const *ws,
+                          const weight *const *biases, int32_t count)
+{
+    for (int32_t i = 0; i < count;) {
+        if (cuda_packed_of(ws[i])->kind == PACKED_F32) {
+            inputs_need_floats(b, x);
+            multiply_floats(b, outs[i], x, ws[i], biases ? biases[i] : NULL);
+            i++;
+        } else {
+            i = multiply_alike(b, outs, x, ws, biases, i, count, inputs_prepare(b, x));
+        }
+    }
+}
+
+static void matmul(backend *backend_, const tensor *outs, tensor x, const weight *const *ws,
+                   const weight *const *biases, int32_t count)
+{
+    cuda_backend *b = cuda_self(backend_);
+    assert(count <= 8);
+    operations_settle(b);
+    for (int32_t i = 0; i < count; i++)
+        assert(ws[i]->n_cols == x.n_cols && outs[i].n_cols == ws[i]->n_rows &&
+               outs[i].n_rows == x.n_rows);
+    int32_t chunk = x.n_rows;
+    while (chunk > 8 && prepared_size(chunk, x.n_cols) > b->prepared_bytes)
+        chunk = (chunk / 2 + 7) / 8 * 8;
+    for (int32_t t = 0; t < x.n_rows; t += chunk) {
+        int32_t n = x.n_rows - t < chunk ? x.n_rows - t : chunk;
+        tensor parts[8];
+        for (int32_t i = 0; i < count; i++)
+            parts[i] = tensor_rows(outs[i], t, n);
+        multiply_rows(b, parts, tensor_rows(x, t, n), ws, biases, count);
+    }
+    for (int32_t i = 0; i < count; i++)
+        operations_wrote(b, outs[i]);
+    operations_finish(b);
+}
+
+/* Whether a product of x has the epilogue. */
+static int has_epilogue(const cuda_backend *b, const packed *w, tensor x, int epilogue)
+{
+    if (w->kind == PACKED_F32 || !inputs_fit(b, x))
+        return 0;
+    int which = choose(b, w, x.n_rows, w->row_tiles, inputs_are_tiles(b, x.n_rows));
+    return cuda_matmul_kernel(b, w->kind, w->k_scales, which, epilogue).function != NULL;
+}
+
+/* x as an input that a product takes as it is, whatever is prepared until that is recorded. */
+static prepared prepare_for(cuda_backend *b, tensor x)
+{
+    prepared p = inputs_prepare(b, x);
+    return p.tiles ? inputs_settle(b, p) : p;
+}
+
+static void gated_matmul(backend *backend_, tensor out, tensor up, tensor x,
+                         const weight *const ws[2], activation_kind kind)
+{
+    cuda_backend *b = cuda_self(backend_);
+    const packed *w = cuda_packed_of(ws[0]);
+    if (!w->pair || out.n_cols % PACKED_COLS != 0 || !inputs_fit(b, out) ||
+        !has_epilogue(b, w, x, EPILOGUE_GATED)) {
+        const tensor outs[] = {out, up};
+        matmul(backend_, outs, x, ws, NULL, 2);
+        backend_->table->gated(backend_, out, out, up, kind);
+        return;
+    }
+    operations_settle(b);
+    prepared in = prepare_for(b, x);
+    operations_wrote(b, up);
+    operations_wrote(b, out);
+    matmul_args a = {.n_tokens = x.n_rows,
+                     .out = {out.data},
+                     .epilogue = EPILOGUE_GATED,
+                     .activation = (int32_t)kind};
+    a.next = inputs_in_parts(b, out);
+    assert(a.next.tiles == in.tiles);
+    products_record(b, &a, w, in);
+    operations_finish(b);
+}
+
+static void matmul_add(backend *backend_, tensor x, tensor room, tensor in, const weight *w_,
+                       float scale)
+{
+    cuda_backend *b = cuda_self(backend_);
+    const packed *w = cuda_packed_of(w_);
+    operations_settle(b);
+    if (!b->in_step || x.n_cols % PACKED_COLS != 0 || !inputs_sums_of(b, x) ||
+        !has_epilogue(b, w, in, EPILOGUE_NORM)) {
+        matmul(backend_, &room, in, &w_, NULL, 1);
+        backend_->table->add(backend_, x, x, room, scale);
+        return;
+    }
+    b->product.in = prepare_for(b, in);
+    operations_grew(b, x);
+    b->product.waiting = x.n_rows > 0;
+    b->product.x = x;
+    b->product.room = room;
+    b->product.w = w;
+    b->product.scale = scale;
+}
+
+/* The products' kernels: 8, 16, 32 or 64 tokens, then tiles. */
+static int32_t filled_rows(const backend *b, int32_t n_rows)
+{
+    (void)b;
+    for (int32_t rows = 8; rows <= 64; rows *= 2)
+        if (n_rows <= rows)
+            return rows;
+    return (n_rows + 127) / 128 * 128;
+}
+
+void products_fill(backend_table *table)
+{
+    table->matmul = matmul;
+    table->gated_matmul = gated_matmul;
+    table->matmul_add = matmul_add;
+    table->filled_rows = filled_rows;
 }
