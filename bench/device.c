@@ -287,16 +287,6 @@ static void multiply(network *n, tensor out, tensor x, const weight *w)
     n->b->table->matmul(n->b, &out, x, &w, NULL, 1);
 }
 
-static void multiply_and_add(network *n, tensor x, tensor room, tensor in, const weight *w)
-{
-    if (n->b->table->matmul_add) {
-        n->b->table->matmul_add(n->b, x, room, in, w, 1);
-        return;
-    }
-    multiply(n, room, in, w);
-    n->b->table->add(n->b, x, x, room, 1);
-}
-
 /* One step as src/model/transformer.c makes it; outputs are the given rows. */
 static void walk(network *n, const step_rows *rows, const int32_t *tokens, const int32_t *outputs,
                  int32_t n_outputs)
@@ -326,17 +316,12 @@ static void walk(network *n, const step_rows *rows, const int32_t *tokens, const
             attention = some, x = kept;
         }
         tensor projected = front(n->projected, x.n_rows), normed2 = front(n->normed, x.n_rows);
-        multiply_and_add(n, x, projected, attention, l->o);
+        backend_matmul_add(n->b, x, projected, attention, l->o, 1);
         tensor both[] = {front(n->gate, x.n_rows), front(n->up, x.n_rows)};
         const weight *gated[] = {l->gate, l->up};
         t->norm(n->b, normed2, x, NORM_RMS, n->gain, NULL, 1e-5f);
-        if (t->gated_matmul) {
-            t->gated_matmul(n->b, both[0], both[1], normed2, gated, ACTIVATION_SILU);
-        } else {
-            t->matmul(n->b, both, normed2, gated, NULL, 2);
-            t->gated(n->b, both[0], both[0], both[1], ACTIVATION_SILU);
-        }
-        multiply_and_add(n, x, projected, both[0], l->down);
+        backend_gated_matmul(n->b, both[0], both[1], normed2, gated, ACTIVATION_SILU);
+        backend_matmul_add(n->b, x, projected, both[0], l->down, 1);
     }
     tensor hidden = front(n->normed, n_outputs), logits = front(n->logits, n_outputs);
     t->norm(n->b, hidden, x, NORM_RMS, n->gain, NULL, 1e-5f);

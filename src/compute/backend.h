@@ -327,6 +327,30 @@ struct backend {
     const backend_table *table;
 };
 
+/* As the table's entries of these names, on any device. */
+static inline void backend_gated_matmul(backend *b, tensor out, tensor up, tensor x,
+                                        const weight *const ws[2], activation_kind kind)
+{
+    if (b->table->gated_matmul) {
+        b->table->gated_matmul(b, out, up, x, ws, kind);
+        return;
+    }
+    const tensor outs[] = {out, up};
+    b->table->matmul(b, outs, x, ws, NULL, 2);
+    b->table->gated(b, out, out, up, kind);
+}
+
+static inline void backend_matmul_add(backend *b, tensor x, tensor room, tensor in, const weight *w,
+                                      float scale)
+{
+    if (b->table->matmul_add) {
+        b->table->matmul_add(b, x, room, in, w, scale);
+        return;
+    }
+    b->table->matmul(b, &room, in, &w, NULL, 1);
+    b->table->add(b, x, x, room, scale);
+}
+
 /* ---- devices -------------------------------------------------------------------------------- */
 
 typedef struct backend_cpu_options {

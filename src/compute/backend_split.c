@@ -449,17 +449,11 @@ static void gated_matmul(backend *b, tensor out, tensor up, tensor x, const weig
 {
     split *s = self(b);
     side home = s->at, on = weight_of(ws[0])->side;
-    const backend_table *t = table_of(s, on);
     const weight *inner[] = {inner_of(ws[0]), inner_of(ws[1])};
-    const tensor there[] = {on_side(s, on, out), on_side(s, on, up)};
     assert(weight_of(ws[1])->side == on);
     go(s, on, &x, 1);
-    if (t->gated_matmul) {
-        t->gated_matmul(s->parts[on], there[0], there[1], on_side(s, on, x), inner, kind);
-    } else {
-        t->matmul(s->parts[on], there, on_side(s, on, x), inner, NULL, 2);
-        t->gated(s->parts[on], there[0], there[0], there[1], kind);
-    }
+    backend_gated_matmul(s->parts[on], on_side(s, on, out), on_side(s, on, up), on_side(s, on, x),
+                         inner, kind);
     go(s, home, &out, 1);
 }
 
@@ -467,10 +461,9 @@ static void matmul_add(backend *b, tensor x, tensor room, tensor in, const weigh
 {
     split *s = self(b);
     side on = weight_of(w)->side;
-    const backend_table *t = table_of(s, on);
-    if (on == s->at && t->matmul_add) {
-        t->matmul_add(s->parts[on], on_side(s, on, x), on_side(s, on, room), on_side(s, on, in),
-                      inner_of(w), scale);
+    if (on == s->at) {
+        backend_matmul_add(s->parts[on], on_side(s, on, x), on_side(s, on, room),
+                           on_side(s, on, in), inner_of(w), scale);
         return;
     }
     b->table->matmul(b, &room, in, &w, NULL, 1);

@@ -124,8 +124,8 @@ static void add_to_stream(const walk *w, tensor y, matrix_slot matrix, norm_slot
 {
     tensor out = scratch_front(w->m->scratch.projected, w->x.n_rows, w->x.n_cols);
     const layer_weights *l = layer_of(w);
-    if (w->t->matmul_add && w->n_groups == 0 && !l->bias[matrix] && !l->norm[after]) {
-        w->t->matmul_add(w->b, w->x, out, y, l->matrix[matrix], w->m->h.residual_scale);
+    if (w->n_groups == 0 && !l->bias[matrix] && !l->norm[after]) {
+        backend_matmul_add(w->b, w->x, out, y, l->matrix[matrix], w->m->h.residual_scale);
         return;
     }
     project(w, &out, y, &matrix, 1);
@@ -144,9 +144,9 @@ static void feed_forward(const walk *w)
     tensor outs[] = {scratch_front(s->gate, n, n_ff), scratch_front(s->up, n, n_ff)};
     const layer_weights *l = layer_of(w);
     norm_with(w, normed, w->x, NORM_BEFORE_FEED_FORWARD);
-    if (w->t->gated_matmul && w->n_groups == 0 && !l->bias[MATRIX_GATE] && !l->bias[MATRIX_UP]) {
+    if (w->n_groups == 0 && !l->bias[MATRIX_GATE] && !l->bias[MATRIX_UP]) {
         const weight *ws[] = {l->matrix[MATRIX_GATE], l->matrix[MATRIX_UP]};
-        w->t->gated_matmul(w->b, outs[0], outs[1], normed, ws, h->architecture->activation);
+        backend_gated_matmul(w->b, outs[0], outs[1], normed, ws, h->architecture->activation);
     } else {
         project(w, outs, normed, slots, 2);
         w->t->gated(w->b, outs[0], outs[0], outs[1], h->architecture->activation);

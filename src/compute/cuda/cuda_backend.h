@@ -387,15 +387,8 @@ void attention_settle_writing(cuda_backend *b);
 /* function is NULL if it does not have the epilogue. */
 matmul_kernel cuda_matmul_kernel(const cuda_backend *b, int32_t kind, int32_t k_scales, int which,
                                  int epilogue);
-/* Of the kernels that can run here (resident), for so many tokens and tiles of rows. */
-int products_choose(const cuda_backend *b, const int32_t resident[MATMUL_KERNELS], int32_t n_tokens,
-                    int64_t tiles);
-/* Of those whose activations are tiles. */
-int products_choose_wide(int32_t n_tokens);
 /* Records a product of one weight, or of a pair, with what a says beside. */
 void products_record(cuda_backend *b, matmul_args *a, const packed *w, prepared x);
-/* Divides so many places among blocks (stream.cu), at most as many as can run at once, and says how many blocks. */
-int32_t products_divide(matmul_args *a, int32_t places, int32_t resident);
 
 /* A prepared input of n_rows tokens: their scales, then halves of whole groups of 8 tokens. */
 static inline size_t prepared_scale_bytes(int64_t n_rows)

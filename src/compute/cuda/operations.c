@@ -11,11 +11,17 @@
 
 #include "compute/cuda/cuda_backend.h"
 
+/* out is the last result, of which the host has nothing yet. */
+static void is_last(cuda_backend *b, tensor out)
+{
+    b->landed = (tensor){0};
+    b->last = out;
+}
+
 void operations_wrote(cuda_backend *b, tensor out)
 {
     inputs_wrote(b, out);
-    b->landed = (tensor){0};
-    b->last = out;
+    is_last(b, out);
 }
 
 void operations_grew(cuda_backend *b, tensor x)
@@ -100,8 +106,7 @@ static void multiply_and_norm(cuda_backend *b, tensor out, tensor x, const float
                      .factor = b->product.scale,
                      .next = inputs_norm_in_parts(b, out, x, gain, epsilon)};
     products_record(b, &a, b->product.w, b->product.in);
-    b->landed = (tensor){0};
-    b->last = out;
+    is_last(b, out);
 }
 
 static void norm(backend *backend_, tensor out, tensor x, norm_kind kind, const weight *gain,
@@ -139,8 +144,7 @@ static void norm(backend *backend_, tensor out, tensor x, norm_kind kind, const 
     operations_settle(b);
     if (is_rms) {
         inputs_norm(b, out, x, &a);
-        b->landed = (tensor){0};
-        b->last = out;
+        is_last(b, out);
     } else {
         operations_wrote(b, out);
         a.p = is_input ? inputs_along(b, out) : (prepared){0};
@@ -236,8 +240,7 @@ static void gather(backend *backend_, tensor out, tensor x, const int32_t *rows)
                        .rows = step_stage(b, rows, (size_t)out.n_rows * sizeof *rows),
                        .n_cols = x.n_cols};
         inputs_gathered(b, out, &a, x);
-        b->landed = (tensor){0};
-        b->last = out;
+        is_last(b, out);
         step_record_rows(b, cuda_kernel_gather(), (uint32_t)out.n_rows, 1, 256, &a, sizeof a);
     }
     operations_finish(b);

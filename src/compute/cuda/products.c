@@ -54,7 +54,8 @@ matmul_kernel cuda_matmul_kernel(const cuda_backend *b, int32_t kind, int32_t k_
 /* Shares of so many segments are not worth what adding up their sums costs: another two or so. */
 #define SHARE_MOST 5
 
-int32_t products_divide(matmul_args *a, int32_t places, int32_t resident)
+/* Divides so many places among blocks (stream.cu), at most as many as can run at once, and says how many blocks. */
+static int32_t divide(matmul_args *a, int32_t places, int32_t resident)
 {
     int32_t rounds = (places + resident - 1) / resident, blocks;
     a->whole = places / resident;
@@ -82,9 +83,14 @@ static int is_long(int64_t resident, int64_t resident_long, int64_t tiles)
     return rounds_long * 17 < rounds * 10;
 }
 
-int products_choose(const cuda_backend *b, const int32_t resident[MATMUL_KERNELS], int32_t n_tokens,
-                    int64_t tiles)
+/* Of the kernels that can run here, for so many tokens and tiles of rows like w's; is_wide: of those whose activations are
+ * tiles. */
+static int choose(const cuda_backend *b, const packed *w, int32_t n_tokens, int64_t tiles,
+                  int is_wide)
 {
+    const int32_t *resident = b->resident[w->kind][w->k_scales];
+    if (is_wide)
+        return n_tokens <= 64 ? MATMUL_64_WIDE : MATMUL_TILES;
     /* No multiprocessor would have two blocks of two tiles. */
     int is_short = tiles <= 2 * b->n_multiprocessors;
     if (n_tokens <= 8 && (resident[MATMUL_8] > 0 || resident[MATMUL_8_LONG] > 0))
@@ -99,11 +105,6 @@ int products_choose(const cuda_backend *b, const int32_t resident[MATMUL_KERNELS
     if (n_tokens <= 32 && resident[MATMUL_32] > 0)
         return MATMUL_32;
     return n_tokens <= 64 && resident[MATMUL_64] > 0 ? MATMUL_64 : MATMUL_TILES;
-}
-
-int products_choose_wide(int32_t n_tokens)
-{
-    return n_tokens <= 64 ? MATMUL_64_WIDE : MATMUL_TILES;
 }
 
 /* ---- launches ------------------------------------------------------------------------------------------ */
@@ -126,14 +127,6 @@ static int alike(const packed *a, const packed *b)
            !b->pair;
 }
 
-/* The kernel for a's tokens and weights of so many tiles of rows. */
-static int choose(const cuda_backend *b, const packed *w, int32_t n_tokens, int64_t tiles,
-                  int is_wide)
-{
-    return is_wide ? products_choose_wide(n_tokens)
-                   : products_choose(b, b->resident[w->kind][w->k_scales], n_tokens, tiles);
-}
-
 /* Of a's weights, which are alike; tiles: of all their rows. */
 static void record_alike(cuda_backend *b, matmul_args *a, prepared x, int64_t tiles)
 {
@@ -150,7 +143,7 @@ static void record_alike(cuda_backend *b, matmul_args *a, prepared x, int64_t ti
     int32_t blocks = a->first_block[a->count], resident = b->resident[w->kind][w->k_scales][which];
     int32_t token_blocks = (a->n_tokens + k.tile_tokens - 1) / k.tile_tokens;
     if (k.persistent == 2) {
-        blocks = products_divide(a, blocks * token_blocks, resident);
+        blocks = divide(a, blocks * token_blocks, resident);
         token_blocks = 1;
     } else if (k.persistent && blocks > resident) {
         blocks = resident;

@@ -67,14 +67,31 @@ static inline tensor open_tensor(backend *b, int32_t n_rows, int32_t n_cols, con
     return t;
 }
 
-static inline weight *open_weight(backend *b, uint32_t type, int32_t n_rows, int32_t n_cols,
-                                  const void *data)
+static inline weight *open_source(backend *b, weight_source s)
 {
     realm_error error;
     weight *w;
-    weight_source s = {type, n_rows, n_cols, data, "test", 0};
     assert_status(b->table->weight_open(b, &w, &s, &error), REALM_OK, error);
     return w;
+}
+
+static inline weight *open_weight(backend *b, uint32_t type, int32_t n_rows, int32_t n_cols,
+                                  const void *data)
+{
+    return open_source(b, (weight_source){type, n_rows, n_cols, data, "test", 0});
+}
+
+/* The first of a pair, or the second, of first. */
+static inline weight *open_of_pair(backend *b, uint32_t type, int32_t n_rows, int32_t n_cols,
+                                   const void *data, const weight *first)
+{
+    return open_source(b, (weight_source){.type = type,
+                                          .n_rows = n_rows,
+                                          .n_cols = n_cols,
+                                          .data = data,
+                                          .name = "pair",
+                                          .begins_pair = first == NULL,
+                                          .first = first});
 }
 
 /* Rows of random blocks of a type whose values are about 1 in size. */

@@ -3,7 +3,7 @@
 #include "unit/compute/cpu_fixture.h"
 
 #include "compute/backend_open.h"
-#include "unit/compute/cuda_stub.h"
+#include "unit/compute/fake_cuda.h"
 
 const backend_plugin *realm_backend_plugin(void);
 
@@ -17,36 +17,20 @@ typedef struct network {
     kv_store *kv;
 } network;
 
-static weight *open_matrix(backend *b, int32_t rows, int32_t cols, int begins, const weight *first)
-{
-    static const uint8_t zeros[FF * COLS * 2];
-    realm_error error;
-    weight *w;
-    weight_source s = {.type = DTYPE_F16,
-                       .n_rows = rows,
-                       .n_cols = cols,
-                       .data = zeros,
-                       .name = "matrix",
-                       .begins_pair = begins,
-                       .first = first};
-    assert_status(b->table->weight_open(b, &w, &s, &error), REALM_OK, error);
-    return w;
-}
-
 static network open_network(void)
 {
-    static const float ones[COLS];
+    static const float zeros[FF * COLS]; /* nobody computes with them */
     network n = {0};
     realm_error error;
     assert_status(realm_backend_plugin()->open(&n.b, 0, &error), REALM_OK, error);
     n.t = n.b->table;
-    n.gain = open_weight(n.b, DTYPE_F32, 1, COLS, ones);
+    n.gain = open_weight(n.b, DTYPE_F32, 1, COLS, zeros);
     weight **square[] = {&n.q, &n.k, &n.v, &n.o};
     for (int i = 0; i < 4; i++)
-        *square[i] = open_matrix(n.b, COLS, COLS, 0, NULL);
-    n.gate = open_matrix(n.b, FF, COLS, 1, NULL);
-    n.up = open_matrix(n.b, FF, COLS, 0, n.gate);
-    n.down = open_matrix(n.b, COLS, FF, 0, NULL);
+        *square[i] = open_weight(n.b, DTYPE_F16, COLS, COLS, zeros);
+    n.gate = open_of_pair(n.b, DTYPE_F16, FF, COLS, zeros, NULL);
+    n.up = open_of_pair(n.b, DTYPE_F16, FF, COLS, zeros, n.gate);
+    n.down = open_weight(n.b, DTYPE_F16, COLS, FF, zeros);
     tensor *all[] = {&n.x,    &n.kept,   &n.normed,    &n.room, &n.queries,
                      &n.keys, &n.values, &n.attention, &n.out};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
@@ -100,7 +84,7 @@ static const char *walk(network *n, int32_t rows, int apart_sequences, int how)
            attention = front(n->attention, rows);
     tensor qkv[] = {front(n->queries, rows), front(n->keys, rows), front(n->values, rows)};
     const weight *in[] = {n->q, n->k, n->v}, *pair[] = {n->gate, n->up};
-    stub_forget();
+    fake_cuda_forget();
     t->begin(b, &step);
     t->norm(b, normed, x, NORM_RMS, n->gain, NULL, 1e-5f);
     t->matmul(b, qkv, normed, in, NULL, 3);
@@ -131,7 +115,7 @@ static const char *walk(network *n, int32_t rows, int apart_sequences, int how)
     t->norm(b, normed, x, NORM_RMS, n->gain, NULL, 1e-5f);
     t->matmul(b, &out, normed, (const weight *const *)&n->q, NULL, 1);
     t->end(b);
-    return stub_launches();
+    return fake_cuda_launches();
 }
 
 static void a_layer_is_five_launches_where_rows_are_few(void **state)
@@ -188,16 +172,16 @@ static void floats_of_a_norm_are_made_when_they_are_read(void **state)
     network n = open_network();
     float floats[COLS];
     walk(&n, 1, 1, USUAL);
-    stub_forget();
+    fake_cuda_forget();
     n.t->read(n.b, floats, front(n.normed, 1));
-    assert_string_equal(stub_launches(), "clear norm");
+    assert_string_equal(fake_cuda_launches(), "clear norm");
     n.t->read(n.b, floats, front(n.normed, 1));
-    assert_string_equal(stub_launches(), "clear norm");
+    assert_string_equal(fake_cuda_launches(), "clear norm");
     walk(&n, 1, 1, USUAL);
-    stub_forget();
+    fake_cuda_forget();
     n.t->write(n.b, front(n.x, 1), floats);
     n.t->read(n.b, floats, front(n.normed, 1));
-    assert_string_equal(stub_launches(), "");
+    assert_string_equal(fake_cuda_launches(), "");
     close_network(&n);
 }
 
@@ -210,7 +194,7 @@ static void a_product_that_waits_comes_before_what_is_not_its_norm(void **state)
     const int32_t *tables[] = {&page, &page};
     step_rows step = {2, positions, sequences, 2, tables};
     tensor x = front(n.x, 2), other = front(n.kept, 2), normed = front(n.normed, 2);
-    stub_forget();
+    fake_cuda_forget();
     n.t->begin(n.b, &step);
     n.t->norm(n.b, normed, x, NORM_RMS, n.gain, NULL, 1e-5f);
     n.t->matmul_add(n.b, x, front(n.room, 2), normed, n.o, 1);
@@ -219,8 +203,8 @@ static void a_product_that_waits_comes_before_what_is_not_its_norm(void **state)
     n.t->norm(n.b, normed, x, NORM_LAYER, n.gain, n.gain, 1e-5f);
     n.t->matmul_add(n.b, x, front(n.room, 2), normed, n.o, 1);
     n.t->end(n.b);
-    assert_string_equal(stub_launches(), "clear norm product add soft_cap product "
-                                         "norm_of_heads product add");
+    assert_string_equal(fake_cuda_launches(), "clear norm product add soft_cap product "
+                                              "norm_of_heads product add");
     close_network(&n);
 }
 

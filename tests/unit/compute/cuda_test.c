@@ -360,21 +360,6 @@ typedef struct chain {
     float scale; /* of what is added */
 } chain;
 
-static weight *open_of_pair(backend *b, uint32_t type, const void *data, const weight *first)
-{
-    realm_error error;
-    weight *w;
-    weight_source s = {.type = type,
-                       .n_rows = CHAIN_FF,
-                       .n_cols = CHAIN_COLS,
-                       .data = data,
-                       .name = "pair",
-                       .begins_pair = first == NULL,
-                       .first = first};
-    assert_status(b->table->weight_open(b, &w, &s, &error), REALM_OK, error);
-    return w;
-}
-
 static chain open_chain(backend *b, uint32_t type, activation_kind activation, float scale)
 {
     rng r;
@@ -398,7 +383,7 @@ static chain open_chain(backend *b, uint32_t type, activation_kind activation, f
         uint32_t of = i == 4 && dtype_block_elements(type) == 256 ? DTYPE_Q8_0 : type;
         uint8_t *data = random_weights(&r, of, all[i].rows, all[i].cols);
         if (i == 2 || i == 3)
-            *all[i].to = open_of_pair(b, of, data, i == 3 ? c.pair[0] : NULL);
+            *all[i].to = open_of_pair(b, of, CHAIN_FF, CHAIN_COLS, data, i == 3 ? c.pair[0] : NULL);
         else
             *all[i].to = open_weight(b, of, all[i].rows, all[i].cols, data);
         c.data[i] = data;
@@ -413,17 +398,6 @@ static void close_chain(backend *b, chain *c)
         b->table->weight_close(b, all[i]);
         free(c->data[i]);
     }
-}
-
-static void multiply_and_add(backend *b, tensor x, tensor room, tensor in, const weight *w,
-                             float scale)
-{
-    if (b->table->matmul_add) {
-        b->table->matmul_add(b, x, room, in, w, scale);
-        return;
-    }
-    b->table->matmul(b, &room, in, &w, NULL, 1);
-    b->table->add(b, x, x, room, scale);
 }
 
 /* Two sublayers and the norm after them, as a model has them, of n rows, after the first of which only the last `kept`
@@ -457,19 +431,20 @@ static void run_chain(backend *b, const chain *c, const float *x0, int32_t n, in
         normed = tensor_rows(normed, 0, kept), room = tensor_rows(room, 0, kept);
     }
     tensor both[] = {tensor_rows(ff[0], 0, kept), tensor_rows(ff[1], 0, kept)};
-    multiply_and_add(b, x, room, q, c->back, c->scale);
+    backend_matmul_add(b, x, room, q, c->back, c->scale);
     t->norm(b, normed, x, NORM_RMS, c->gain[1], NULL, 1e-6f);
-    if (t->gated_matmul && !apart) {
-        t->gated_matmul(b, both[0], both[1], normed, (const weight *const *)c->pair, c->activation);
-    } else {
+    if (apart) {
         t->matmul(b, both, normed, (const weight *const *)c->pair, NULL, 2);
         t->gated(b, both[0], both[0], both[1], c->activation);
+    } else {
+        backend_gated_matmul(b, both[0], both[1], normed, (const weight *const *)c->pair,
+                             c->activation);
     }
     if (apart) {
         t->matmul(b, &room, both[0], (const weight *const *)&c->down, NULL, 1);
         t->add(b, x, x, room, c->scale);
     } else {
-        multiply_and_add(b, x, room, both[0], c->down, c->scale);
+        backend_matmul_add(b, x, room, both[0], c->down, c->scale);
     }
     t->norm(b, normed, x, NORM_RMS, c->gain[0], NULL, 1e-6f);
     tensor out = tensor_rows(all[2], 0, kept);

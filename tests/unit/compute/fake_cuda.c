@@ -1,5 +1,5 @@
-/* tests/unit/compute/cuda_stub.c: see cuda_stub.h. */
-#include "unit/compute/cuda_stub.h"
+/* tests/unit/compute/fake_cuda.c: see fake_cuda.h. */
+#include "unit/compute/fake_cuda.h"
 
 #include <cuda_runtime_api.h>
 #include <stdio.h>
@@ -10,12 +10,12 @@
 
 static char launches[8192];
 
-const char *stub_launches(void)
+const char *fake_cuda_launches(void)
 {
     return launches;
 }
 
-void stub_forget(void)
+void fake_cuda_forget(void)
 {
     launches[0] = 0;
 }
