@@ -6,7 +6,7 @@
  *
  *   plain   the kind's (inputs.c).
  *   normed  x / RMS(x) * gain is multiplied as x * gain, and results by 1 / RMS(x): nobody waits for the sum of
- *           squares before a result is stored. The power brings RMS(x) near NORMED_SIZE if it is near what it was
+ *           squares before a result is stored. The power brings RMS(x) near 2^NORMED_SIZE_BITS if it is near what it was
  *           when the row was last normed, a layer's half before.
  *
  * Where it does not fit, or there is none, whoever has the whole row (a norm, the product that reads it) takes the
@@ -19,8 +19,8 @@
 
 #define NORMED_SIZE_BITS 4  /* the guess brings RMS near 2^4 */
 #define GUESS_BITS_MOST  60 /* of a power of two, so that its square is a float's too */
-#define FIT_LEAST                                                                                  \
-    0.00390625f /* of the largest half, 2^-8: its bits' worth is far above a subnormal's */
+/* Of the largest half, 2^-8 at least: what its last bit is worth is far above a subnormal's. */
+#define FIT_LEAST         0.00390625f
 #define FIT_MOST          65504.0f
 #define SQUARE_BITS       24 /* behind the point, of squares of x * guess, which are about 1 */
 #define SQUARE_MOST       67108864.0f /* 2^26: a row with more in 16 columns does not fit */
@@ -270,7 +270,7 @@ __device__ __forceinline__ float2 remake_row(const prepared &p, int64_t token)
             const float t[4] = {v.x * power, v.y * power, v.z * power, v.w * power};
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                part.squares += __float2ull_rn(t[i] * t[i] * 1099511627776.0f); /* 2^40 */
+                part.squares += __float2ull_rn(t[i] * t[i] * power_of_two(WHOLE_SQUARE_BITS));
         }
         inverse = inverse_of(block_part(part, sums).squares, n, 1.0f / power, WHOLE_SQUARE_BITS,
                              p.epsilon);
@@ -306,8 +306,7 @@ __device__ __forceinline__ void remake_rows(const prepared &p, float *factors, i
                                             bool first)
 {
     for (int32_t token = 0; token < n_tokens; token++) {
-        if (factors[token] >=
-            0) /* the same in all threads: it is written after remake_row's barriers */
+        if (factors[token] >= 0) /* for all threads: written behind remake_row's barriers */
             continue;
         const float2 made = remake_row(p, token);
         __syncthreads();

@@ -98,7 +98,7 @@ __device__ __forceinline__ bool read_factors(const matmul_args &a, float *factor
     return factors[token] < 0;
 }
 
-/* By 16 lanes that have the results of a tile's rows, of either of the pair 8. */
+/* EPILOGUE_GATED, by 16 lanes that have the results of a tile's rows, of either of the pair 8. */
 __device__ __forceinline__ void gate(const matmul_args &a, int32_t row_tile, int32_t token, float v,
                                      uint32_t *largest)
 {
@@ -106,13 +106,16 @@ __device__ __forceinline__ void gate(const matmul_args &a, int32_t row_tile, int
     const float up = __shfl_xor_sync(0xFFFFu << lane / 16 * 16, v, 8);
     if (lane % 16 >= 8)
         return;
-    const float made = put_gated(a, row_tile * 8 + (int32_t)lane % 8, token, v, up);
+    const int32_t row = row_tile * 8 + (int32_t)lane % 8;
+    const float made = activate(v, a.activation) * up;
+    a.out[0][(int64_t)token * a.w[0].pair + row] = made;
+    store_one(a.next, token, row, made, a.next.scale);
     const uint32_t most = __reduce_max_sync(0xFFu << lane / 8 * 8, __float_as_uint(fabsf(made)));
     if (lane % 8 == 0)
         atomicMax(largest + token, most);
 }
 
-/* By 16 lanes whose rows are beside each other. */
+/* EPILOGUE_NORM, by 16 lanes whose rows are beside each other. */
 __device__ __forceinline__ void add_normed(const matmul_args &a, int32_t row, int32_t token,
                                            float v, float old, float gain, float guess)
 {

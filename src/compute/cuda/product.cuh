@@ -57,14 +57,4 @@ __device__ __forceinline__ void store_final(const matmul_args &a, int which, int
         put_result(a, which, row, token, result(a, which, row, sum, a.x.scales[token]));
 }
 
-/* EPILOGUE_GATED, of one row of each of the pair; returns the element. */
-__device__ __forceinline__ float put_gated(const matmul_args &a, int32_t row, int32_t token,
-                                           float gate, float up)
-{
-    const float v = activate(gate, a.activation) * up;
-    a.out[0][(int64_t)token * a.w[0].pair + row] = v;
-    store_one(a.next, token, row, v, a.next.scale);
-    return v;
-}
-
 #endif
